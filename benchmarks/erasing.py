@@ -26,7 +26,7 @@ import psycopg
 from benchmarks.interface import BackendName, body_of
 from benchmarks.servers import Servers
 from open_idempotency import IdempotencyPolicy, open_backend, operations
-from open_idempotency._core.about import About, caller_of
+from open_idempotency._core.keys import About, caller_of
 from open_idempotency.backend import Backend, Claim, Complete, Leased
 
 POLICY = IdempotencyPolicy(application="shop")

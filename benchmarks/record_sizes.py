@@ -25,7 +25,7 @@ from benchmarks.interface import BackendName
 from benchmarks.memory import file_size
 from benchmarks.servers import Servers
 from open_idempotency import open_backend
-from open_idempotency._core.about import About
+from open_idempotency._core.keys import About
 from open_idempotency._core.models import Response
 from open_idempotency._core.stored_response import StageKind, encode_response, encode_stage
 from open_idempotency.backend import Backend, Claim, Complete, Leased, SaveStage, Stage

@@ -1,13 +1,14 @@
 """One protected ASGI request: its client, its body on the way in, its response on the way out.
 
-``Client`` knows whether the client has left, and when the application learns that (R-06, L-05a). Frameworks cancel a
-stream as soon as ``receive()`` returns the disconnect, or stop it when ``send()`` raises. So during a stream both calls
-wait until the grace is over, or until the stream has ended. At any other time the application learns of the disconnect
-at once.
+``Client`` knows whether the client has left, and when the application is notified of that (R-06, L-05a). Frameworks
+cancel a stream as soon as ``receive()`` returns the disconnect, or stop it when ``send()`` raises. So during a stream
+both calls wait until the grace is over, or until the stream has ended. At any other time the application is notified of
+the disconnect at once.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import suppress
@@ -59,7 +60,7 @@ class Client:
         self.grace = grace
         #: the server's disconnect, once it is known
         self.left: Message | None = None
-        #: the application has learned of it during its stream: what it sends now is no whole response
+        #: the application was notified of it during its stream: what it sends now is no whole response
         self.notified = False
         self._source = source
         self._streaming = False
@@ -110,8 +111,8 @@ class Client:
     async def stops(self) -> bool:
         """Whether a part of the stream comes too late to be sent.
 
-        If the application listens, the disconnect ends the stream. Otherwise this raises ``ClientLeft``, as nothing
-        else would end it.
+        If the application listens, the disconnect ends the stream. Otherwise nothing else would end it, so this raises
+        ``ClientLeft``.
         """
         if self._ended or not (self.notified or self.grace.over):
             return False
@@ -128,7 +129,7 @@ class Client:
     # What the application asks
 
     async def receive(self) -> Message:
-        """``receive()`` after the body: the disconnect, once the application may learn of it."""
+        """``receive()`` after the body: the disconnect, once the application may be notified of it."""
         message = await self._hear()
         if message["type"] != _DISCONNECT:
             return message
@@ -229,7 +230,7 @@ class Inner(Protocol):
         ...
 
     def session_of(self, scope: Scope) -> ChangingSession | None:
-        """The session by which a changed caller is followed (O-14)."""
+        """The session by which a changed caller is followed (O-14), for a scope that has one."""
         ...
 
     def call_app(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -258,7 +259,6 @@ class Exchange:
         self._source = receive
         self._outlet = send
         self._body = RequestBody(policy)
-        self._capture = Capture(policy.max_response_bytes)
         self._attempt: Attempt | None = None
         # who sent the request, and the session by which a change of the caller is followed (O-14)
         self._caller: Caller | None = None
@@ -274,6 +274,8 @@ class Exchange:
         self._more = True
         # whether the whole body was received; and whether the request goes on as one without a key
         self._whole = self._passes = False
+        # set when the attempt begins
+        self._capture: Capture
         self._client: Client
 
     @property
@@ -283,8 +285,10 @@ class Exchange:
 
     async def run(self, key_headers: Headers) -> None:
         """Admit the request; then run the application, or send the response that replaces it."""
-        requests = shutdown.enter(self)
-        self._session = self._inner.session_of(self._scope)
+        requests = shutdown.requests.by_pid[os.getpid()]
+        requests.add(self)
+        if "session" in self._scope:
+            self._session = self._inner.session_of(self._scope)
         try:
             admission = await self._admit(request_of(self._scope), key_headers)
             if isinstance(admission, Response):
@@ -299,23 +303,20 @@ class Exchange:
             self._body.close()
             requests.discard(self)
 
-    async def _admit(self, request: Request, key_headers: Headers) -> Attempt | Response:
-        advice = self._engine.advice
+    def _admit(self, request: Request, key_headers: Headers) -> Awaitable[Attempt | Response]:
+        # Not ``async def``: no frame of its own is resumed with each command.
         intake = Intake(
             request,
             key_headers,
             new_owner(),
             self._identify,
             self._receive_body,
-            advice,
+            self._engine.advice,
             self._session,
             renders=self._renders,
-            holder=processes.name(),
+            holder=processes.names.by_pid[os.getpid()],
         )
-        admission = await self._engine.aio.run(admit(intake, self._policy))
-        if self._session is not None and isinstance(admission, Attempt):
-            self._caller = admission.take_caller()
-        return admission
+        return self._engine.aio.run(admit(intake, self._policy))
 
     async def _identify(self) -> Identity | str | None:
         return self._inner.identify(self._scope)
@@ -357,9 +358,12 @@ class Exchange:
     async def _protect(self, attempt: Attempt) -> None:
         engine = self._engine
         self._attempt = attempt
+        if self._session is not None:
+            self._caller = attempt.take_caller()
+        self._pieces = self._body.pieces()
+        self._capture = Capture(self._policy.max_response_bytes)
         self._client = Client(self._source, Grace(self._policy.stream_grace, self._capture))
         self._scope[MARK] = attempt
-        self._pieces = self._body.pieces()
         extensions = self._hide_extensions() if "extensions" in self._scope else None
         mark = running.set((attempt, engine))
         try:
@@ -385,8 +389,8 @@ class Exchange:
         """Call the application. Its cancellation waits for the functions that it runs in threads (L-09)."""
         if thread_calls.pending.keys() & sys.modules.keys():
             thread_calls.hook()
-        hold = self._hold = hold_for(attempt)
         call = app(self._scope, self._receive, self._send)
+        hold = self._hold = hold_for(attempt)
         return call if hold is None else hold.run(call)
 
     async def _late(self, attempt: Attempt) -> Response | None:
@@ -553,17 +557,13 @@ def _comes_of_leaving(error: BaseException | None) -> bool:
 
 def request_of(scope: Scope) -> Request:
     raw = scope.get("raw_path") or quote(scope["path"]).encode("ascii")
+    # Of the route that a router around the middleware has found; Litestar has it as text.
+    template = getattr(scope.get("route"), "path", None) or scope.get("path_template")
     return Request(
         method=scope["method"].upper(),
         path=raw.partition(b"?")[0],
         query=scope.get("query_string", b""),
         headers=scope["headers"],
         native=scope,
-        route=_template_of(scope),
+        route=template if isinstance(template, str) else None,
     )
-
-
-def _template_of(scope: Scope) -> str | None:
-    """The template of the route that a router around the middleware has found; Litestar has it as text."""
-    template = getattr(scope.get("route"), "path", None) or scope.get("path_template")
-    return template if isinstance(template, str) else None

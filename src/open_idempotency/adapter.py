@@ -222,9 +222,9 @@ class _Exchange(Exchange):
 
     __slots__ = ()
 
-    async def _admit(self, request: Request, key_headers: Headers) -> Attempt | Response:
+    def _admit(self, request: Request, key_headers: Headers) -> Awaitable[Attempt | Response]:
         assert isinstance(self._inner, _Call)
-        return await super()._admit(self._inner.request, key_headers)
+        return super()._admit(self._inner.request, key_headers)
 
 
 def _checked(response: object) -> Response:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from open_idempotency._asgi import MARK, PENDING, App, ChangingSession, Exchange, Message, Receive, Scope, Send
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.identity import entries_of
-from open_idempotency._core.keys import find_key
 from open_idempotency._core.models import Identity
 from open_idempotency._engine import shutdown
 from open_idempotency._engine.engine import Engine, running
@@ -131,7 +130,7 @@ class IdempotencyMiddleware:
         """Handle an HTTP request that is not protected yet, by this coverage."""
         if coverage is None or scope["method"].upper() not in coverage.policy.methods:
             return self.app(scope, receive, send)
-        key_headers = find_key(scope["headers"], coverage.likely)
+        key_headers = [field for field in scope["headers"] if field[0] in coverage.likely]
         for name, _ in key_headers:
             if name in coverage.spellings:
                 key_headers = key_among(key_headers, coverage)
@@ -205,7 +204,10 @@ class IdempotencyMiddleware:
         return None if session is None else Identity(None, session=entries_of(session))
 
     def session_of(self, scope: Scope) -> ChangingSession | None:
-        """The session by which a changed caller is followed (O-14); plain ASGI follows no session."""
+        """The session by which a changed caller is followed (O-14). Plain ASGI follows none.
+
+        Called only if the scope has a session.
+        """
         return None
 
     def call_app(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:

@@ -22,7 +22,6 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from open_idempotency._core.commands import (
-    MOST_ABOUT,
     Claim,
     Complete,
     Fail,
@@ -37,6 +36,7 @@ from open_idempotency._core.commands import (
     Withdraw,
 )
 from open_idempotency._core.models import (
+    MOST_ABOUT,
     Busy,
     ClaimResult,
     Completed,

@@ -16,19 +16,23 @@ from functools import partial
 from math import isfinite
 from typing import Any, TypeVar, cast
 
-from open_idempotency._core.about import about_work
 from open_idempotency._core.commands import Call, Claim, Forget, Free, Get, Steps, Unreserve, ask
 from open_idempotency._core.intents import is_intent
-from open_idempotency._core.keys import record_id, scope_id
+from open_idempotency._core.keys import about_work, record_id, scope_id
 from open_idempotency._core.models import Freed, Lease, Record, Request, Status
 from open_idempotency._core.once import Entry
 from open_idempotency._core.stored_response import unseal_stage
 from open_idempotency._engine.engine import Engine, new_owner
 from open_idempotency._runtime import loops, processes
 from open_idempotency._stages.blocks import needs_loop, refuse_loop
-from open_idempotency._stages.once_calls import OnceAttempt, SyncPerformers
-from open_idempotency._stages.payloads import UNSET, arguments_of, fingerprint_of
-from open_idempotency._stages.results import Converter
+from open_idempotency._stages.once_calls import (
+    UNSET,
+    Converter,
+    OnceAttempt,
+    SyncPerformers,
+    arguments_of,
+    fingerprint_of,
+)
 from open_idempotency._stages.stages import Errors, is_coroutine_function, plain_value
 from open_idempotency.backends._shared.one_process import warn_of_other_processes
 from open_idempotency.backends.registry import Given

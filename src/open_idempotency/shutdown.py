@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from types import FrameType
 from typing import Any
 
-from open_idempotency._engine.closing import aclose_all
+from open_idempotency._engine.engine import aclose_all
 from open_idempotency._engine.shutdown import drain, settle
 
 __all__ = ["DrainAtShutdown", "drain", "drain_after_sigterm"]

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from open_idempotency import IdempotencyPolicy, ledger, open_backend, operations
-from open_idempotency._core.about import About, caller_of
-from open_idempotency._core.keys import scope_id
+from open_idempotency._core.keys import About, caller_of, scope_id
 from open_idempotency.backend import (
     Backend,
     Claim,

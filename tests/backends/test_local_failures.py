@@ -34,10 +34,10 @@ from open_idempotency.backend import (
     Unreserve,
     Wait,
 )
-from open_idempotency.backends._shared import threads as loop_threads
 from open_idempotency.backends.django_orm import DjangoBackend
 from open_idempotency.backends.sqlalchemy import SqlalchemyBackend
 from open_idempotency.backends.sqlite import SqliteBackend
+from open_idempotency.backends.sqlite import backend as loop_threads
 from open_idempotency.conformance.support import AsyncVerbs, claim_of, stage_of
 from open_idempotency.exceptions import BackendUnavailable
 from tests.backends.django_orm import on_django

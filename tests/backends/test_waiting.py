@@ -90,7 +90,7 @@ async def _until(condition: Callable[[], bool]) -> None:
 
 
 def _subscribers(plain: redis.Redis, backend: RedisBackend) -> int:
-    return int(plain.pubsub_numsub(backend.options.key(RECORD))[0][1])
+    return int(plain.pubsub_numsub(backend.options.keys.record(RECORD))[0][1])
 
 
 @pytest.mark.parametrize("verb", ENDS)

@@ -67,7 +67,7 @@ def test_a_key_of_several_callers_names_their_records(
     """P-11, P-19: with the application alone."""
     import os
 
-    from open_idempotency._core.about import About, key_of
+    from open_idempotency._core.keys import About, key_of
     from open_idempotency.backend import Claim
 
     policy = IdempotencyPolicy(application="shop")

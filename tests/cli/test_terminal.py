@@ -13,9 +13,9 @@ import time
 
 import pytest
 
-from open_idempotency._core.about import About
+from open_idempotency._core.keys import About
 from open_idempotency.backend import Backend, Claim, Fail, Get, Leased, SaveStage
-from open_idempotency.cli.output import fitted, printable
+from open_idempotency.cli.context import fitted, printable
 from tests.cli.running import SECONDS, Done, command, environment, run
 from tests.operations.stores import Maker, begun, value
 

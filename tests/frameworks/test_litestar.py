@@ -18,7 +18,7 @@ from litestar.exceptions import PermissionDeniedException
 from litestar.middleware import DefineMiddleware
 from litestar.middleware.session.client_side import CookieBackendConfig
 
-from open_idempotency._core.about import About
+from open_idempotency._core.keys import About
 from open_idempotency._routes import survey
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.backends.memory import MemoryBackend

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from open_idempotency._core.about import CALLER_OCTETS, About
 from open_idempotency._core.commands import Claim
+from open_idempotency._core.keys import CALLER_OCTETS, About
 from open_idempotency._runtime import processes
 from open_idempotency.backend import Get
 from tests.http.conftest import NewCase

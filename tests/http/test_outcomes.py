@@ -14,7 +14,7 @@ import pytest
 from open_idempotency import events
 from open_idempotency._runtime import on_asyncio
 from open_idempotency.backend import Claim, Leased
-from open_idempotency.backends._shared import threads as loop_threads
+from open_idempotency.backends.sqlite import backend as loop_threads
 from tests.http.behaviours import PATIENCE, Call, Reply, Run
 from tests.http.conftest import NewCase
 from tests.http.endpoints import Steps, always_raising, answering, charge, failing_once, gated

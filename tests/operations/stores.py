@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from open_idempotency import open_backend
-from open_idempotency._core.about import About
+from open_idempotency._core.keys import About
 from open_idempotency._core.models import Response
 from open_idempotency._core.stored_response import StageKind, encode_response, encode_stage
 from open_idempotency.backend import Backend, Claim, Complete, Fail, Get, Lease, Leased, SaveStage, Stage

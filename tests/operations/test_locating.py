@@ -15,8 +15,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from open_idempotency import IdempotencyPolicy, adapter, asgi, fastapi, operations, starlette, wsgi
-from open_idempotency._core.about import About, caller_of
-from open_idempotency._core.keys import caller_scope, record_id
+from open_idempotency._core.keys import About, caller_of, caller_scope, record_id
 from open_idempotency._core.models import Identity, Request
 from open_idempotency.backend import Claim, Record
 from open_idempotency.backends.memory import MemoryBackend
@@ -240,7 +239,7 @@ def _claimed(
     backend: MemoryBackend, number: int, caller: str, key: str = KEY, policy: IdempotencyPolicy = PLAIN
 ) -> bytes:
     """A record of a caller, made as a request makes it."""
-    from open_idempotency._core.about import key_of
+    from open_idempotency._core.keys import key_of
 
     request = Request("POST", b"/", b"", [], None)
     found = record_id(caller, key, request, policy)

@@ -15,7 +15,7 @@ from open_idempotency.backend import Backend, Complete, Get, Lease, Record
 from open_idempotency.conformance import ManualClock
 from open_idempotency.encryption import EncryptionKeys, new_key
 from open_idempotency.exceptions import RecordUnreadable
-from open_idempotency.operations.advice import duration
+from open_idempotency.operations.views import duration
 from tests.operations.stores import Maker, begun, value
 
 SECRET = "secret-42"

@@ -16,7 +16,7 @@ from flask import Flask
 from starlette.applications import Starlette
 
 from open_idempotency import asgi, fastapi, rules, starlette, wsgi
-from open_idempotency._flask import unprotected
+from open_idempotency._flask import survey
 from open_idempotency._routes import coverage
 from open_idempotency.adapter import Adapter, AsyncAdapter
 from open_idempotency.exceptions import ConfigurationError
@@ -36,7 +36,7 @@ def _a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing was reported, no view has a rule, and no extension waits for its application."""
     monkeypatch.setattr(coverage.spelling, "reported", False)
     monkeypatch.setattr(rules, "registry", rules.RuleRegistry())
-    unprotected.uninitialised.clear()
+    survey.uninitialised.clear()
 
 
 def warnings(caplog: Caplog) -> list[str]:

@@ -40,7 +40,7 @@ from open_idempotency import (
     idem,
     operations,
 )
-from open_idempotency._core.about import About
+from open_idempotency._core.keys import About
 from open_idempotency.backend import Claim, ClaimResult, Complete, Fail, Get, Record, Release, Wait
 from open_idempotency.backends.memory import MemoryBackend
 from tests.http.backends import WatchedBackend

@@ -26,8 +26,8 @@ from starlette.testclient import TestClient
 
 from open_idempotency import NotStarted, adapter, asgi, idem, wsgi
 from open_idempotency._engine import engine
-from open_idempotency._flask import unprotected as flask_unprotected
-from open_idempotency._starlette import unprotected
+from open_idempotency._flask import survey as flask_unprotected
+from open_idempotency._starlette import at_call
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.fastapi import IdempotencyMiddleware, IdempotencyRule, exempt, idempotent
 from open_idempotency.flask import Idempotency
@@ -171,21 +171,21 @@ def test_a_rule_that_the_protecting_middleware_does_not_read_is_warned_about(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """O-25: the middleware for plain ASGI protects, without the rule's fields; once for each route."""
-    monkeypatch.setattr(unprotected, "_warned", set[str]())
+    monkeypatch.setattr(at_call, "_warned", set[str]())
     for endpoint in (starlette_app(marked(ttl=60)), fastapi_app(idempotent(ttl=60)(lambda: "done"))):
         app = asgi.IdempotencyMiddleware(endpoint, "memory://")
         with reported(caplog, logging.WARNING) as said:
             assert [send(app, headers={"Idempotency-Key": uuid4().hex}).status_code for _ in range(2)] == [200, 200]
         (warning,) = said
         assert warning.startswith("POST /charges has a rule")
-        unprotected._warned.clear()
+        at_call._warned.clear()
 
 
 def test_an_exemption_that_the_protecting_middleware_does_not_read_is_warned_about(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R-15: where no lifespan runs; a rule that changes nothing is not reported."""
-    monkeypatch.setattr(unprotected, "_warned", set[str]())
+    monkeypatch.setattr(at_call, "_warned", set[str]())
     for endpoint, warnings in ((exempt(charge_anew()), 1), (idempotent(charge_anew()), 0), (marked(required=False), 0)):
         app = asgi.IdempotencyMiddleware(starlette_app(endpoint), "memory://")
         with reported(caplog, logging.WARNING) as said:
@@ -193,7 +193,7 @@ def test_an_exemption_that_the_protecting_middleware_does_not_read_is_warned_abo
         assert [warning.startswith("POST /charges has a rule (@idempotent, @exempt") for warning in said] == (
             [True] * warnings
         )
-        unprotected._warned.clear()
+        at_call._warned.clear()
 
 
 def charge_anew() -> Any:
@@ -319,7 +319,7 @@ def test_a_middleware_of_the_route_reads_its_rule(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """O-25: also one that another layer hides, where a warning takes the place of the error."""
-    monkeypatch.setattr(unprotected, "_warned", set[str]())
+    monkeypatch.setattr(at_call, "_warned", set[str]())
     own: Any = Middleware(IdempotencyMiddleware, backend="memory://")
     for layers, warnings in (([own], 0), ([Middleware(Hiding), own], 1)):
         app = Starlette(routes=[Route("/charges", marked(), methods=["POST"], middleware=layers)])

@@ -18,8 +18,8 @@ import uvicorn
 from werkzeug.serving import make_server
 
 from open_idempotency import events, open_backend
+from open_idempotency._core.keys import owner_at_host
 from open_idempotency._core.notify import Advice
-from open_idempotency._core.shared_names import owner_at_host
 from open_idempotency.fastapi import IdempotencyMiddleware
 from open_idempotency.flask import Idempotency
 from open_idempotency.policy import IdempotencyPolicy

@@ -13,12 +13,12 @@ from math import inf
 
 from open_idempotency import events
 from open_idempotency._core import key_sources, problems, quotas
-from open_idempotency._core.about import about_request
 from open_idempotency._core.attempt import Attempt, NotRenewable
 from open_idempotency._core.caller_changes import Session, find_record
 from open_idempotency._core.commands import (
     Call,
     Claim,
+    Get,
     KeepAlive,
     Look,
     Now,
@@ -33,10 +33,13 @@ from open_idempotency._core.fingerprint import fingerprint_steps
 from open_idempotency._core.identity import ScopeRefused, cookie_names, entry_names
 from open_idempotency._core.keys import (
     Caller,
+    about_request,
     by_credentials,
     caller_scope,
     echo_of,
+    host_of,
     is_anonymous,
+    owner_at_host,
     parse_key,
     record_id,
     with_echo,
@@ -57,9 +60,7 @@ from open_idempotency._core.models import (
     Stage,
 )
 from open_idempotency._core.notify import FIRST_PAUSE, LONGEST_PAUSE, Advice, everyday_log, notify, warn
-from open_idempotency._core.rendering import refuse
-from open_idempotency._core.replaying import replay
-from open_idempotency._core.shared_names import look_for_another_service, owner_at_host
+from open_idempotency._core.rendering import refuse, replay
 from open_idempotency._core.stored_response import (
     FAILURE,
     RESPONSE,
@@ -144,10 +145,11 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
             request.body = yield Call(intake.receive)
     except (KeyRejected, BodyTooLarge, ScopeRefused) as error:
         return (yield from _refuse_error(error, key, intake, policy))
+    fingerprint = yield from fingerprint_steps(request, policy)
     owner = owner_at_host(intake.owner, request, policy)
     claim = Claim(
         record_id(scope, key, request, policy),
-        (yield from fingerprint_steps(request, policy)),
+        fingerprint,
         owner,
         policy.lease,
         policy.ttl,
@@ -156,14 +158,11 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
         policy.max_attempts,
         about_request(request, scope, key, owner, intake.holder, policy),
     )
-    # The retry of a login or logout comes from another caller, and so with another record id (O-14).
     caller = None
     if intake.session is not None and policy.scope != ANONYMOUS:
         caller = Caller(request, key, policy, identity, claim.record_id)
-        try:
-            claim.record_id = (yield from find_record(caller, intake.session)) or claim.record_id
-        except (BackendUnavailable, RecordUnreadable) as error:
-            return _echoing((yield from _without_backend(error, "get", claim, request, policy)), key, intake, policy)
+        if (instead := (yield from _find_earlier(claim, caller, intake.session, policy))) is not None:
+            return _echoing(instead, key, intake, policy)
     if (advice := _advice(claim, scope, identity, intake, policy)) is not None:
         yield from warn(policy, advice, request)
     # Not begun yet: a reservation, where there is one, comes before the claim.
@@ -177,6 +176,21 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
     if caller is not None and isinstance(admission, Attempt):
         admission.sent_by(caller)
     return _echoing(admission, key, intake, policy) if policy.echo_key else admission
+
+
+def _find_earlier(
+    claim: Claim, caller: Caller, session: Session, policy: IdempotencyPolicy
+) -> Steps[Attempt | Response | None]:
+    """Claim the record of the caller under whom the request began, if there is one (O-14).
+
+    The retry of a login or logout comes from another caller, and so with another record id. The result is what to do
+    instead of the claim, where that cannot be known.
+    """
+    try:
+        claim.record_id = (yield from find_record(caller, session)) or claim.record_id
+    except (BackendUnavailable, RecordUnreadable) as error:
+        return (yield from _without_backend(error, "get", claim, caller.request, policy))
+    return None
 
 
 def _made_key(intake: Intake, policy: IdempotencyPolicy) -> Steps[str | None]:
@@ -260,6 +274,7 @@ def refuse_ahead(request: Request, key_headers: Headers, policy: IdempotencyPoli
 
 
 def _begin(claim: Claim, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
+    """Claim the record; then the attempt whose lease is kept alive, or the response to send instead."""
     request = intake.request
     patience: Patience | None = None
     try:
@@ -271,11 +286,52 @@ def _begin(claim: Claim, intake: Intake, policy: IdempotencyPolicy) -> Steps[Att
                 result, patience = awaited, wanted
         # Only a refused request pays for this look: its key may have been passed on by another service (O-22).
         if isinstance(result, Busy | Mismatch):
-            yield from look_for_another_service(claim, request, intake.advice, policy)
-        admission = yield from _act_on(result, claim, request, policy)
-        return admission if patience is None else _preference_applied(admission, patience)
+            yield from _look_for_another_service(claim, request, intake.advice, policy)
+        if not isinstance(result, Leased):
+            response = yield from _respond(result, claim, request, policy)
+            return response if patience is None else _preference_applied(response, patience)
+        lease, stages = result.lease, result.stages
+        if stages:
+            stages = yield from readable_stages(stages, lease, policy, request)
+        attempt = Attempt.of(
+            lease,
+            stages,
+            policy,
+            _instance(request),
+            method=request.method,
+            route=request.route,
+            alone=request.alone,
+            asked=claim.asked,
+            request_headers=request.headers,
+        )
+        if policy.on_replay is not None:
+            attempt.know_request(request)
+        yield from keep_alive(attempt, lease)
+        return attempt
     except (BackendUnavailable, RecordUnreadable) as error:
         return (yield from _without_backend(error, "claim", claim, request, policy))
+
+
+def _look_for_another_service(claim: Claim, request: Request, advice: Advice, policy: IdempotencyPolicy) -> Steps[None]:
+    """Report, once, that the key of a refused request is held by a request to another host (O-22). Raises nothing.
+
+    Two services may store their keys under one application name on one backend. If one of them passes its caller's key
+    and credentials on to the other, both requests lead to one record, and the second is refused on every try.
+    ``application=`` separates the services. The look costs one read of the record, when a key is refused for the third
+    time, and at most once in ten seconds.
+    """
+    mine = host_of(claim.owner)
+    if mine is None or not advice.may_look(claim.record_id, (yield from ask(Now()))):
+        return
+    try:
+        record = yield from ask(Get(claim.record_id))
+    except (BackendUnavailable, RecordUnreadable) as error:
+        yield from warn(policy, events.BackendFailed.of(events.short(claim.record_id), "get", error), request)
+        return
+    if record is not None and host_of(record.owner) not in (None, mine):
+        advice.has_found()
+        event = events.NameShared.of(events.short(claim.record_id), request.method, _instance(request))
+        yield from warn(policy, event, request)
 
 
 def _counted(
@@ -309,28 +365,11 @@ def _unprotected(claim: Claim, request: Request, policy: IdempotencyPolicy) -> S
     return Attempt(policy)
 
 
-def _act_on(
-    result: ClaimResult, claim: Claim, request: Request, policy: IdempotencyPolicy
-) -> Steps[Attempt | Response]:
+def _respond(
+    result: Finished | Busy | Mismatch | Refused, claim: Claim, request: Request, policy: IdempotencyPolicy
+) -> Steps[Response]:
+    """The response to a request whose claim was not granted."""
     match result:
-        case Leased(lease, stages):
-            if stages:
-                stages = yield from readable_stages(stages, lease, policy, request)
-            attempt = Attempt.of(
-                lease,
-                stages,
-                policy,
-                _instance(request),
-                method=request.method,
-                route=request.route,
-                alone=request.alone,
-                asked=claim.asked,
-                request_headers=request.headers,
-            )
-            if policy.on_replay is not None:
-                attempt.know_request(request)
-            yield from keep_alive(attempt, lease)
-            return attempt
         case Finished(frame):
             return (yield from _replay(frame, RESPONSE, claim, request, policy))
         case Busy() as busy:
@@ -346,7 +385,7 @@ def _act_on(
 
 
 def keep_alive(attempt: Attempt, lease: Lease) -> Steps[None]:
-    """Have the lease of a claimed attempt renewed from now on. Raises ``NotRenewable`` where nobody can."""
+    """Have the lease of a claimed attempt renewed from now on. Raises ``NotRenewable`` where that is impossible."""
     policy = attempt.policy
     try:
         yield KeepAlive(attempt)
@@ -446,7 +485,7 @@ def _claim_patiently(
 
 
 def make_claim(claim: Claim, policy: IdempotencyPolicy, of: Request | None = None) -> Steps[ClaimResult]:
-    """Send a claim, and withdraw it if the caller is cancelled before the reply is there (B-08c)."""
+    """Send a claim, and withdraw it if the caller is cancelled before the reply arrives (B-08c)."""
     claim.asked = inf  # a lease counts from the claim that has led to it
     try:
         result: ClaimResult = yield claim
@@ -497,12 +536,12 @@ def _patience(request: Request, policy: IdempotencyPolicy) -> Patience:
     return Patience(policy.wait)
 
 
-def _preference_applied(admission: Attempt | Response, patience: Patience) -> Attempt | Response:
+def _preference_applied(response: Response, patience: Patience) -> Response:
     """Add ``Preference-Applied`` if the client's preference decided how long it waited (RFC 7240, section 3)."""
-    if not patience.preferred or not isinstance(admission, Response):
-        return admission
+    if not patience.preferred:
+        return response
     applied = (b"preference-applied", b"wait=%d" % patience.seconds)
-    return replace(admission, headers=[*admission.headers, applied])
+    return replace(response, headers=[*response.headers, applied])
 
 
 def _refuse(

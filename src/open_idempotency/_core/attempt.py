@@ -165,7 +165,7 @@ class Threads(Protocol):
 
     @property
     def left_behind(self) -> bool:
-        """Whether some runs that nobody awaits any more, since its task was cancelled."""
+        """Whether some still runs although the task that awaited it was cancelled."""
         ...
 
     def ran_within(self, seconds: float) -> bool:
@@ -177,7 +177,7 @@ class Calls(Protocol):
     """Coroutines of stages, of which each has to begin before the attempt ends (O-36)."""
 
     def end(self) -> tuple[str, ...]:
-        """The names of stages whose coroutines have not begun, and that nobody can await any more."""
+        """The names of stages whose coroutines have not begun and can no longer be awaited."""
         ...
 
 
@@ -251,7 +251,7 @@ class Attempt:
     _used: set[StageId] | None = None
     #: the coroutines of its stages; None where it has none
     calls: Calls | None = None
-    #: at its end, the names of stages that were called and that nobody can await any more
+    #: at its end, the names of stages that were called but never awaited
     unawaited: tuple[str, ...] = ()
     #: ``key=`` has found no key, so the request runs as one without protection
     passes: bool = False

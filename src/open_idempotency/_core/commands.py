@@ -49,10 +49,6 @@ class AtOnce(Command[R_co]):
     __slots__ = ()
 
 
-#: the most bytes of ``Claim.about``
-MOST_ABOUT = 255
-
-
 @dataclass(slots=True)
 class Claim(Command[ClaimResult]):
     """Take the record if it is free, else report what it is.
@@ -122,10 +118,10 @@ class Release(Command[None]):
 
 @dataclass(slots=True)
 class Withdraw(Command[None]):
-    """Nobody waits for the reply to ``claim`` any more: take it back if it was made, and refuse it if it arrives later.
+    """Take ``claim`` back if it was made, and refuse it if it arrives later: its caller no longer waits for the reply.
 
-    Sent once the claim's caller was cancelled, so its owner runs nothing. Of the record this changes what ``Release``
-    by that owner would change, and nothing where somebody else has it.
+    Sent once the claim's caller was cancelled, so its owner runs nothing. This changes the record as ``Release``
+    by that owner would, and not at all if another owner has it.
     """
 
     claim: Claim
@@ -211,7 +207,7 @@ class TakeSlot(AtOnce[Callable[[], None] | None]):
 class KeepAlive(AtOnce[None]):
     """Renew the attempt's lease from now on, until the adapter forgets the attempt.
 
-    Raises ``BackendUnavailable`` where nobody can renew it.
+    Raises ``BackendUnavailable`` where it cannot be renewed.
     """
 
     attempt: Attempt

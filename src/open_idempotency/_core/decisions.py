@@ -301,7 +301,7 @@ def release(record: Record | None, c: Release, now: float) -> tuple[None, Record
 
 
 def withdraw(record: Record | None, c: Withdraw, now: float) -> tuple[None, Record | None]:
-    """Give the claim back where its owner has the record; somebody else's record stays as it is (B-08c).
+    """Take the claim back if its owner has the record. The record of another owner stays as it is (B-08c).
 
     The backend also remembers the owner, for ``WITHDRAWN_FOR`` seconds: see ``withdrawn_id``.
     """

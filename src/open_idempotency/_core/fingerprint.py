@@ -8,8 +8,9 @@ written with (``1`` is not ``1.0``), and arrays keep their order. With ``"jcs"``
 numbers count by their value as IEEE 754 doubles. A text that is invalid or repeats a member name has no canonical form,
 since parsers disagree about what it means; its exact bytes count.
 
-The client chooses how much work this is, and an event loop does it. So it is bounded in bytes and in steps, and beyond
-the bounds the exact bytes count. Below the bounds the form must never change: stored fingerprints are compared with it.
+The client decides how much work this is, and the event loop does it. So the work is bounded in bytes and in steps.
+Beyond the bounds the exact bytes count. Below them the form must never change, since stored fingerprints are compared
+with it.
 """
 
 from __future__ import annotations
@@ -254,7 +255,7 @@ def fingerprint(request: Request, policy: IdempotencyPolicy) -> bytes:
 
 
 def fingerprint_steps(request: Request, policy: IdempotencyPolicy) -> Steps[bytes]:
-    """The same, with a pause after each piece of work that an event loop should not have to wait for longer."""
+    """The same as steps that pause after each piece of work, so that an event loop is never held up for long."""
     content_type = b", ".join(request.header(b"content-type"))
     media_type = content_type.partition(b";")[0].strip().lower()
     method, path, query = request.method.encode(), request.path, request.query

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, Protocol
 from open_idempotency._core.reading import read_form, read_json
 
 Headers = Sequence[tuple[bytes, bytes]]
+#: the most bytes of ``Claim.about``
+MOST_ABOUT = 255
 
 
 class Body(Protocol):
@@ -178,7 +180,7 @@ class Stage:
 
 @dataclass(slots=True)
 class Lease:
-    """Proof of one claim: whoever holds it owns the record until somebody else claims it.
+    """Proof of one claim. Its holder owns the record until another claim is granted.
 
     ``token`` grows with every claim of the record and fences off earlier owners; ``owner`` is the random id that
     the claimer made, so that a claim resent after a lost reply is recognised. The remaining attributes let a backend
@@ -277,7 +279,7 @@ class Renewal(IntEnum):
 
 @dataclass(slots=True)
 class StageSaved:
-    """``frame`` is the value on record: the first one saved under that name and key, for ever.
+    """``frame`` is the value on record: always the first one saved under that name and key.
 
     ``recreated``: the record had vanished and now holds this stage only.
     """

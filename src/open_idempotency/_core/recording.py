@@ -74,17 +74,17 @@ def save_stage(attempt: Attempt, stage: Stage, done: bytes | None = None) -> Ste
 
 
 def _save_again(attempt: Attempt, lease: Lease) -> Steps[None]:
-    """The record vanished and was made anew: the earlier stages go back into it."""
+    """Save the earlier stages again: the record has vanished and was made anew."""
     for (name, key), frame in list(attempt.stages.items()):
         sealed = seal_stage(Stage(name, key, frame), lease, attempt.policy)
         yield from save(SaveStage(lease, sealed), attempt, lease)
 
 
 def make_sure(attempt: Attempt) -> Steps[None]:
-    """Ask whose the lease is, before an effect, where that is not known any more (S-07, L-03).
+    """Ask before an effect whether the lease is still this attempt's, where that is no longer sure (S-07, L-03).
 
-    So it is where this process stood still, or the backend was away, for a lease: the heartbeat need not have noticed
-    yet. Raises ``LeaseLost``, ``BackendUnavailable`` after ``respond_within`` seconds of trying.
+    It is not sure if the process stood still, or the backend was away, for a whole lease. The heartbeat may not have
+    noticed that yet. Raises ``LeaseLost``, ``BackendUnavailable`` after ``respond_within`` seconds of trying.
     """
     lease = attempt.lease
     assert lease is not None
@@ -111,7 +111,10 @@ def save(command: SaveStage, attempt: Attempt, lease: Lease) -> Steps[StageSaved
 
 
 def ask_whose(attempt: Attempt, lease: Lease) -> Steps[Renewal]:
-    """Whose the lease is, before an effect. Raises ``BackendUnavailable`` after ``respond_within`` seconds."""
+    """Whether the lease is still this attempt's, before an effect.
+
+    Raises ``BackendUnavailable`` after ``respond_within`` seconds.
+    """
     within = _client_waits(attempt.policy)
     (found,) = yield from _persist(Renew([lease]), attempt, lease, lambda first: min(first + within, attempt.ends_at))
     return found
@@ -156,8 +159,8 @@ def let_go(write: Fail | Release, attempt: Attempt, lease: Lease, status: int | 
 def surely(command: Command[R], attempt: Attempt, lease: Lease, instead: Command[object] | None = None) -> Steps[R]:
     """Carry out a command; cancelled in the middle, send it (or ``instead``) once more, shielded, then be cancelled.
 
-    Sent twice by one owner a write succeeds (B-08), so it does not matter whether the first one arrived. Where the
-    second one fails, it goes on in the background.
+    A write that its owner sends twice succeeds (B-08), so it does not matter whether the first one arrived. If the
+    second one fails, the recording goes on in the background.
     """
     try:
         reply: R = yield command
@@ -277,7 +280,7 @@ def _failed(command: Command[object], attempt: Attempt, lease: Lease, error: Exc
 
 
 def _hand_over(write: Write, attempt: Attempt, lease: Lease, status: int | None, began: float) -> Steps[None]:
-    """Have a write go on although nobody waits for it any more; report it where that is impossible."""
+    """Let a write go on in the background. Report it if that is impossible."""
     now = yield from ask(Now())
     until = began + _total(attempt.policy, min(attempt.policy.max_run, attempt.policy.ttl))
     if now >= until:
@@ -295,7 +298,7 @@ def _hand_over(write: Write, attempt: Attempt, lease: Lease, status: int | None,
 
 
 def _go_on(write: Write, attempt: Attempt, lease: Lease, status: int | None, until: float) -> Steps[None]:
-    """Try it again and again. Whoever carries this out renews the lease, so nobody takes over as long as it can."""
+    """Try a write again and again. The lease is renewed meanwhile, so no other attempt takes over."""
     pause, reported = FIRST_PAUSE, False
     while True:
         yield from ask(Sleep(pause))
@@ -348,7 +351,7 @@ def ended(write: Fail | Release, attempt: Attempt, lease: Lease, status: int | N
 
 
 def _matters(write: Write) -> bool:
-    """Whether a retry is treated otherwise where it is not recorded. A claim that was to be let go ends by itself."""
+    """Whether a retry would differ without this write. A claim that is to be released ends by itself."""
     return isinstance(write, Complete) or (isinstance(write, Fail) and write.final)
 
 

@@ -31,8 +31,7 @@ from open_idempotency._core.models import Lease, Renewal, Response, Status
 from open_idempotency._core.notify import cause, everyday_log, notify, warn
 from open_idempotency._core.quotas import unreserve
 from open_idempotency._core.recording import has_history, lost, surely
-from open_idempotency._core.rendering import refuse
-from open_idempotency._core.replaying import replay, sendable
+from open_idempotency._core.rendering import refuse, replay, sendable
 from open_idempotency._core.stored_response import (
     FAILURE,
     RESPONSE,
@@ -69,11 +68,11 @@ class Fate(Enum):
 
 
 def begin(attempt: Attempt) -> Steps[Response | None]:
-    """Ask whose the lease is before the handler starts, where that is not known any more (L-10).
+    """Ask before the handler starts whether the lease is still this attempt's, where that is no longer sure (L-10).
 
-    So it is where this process stood still, between the reply to its claim and this moment, for as long as the lease
-    lasts: another attempt may run already. None: the handler may start, if this reply did not take as long again.
-    Otherwise the response to send instead; then nothing has run, and the attempt is over.
+    It is not sure if the process stood still for a whole lease after the reply to its claim: another attempt may run
+    already. None means that the handler may start, unless this reply took a whole lease too. Any other result is the
+    response to send instead. Then nothing has run, and the attempt is over.
     """
     lease = attempt.lease
     assert lease is not None
@@ -184,14 +183,14 @@ def _fail(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]:
 
 
 def _uncommitted(attempt: Attempt, lease: Lease) -> Steps[Response]:
-    """The view has not committed what its response says: neither counts, and the client learns it (S-05)."""
+    """The view has not committed what its response says. Neither counts, and the response says so (S-05)."""
     yield from warn(attempt.policy, events.Uncommitted(events.short(lease.record_id)), attempt)
     yield from let_go(attempt, lease, Fail(lease), None)
     return (yield from _refuse(problems.uncommitted(), attempt, lease))
 
 
 def _unawaited(attempt: Attempt, lease: Lease) -> Steps[Response]:
-    """The view says that stages are done which have not begun: nothing is stored, and the client learns it (O-36)."""
+    """The view has responded before its stages have begun. Nothing is stored, and the response says so (O-36)."""
     yield from warn(attempt.policy, events.NotAwaited(events.short(lease.record_id), attempt.unawaited[0]), attempt)
     yield from let_go(attempt, lease, Fail(lease), None)
     return (yield from _refuse(problems.not_awaited(), attempt, lease))
@@ -316,7 +315,7 @@ def _of_error(attempt: Attempt, lease: Lease, status: int) -> Lease:
 
 
 def let_go(attempt: Attempt, lease: Lease, command: Fail | Release, status: int | None) -> Steps[Fate]:
-    """End an attempt whose response is not stored. While the backend is down nobody waits for it."""
+    """End an attempt whose response is not stored. It does not wait for a backend that is down."""
     cancelled = yield from _threads_end(attempt)
     fate = yield from _record_end(attempt, lease, command, status)
     if cancelled is not None:
@@ -369,7 +368,7 @@ def forget(attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
         return
     record = events.short(lease.record_id)
     try:
-        # Right before the deletion, which compares no token: nobody else is let in for a lease from now on.
+        # Right before the deletion, which compares no token: no other attempt is admitted for a lease from now on.
         (found,) = yield from surely(Renew([lease]), attempt, lease, instead=Release(lease))
         if found is Renewal.LOST:
             raise LeaseLost("another attempt has taken this request over")
@@ -424,7 +423,7 @@ def find_committed(attempt: Attempt, lease: Lease, instead: Command[object] | No
         return ledger.committed_response()
     try:
         found = yield from surely(Call(proof), attempt, lease, instead=instead)
-    except Exception as error:  # the database's: then nobody knows
+    except Exception as error:  # the database's: then it is not known
         yield from warn(
             attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "ledger", error), attempt
         )

@@ -343,7 +343,7 @@ def omitted(stored: Response, live: Headers, drop: tuple[str, ...]) -> bytes:
 
 
 def _cors(live: Headers, request_headers: Headers, policy: IdempotencyPolicy) -> Cors | None:
-    """The CORS headers of a live response, which its pages alone may be given again (R-11); None where it has none.
+    """The CORS headers of a live response, which are replayed to the same origin only (R-11); None without any.
 
     Of those that ``keep_headers`` names every origin gets a copy, and of those in ``drop_headers`` nobody does.
     """

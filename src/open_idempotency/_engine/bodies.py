@@ -20,16 +20,16 @@ _CHUNKS = 1024
 
 
 def may_pass(policy: IdempotencyPolicy) -> bool:
-    """Whether a request may turn out to have no key when its body was received, and runs without protection then."""
+    """Whether a request may turn out to have no key once its body was received. It then runs without protection."""
     return policy.key is not None and not policy.required
 
 
 class RequestBody:
     """Takes chunks until it is whole, then gives them back as often as asked.
 
-    Holds at most ``spool_bytes`` in memory; ``add`` raises ``BodyTooLarge`` over ``max_request_bytes``. What has come
-    by then is kept if the request may pass without protection. A long body is hashed while it arrives, so that nobody
-    has to wait for all of it at once.
+    It holds at most ``spool_bytes`` in memory. ``add`` raises ``BodyTooLarge`` over ``max_request_bytes``. The bytes
+    received by then are kept if the request may pass without protection. A long body is hashed while it arrives, so
+    that no event loop waits for all of it at once.
     """
 
     __slots__ = (
@@ -126,7 +126,7 @@ class RequestBody:
     def pieces(self, begin: int = 0) -> Iterator[tuple[bytes, bool]]:
         """The bytes in order, each piece with whether more follow; one piece where they are in memory.
 
-        ``begin``: how many bytes to leave out, as somebody has them already.
+        ``begin``: how many bytes to leave out, since the application has them already.
         """
         if self._file is None:
             return iter(((b"".join(self._chunks)[begin:], False),))
@@ -158,7 +158,7 @@ class RequestBody:
         return self._file
 
     def close(self) -> None:
-        """Give the memory or the file back."""
+        """Free the memory, or close the file."""
         self._chunks.clear()
         if self._file is not None:
             self._file.close()

@@ -1,8 +1,8 @@
 """Holds the cancellation of a request back while code of it runs in a thread, until its response is on record (L-09).
 
-A cancelled task does not stop a thread. Were the request ended at once, its retry would run beside that thread. So a
-cancellation waits for the thread, and for ``GRACE`` seconds more, in which the response is made and recorded. Then it
-goes on. Where no thread runs it goes on at once, as ever.
+Cancelling a task does not stop its threads. If the request ended at once, its retry would run beside such a thread. So
+a cancellation waits for the thread, and for ``GRACE`` seconds more, in which the response is made and recorded. Then it
+goes on. If no thread runs, it goes on at once.
 
 asyncio cancels a task by cancelling the future that it waits for. ``Hold.run`` carries the application out and puts
 one future of its own before each of those, which passes cancellations on or keeps them. That needs no further task, no
@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Generator
-from types import CoroutineType, coroutine
+from types import CoroutineType, ModuleType, coroutine
 from typing import TYPE_CHECKING, Any
 
 from open_idempotency._core.attempt import Attempt
@@ -60,7 +60,10 @@ class Hold:
 
     def run(self, awaitable: Awaitable[None]) -> Awaitable[None]:
         """Await it, and hold cancellations back as long as needed. Raises what it does, and what was held back."""
-        return self._run_in_scope(awaitable) if _is_in_scope(self._task) else self._steps(awaitable)
+        backend = sys.modules.get("anyio._backends._asyncio")
+        if backend is not None and _is_in_scope(self._task, backend):
+            return self._run_in_scope(awaitable)
+        return self._steps(awaitable)
 
     async def _run_in_scope(self, awaitable: Awaitable[None]) -> None:
         self._know_calls()
@@ -71,7 +74,7 @@ class Hold:
             self._forget_calls()
 
     def protect(self, attempt: Attempt) -> None:
-        """Hold back for this attempt from now on: what runs was called before its claim was made."""
+        """Hold cancellations back for this attempt from now on. Its code was called before its claim was made."""
         self._forget_calls()
         self._attempt = attempt
         if self._scope is not None:
@@ -128,7 +131,7 @@ class Hold:
             raise self._cancelled()
 
     def _on_waking(self, error: BaseException | None, future: Any) -> BaseException | None:
-        """What to throw in where the task has waited; a cancellation that came between two waits arrives here."""
+        """The error to throw into the application after a wait; also a cancellation that came between two waits."""
         if error is None:
             if self._armed:
                 self._armed = False
@@ -139,7 +142,7 @@ class Hold:
         return error
 
     def keeps_back(self, message: Any) -> bool:
-        """Whether the task, which is being cancelled, is not to know it yet."""
+        """Whether this cancellation of the task is kept back for now."""
         if not self._holds():
             return False
         if not (isinstance(message, str) and message.startswith(_BY_SCOPE)):
@@ -179,7 +182,7 @@ class Hold:
         return self.recording or self._patience.lasts(begun=self._begun)
 
     def _let_go_on(self) -> bool:
-        """Hold what was kept back no longer; whether there was something."""
+        """Let a cancellation that was kept back go on. Returns whether there was one."""
         if not self._pending:
             return False
         self._pending = False
@@ -190,7 +193,7 @@ class Hold:
         return True
 
     def _deliver(self) -> None:
-        """Cancel what the task waits for; if there is nothing, or it has come, the task is cancelled as it goes on."""
+        """Cancel the future that the task waits for. If none is pending, the task is cancelled as it goes on."""
         future = None if self._waiter is None else self._waiter.future
         if future is not None and _cancel(future, self._message):
             self._armed = False
@@ -199,11 +202,11 @@ class Hold:
         return asyncio.CancelledError() if self._message is None else asyncio.CancelledError(self._message)
 
     def _is_stale(self) -> bool:
-        """Whether those who cancelled have taken it back, such as a time limit within the endpoint that has ended."""
+        """Whether the cancellation was taken back, as by a time limit within the endpoint that has ended."""
         return sys.version_info >= (3, 11) and self._task.cancelling() <= self._before
 
     def begun(self) -> bool:
-        """The response begins to leave. Whether it should not, as the request is cancelled."""
+        """The response begins to leave. Returns whether it should not, since the request is cancelled."""
         self._begun = True
         if self._attempt.threads is not None:
             self._patience = Patience(self._attempt.threads)
@@ -215,13 +218,13 @@ class Hold:
             self._look_again()
 
     async def release(self) -> bool:
-        """The response is on record: hold nothing back any more, but for a thread that still runs.
+        """The response is on record: hold cancellations back only for a thread that still runs.
 
-        Whether the request is cancelled. Where it was cancelled by a scope, that raises.
+        Returns whether the request is cancelled. Raises the cancellation if it came from a scope.
         """
         self._recorded = True
         # A scope cancels nothing in the middle of a thread call by itself.
-        if self._scope is None and self._holds():
+        if self._scope is None and self._attempt.threads is not None and self._holds():
             self._look_again()
             return self._pending and not self._is_stale()
         cancelled = self._pending and self._let_go_on()
@@ -257,12 +260,12 @@ async def _as_coroutine(awaitable: Awaitable[None]) -> None:
     await awaitable
 
 
-def _is_in_scope(task: asyncio.Task[Any]) -> bool:
-    """Whether a cancel scope of anyio's is around this task; true if that cannot be known, as one more harms nobody."""
-    module = sys.modules.get("anyio._backends._asyncio")
-    if module is None:
-        return False
-    states = getattr(module, "_task_states", None)
+def _is_in_scope(task: asyncio.Task[Any], backend: ModuleType) -> bool:
+    """Whether a cancel scope of anyio's is around this task. True if that cannot be known: another scope does no harm.
+
+    ``backend``: anyio's for asyncio.
+    """
+    states = getattr(backend, "_task_states", None)
     if states is None:
         return True
     state = states.get(task)
@@ -270,7 +273,7 @@ def _is_in_scope(task: asyncio.Task[Any]) -> bool:
 
 
 def hold_for(attempt: Attempt) -> Hold | TrioHold | None:
-    """What holds the cancellations of the task back that calls; None outside of both event loops."""
+    """The object that holds back the cancellations of the calling task; None outside of asyncio and trio."""
     try:
         task = asyncio.current_task()
     except RuntimeError:  # no loop of asyncio's runs

@@ -2,21 +2,25 @@
 
 An engine is built once, at start, where wrong configuration is refused. It opens nothing until the first request. Its
 two performers, sync and async, know which callable carries out which command. ``running`` is the one context variable
-that says which request runs here: adapters set it, and ``idem`` reads it.
+that says which request runs here: adapters set it, and ``idem`` reads it. ``Opened`` closes what an engine has opened,
+and ``Covering`` leads from an application to its engine.
 """
 
 from __future__ import annotations
 
+import _thread
+import atexit
 import logging
 import os
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from operator import methodcaller
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from open_idempotency import rules
 from open_idempotency._core import fingerprint
@@ -49,7 +53,6 @@ from open_idempotency._core.commands import (
     Withdraw,
 )
 from open_idempotency._core.notify import Advice
-from open_idempotency._engine.closing import Opened
 from open_idempotency._engine.event_log import draw_reference, report
 from open_idempotency._engine.heartbeat import Heartbeat
 from open_idempotency._runtime import clocks, loops
@@ -105,10 +108,10 @@ class Keeper(Protocol):
     """Keeps the leases of running attempts: the heartbeat."""
 
     def keep(self, command: KeepAlive) -> None:
-        """Renew the attempt's lease from now on; ``BackendUnavailable`` where nobody can."""
+        """Renew the attempt's lease from now on. Raises ``BackendUnavailable`` where that is impossible."""
 
     def record(self, command: RecordLater) -> bool:
-        """Carry the steps out in the background; false where there is no room for them."""
+        """Carry out the steps in the background. False if there is no room for them."""
         ...
 
 
@@ -144,11 +147,8 @@ def _meant(command: Command[Any], error: BaseException) -> BaseException:
     return error
 
 
-def _now() -> float:
-    # Looked up at each call: tests replace the clock.
-    return clocks.elapsed()
-
-
+#: the time, from a clock that is looked up at each call: tests replace it
+_now: Callable[[], float] = partial(methodcaller("elapsed"), clocks)
 #: calls the adapter's function of a ``Call``
 _call = methodcaller("function")
 
@@ -263,7 +263,7 @@ class Engine:
         sync, aio = self.backend, ThreadedBackend(self.backend) if threads else self.backend.to_async()
         make_watched: Callable[[], dict[bytes, Any]] = dict
         if isinstance(self.policy.on_event, Telemetry):
-            from open_idempotency._engine.measuring import measure  # nobody else needs it
+            from open_idempotency._engine.measuring import measure  # only telemetry needs it
 
             sync, aio, make_watched = measure(sync, aio, self.policy.on_event)
         self.heartbeat = Heartbeat(sync, make_watched)
@@ -377,3 +377,171 @@ def here() -> Running:
             "idem in the endpoint. A thread of your own runs in contextvars.copy_context().run(...)"
         )
     return found
+
+
+# What an engine has opened is closed again: when its server shuts down, when it is garbage, and at the interpreter's
+# exit. An engine opens two things: the heartbeat's thread, and connections of its backend. It owns the backend that it
+# has made from a URL. A backend that the application has made is the application's to close. Closing is harmless at any
+# time, since a backend and a heartbeat begin anew when they are used again.
+
+#: seconds for which what is still being recorded is waited for
+PATIENCE = 5.0
+#: the same at the interpreter's exit, which has drained before
+_AT_EXIT = 1.0
+
+_logger = logging.getLogger("open_idempotency")
+#: what runs at exit, inherited by forks
+_registered: list[object] = []
+
+
+class Opened:
+    """What one engine has opened. It does not refer to the engine, so that it can outlive it.
+
+    ``own``: the backend that the engine has made; None where the application has made it.
+    """
+
+    def __init__(self, heartbeat: Heartbeat, own: Backend | None) -> None:
+        self._heartbeat = heartbeat
+        self._own = own if own is not None and type(own).close is not Backend.close else None
+        if self._own is not None:
+            _close_at_exit(self)
+
+    def close(self, patience: float = PATIENCE) -> None:
+        """Wait for what is being recorded, then close everything. Blocks; errors of the backend are logged.
+
+        A request that still runs keeps its heartbeat: its lease is renewed over a new connection.
+        """
+        self._heartbeat.close_unless_running(patience)
+        if self._own is None:
+            return
+        try:
+            self._own.close()
+        except Exception:
+            _logger.exception("%r could not be closed; its connections end with the process", self._own)
+
+    async def aclose(self) -> None:
+        """See ``close``; closes the connections of the running event loop as well."""
+        await loops.in_thread(self._heartbeat.close_unless_running, PATIENCE)
+        if self._own is None:
+            return
+        try:
+            await self._own.to_async().close()
+        except Exception:
+            _logger.exception("%r could not be closed; its connections end with the process", self._own)
+
+    def close_beside(self) -> None:
+        """Close everything in a thread of its own. For a finaliser, which may interrupt code that holds any lock."""
+        if self._own is None:
+            return  # the heartbeat has a finaliser of its own
+        # Not ``threading.Thread``, which takes a lock that the interrupted code may hold.
+        with suppress(RuntimeError):  # no thread can be started; connections that are garbage close by themselves
+            _thread.start_new_thread(self.close, ())
+
+
+_at_exit: weakref.WeakSet[Opened] = weakref.WeakSet()
+
+
+def _close_at_exit(opened: Opened) -> None:
+    if not _registered:
+        # Once, and before any heartbeat runs, so that this comes behind the pass that gives leases up (L-06).
+        _registered.append(atexit.register(_close_all))
+    _at_exit.add(opened)
+
+
+def _close_all() -> None:
+    for opened in list(_at_exit):
+        opened.close(_AT_EXIT)
+
+
+async def aclose_all() -> None:
+    """Close what all engines of this process have opened: its server shuts down."""
+    for opened in list(_at_exit):
+        await opened.aclose()
+
+
+# From an object of an application to its engine and to the policies of its routes, without a request. An adapter's
+# application has ``covering``, which lists the routes that it covers. No request looks at it: operators do, to find the
+# record of a key by the rules that a request would have met.
+
+#: how many layers around an application are looked through
+_DEEPEST = 100
+# Where frameworks and layers keep what they wrap.
+_WRAPPED = ("app", "wsgi_app", "application", "__wrapped__")
+#: where an extension of Flask keeps its engine, and its ``Covering``
+EXTENSION, COVERING = "open_idempotency", "open_idempotency.covering"
+
+
+class Covered(NamedTuple):
+    """One covered route: its method and its template ("" for all that have no rule of their own), and its policy."""
+
+    method: str
+    path: str
+    policy: IdempotencyPolicy
+
+
+class Covering(Protocol):
+    """The routes that an adapter covers."""
+
+    def every(self) -> Iterable[Covered]:
+        """Every route that is covered; where routes are not known, what the policy and each rule by path cover."""
+        ...
+
+    def at(self, method: str, path: str) -> IdempotencyPolicy | None:
+        """The policy of a request with this path; None where it is not covered, or no route leads there."""
+        ...
+
+
+class Protected(NamedTuple):
+    """What protects an application: its engine, and the routes that are covered, where they are known."""
+
+    engine: Engine
+    covering: Covering | None
+
+
+#: of adapters whose application is no layer around another one: what protects an object of theirs, or None
+finders: list[Callable[[object], Protected | None]] = []
+
+
+def protected_in(application: object) -> list[Protected]:
+    """What protects an application, the outermost first; opens and calls nothing.
+
+    An application whose layers are not built yet, such as Starlette's before its first request, has them built once
+    more, for this look alone.
+    """
+    found: list[Protected] = []
+    for each in _layers(application, set(), _DEEPEST):
+        protected = _protected_by(each)
+        if protected is not None and all(protected.engine is not known.engine for known in found):
+            found.append(protected)
+    return found
+
+
+def _protected_by(layer: object) -> Protected | None:
+    if isinstance(layer, Engine):
+        return Protected(layer, None)
+    extensions = getattr(layer, "extensions", None)
+    held: dict[str, Any] = extensions if isinstance(extensions, dict) else {}
+    for engine in (getattr(layer, "engine", None), getattr(layer, "_engine", None), held.get(EXTENSION)):
+        if isinstance(engine, Engine):
+            covering: Covering | None = getattr(layer, "covering", None) or held.get(COVERING)
+            return Protected(engine, covering)
+    return next((protected for find in finders if (protected := find(layer)) is not None), None)
+
+
+def _layers(application: object, seen: set[int], depth: int) -> Iterator[object]:
+    """An application, the layers around it from the outermost on, and the applications that its routes lead to."""
+    layer: Any = application
+    for _ in range(depth):
+        # What a framework calls its application may be a method of it.
+        layer = getattr(layer, "__self__", layer)
+        if layer is None or id(layer) in seen:
+            return
+        seen.add(id(layer))
+        yield layer
+        build = getattr(layer, "build_middleware_stack", None)
+        if callable(build):
+            yield from _layers(getattr(layer, "middleware_stack", None) or build(), seen, depth - 1)
+        routes = getattr(layer, "routes", None)
+        for route in routes if isinstance(routes, list | tuple) else ():
+            yield from _layers(getattr(route, "app", None), seen, depth - 1)
+        layer = next((inner for name in _WRAPPED if (inner := getattr(layer, name, None)) is not None), None)

@@ -6,8 +6,8 @@ lost its lease is marked for its next stage to notice. It knows every running le
 process has to end (``drain``), reports handlers that hang (L-12), and records what the backend did not take while the
 client was waiting (L-08).
 
-Whoever has a claim relies on the thread: where it cannot be started the claim is not handed out (L-11), no error ends
-it, and one that has died all the same is started again by the next claim.
+Each claim relies on the thread. If it cannot be started, the claim is not handed out (L-11). No error ends it. If it
+has died all the same, the next claim starts it again.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ class _Beats:
                 return
 
     def _due(self, now: float) -> list[_Watched]:
-        """What is to be renewed, and what is nearly due where the last call has room: so calls become full."""
+        """The leases to renew: those that are due, and those that are nearly due as far as the last call has room."""
         watched = list(self._watched.values())
         due = [entry for entry in watched if entry.due <= now]
         room = -len(due) % BATCH
@@ -242,7 +242,7 @@ class _Beats:
         return due
 
     def _sleep(self) -> Pass | None:
-        """Return when it is time to look, or with what somebody wants."""
+        """Wait until it is time to look, or until an order comes. Returns the order."""
         look = self._next_look()
         if self._passes:
             look = min(look, _SETTLING_LOOK)
@@ -254,7 +254,7 @@ class _Beats:
 
     def _next_look(self) -> float:
         """Seconds until then; infinite after a while with nothing to do."""
-        # Until the new time is known whoever comes wakes the thread, so nobody comes unseen in between.
+        # Until the new time is known, each new attempt wakes the thread, so none is missed in between.
         before, self._look = self._look, _UNTIL_WOKEN
         durations = [entry.lease.duration for entry in list(self._watched.values())]
         self._idle = 0 if durations else self._idle + 1
@@ -273,7 +273,7 @@ class _Beats:
                 order.released += not entry.attempt.lost and give_up(entry.attempt, self._backend, self._courier.report)
 
     def _end_passes(self) -> None:
-        """End those that have nothing left to wait for, or no time."""
+        """End the passes that have nothing left to wait for, or no time left."""
         # What is being recorded, by its handler or here: a process that ended now would cut that off.
         settling = any(entry.attempt.phase is Phase.ENDED for entry in list(self._watched.values()))
         for order in list(self._passes):
@@ -283,7 +283,7 @@ class _Beats:
                 order.end()
 
     def _beat(self, due: list[_Watched], now: float) -> bool:
-        """Renew these; false where the backend is away, so that it would be in vain to ask it for more."""
+        """Renew these leases. False if the backend is away: further calls would fail too."""
         running = [entry for entry in due if self._may_renew(entry, now)]
         if not running:
             return True
@@ -351,21 +351,23 @@ class Heartbeat:
         return self._beats.get().record(command, lease)
 
     def forget(self, attempt: Attempt) -> None:
-        """Stop renewing; the attempt has ended. Where it is still being recorded that ends it, later."""
+        """Stop renewing the lease of an attempt that has ended. If its response is still being recorded, the recording
+        stops it later.
+        """
         if attempt.lease is not None:
             self._beats.by_pid[os.getpid()].forget(attempt.lease)
 
     def close(self) -> None:
-        """End this process's thread; what still runs is renewed no more, and what waits to be recorded is recorded.
+        """End this process's thread. Pending responses are recorded first; leases of running attempts are not renewed.
 
-        The next ``watch`` starts another one.
+        The next ``keep`` starts another thread.
         """
         _close(self._beats)
 
     def close_unless_running(self, patience: float) -> None:
-        """End this process's thread, unless a handler still runs: that one's lease has to be renewed.
+        """End this process's thread, unless a handler still runs, whose lease has to be renewed.
 
-        What is being recorded is waited for, for ``patience`` seconds at most.
+        Waits at most ``patience`` seconds for responses that are being recorded.
         """
         if not self._beats.get().has_running:
             _close(self._beats, patience)

@@ -1,4 +1,4 @@
-"""What outlives a response or its client, and what becomes of it when the process has to end.
+"""Work that outlives a response or its client, and how it ends when the process has to end.
 
 A stream whose client has left may go on for ``stream_grace`` seconds; the rule is the same for all adapters (L-05a). If
 it ends by then, its response is stored. If it does not, or if it outgrows ``max_response_bytes``, it is closed and its
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import sys
 import threading
 import time
@@ -100,7 +99,7 @@ class _Recording:
 
 
 class Recordings:
-    """Those of one process on one backend, by the lease's owner. Added from any thread, carried out by one."""
+    """The recordings of one process on one backend. Any thread may add one; one thread carries them out."""
 
     def __init__(self, backend: Backend, report: Callable[[Emit], None], ended: Callable[[bytes], None]) -> None:
         #: by the lease's owner; changed here only
@@ -346,17 +345,16 @@ class Protected(Protocol):
         ...
 
 
-_requests: PerProcess[set[Protected]] = PerProcess(set)
+#: the requests on their way in this process; each is in this set until what became of it is on record. Any thread may
+#: add and discard, since sets are changed atomically
+requests: PerProcess[set[Protected]] = PerProcess(set)
 
 
 def enter(request: Protected) -> set[Protected]:
-    """A request begins. Whoever it is discards it from this set when what became of it is on record.
-
-    Sets are changed atomically, so any thread may.
-    """
-    requests = _requests.by_pid[os.getpid()]
-    requests.add(request)
-    return requests
+    """Note that a request begins. Returns the set from which it is to be discarded when it is over."""
+    mine = requests.get()
+    mine.add(request)
+    return mine
 
 
 async def settle() -> None:
@@ -382,4 +380,4 @@ async def _wait(seconds: float) -> None:
 
 
 def _unsettled() -> bool:
-    return any(request.attempt is None or not request.attempt.lost for request in list(_requests.get()))
+    return any(request.attempt is None or not request.attempt.lost for request in list(requests.get()))

@@ -58,7 +58,7 @@ class ThreadCalls:
 
     @property
     def left_behind(self) -> bool:
-        """Whether one of them runs although nobody awaits it any more, since its task was cancelled."""
+        """Whether one of them still runs although the task that awaited it was cancelled."""
         return not self.left.isdisjoint(list(self.live)) and time.monotonic() < self._until
 
     def ran_within(self, seconds: float) -> bool:
@@ -90,7 +90,7 @@ class _Call:
     def __init__(self, calls: ThreadCalls, function: Callable[..., Any]) -> None:
         self._calls = calls
         self._function = function
-        # Whoever takes it has decided whether the function runs.
+        # Taking it decides whether the function runs.
         self._ticket = [None]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -159,7 +159,7 @@ def calls_here() -> ThreadCalls | None:
 
 
 def hook() -> None:
-    """Have thread calls known from now on, by those libraries that are in use by now."""
+    """Wrap the thread calls of the libraries that are loaded by now."""
     for name in tuple(pending):
         if name not in sys.modules:
             continue
@@ -178,7 +178,7 @@ def _hook_anyio(module: ModuleType) -> bool:
     if _INNER in names and _VERB in names and hasattr(module, _INNER):
         setattr(module, _INNER, _with_known_calls(getattr(module, _INNER)))
     elif public is not None:
-        # Whoever has imported the function by its name already calls it without the wrapper.
+        # Code that imported the function by its name before calls it without the wrapper.
         setattr(module, _PUBLIC, _knowing(public))
     return public is not None
 

@@ -14,10 +14,12 @@ rule, and marks the view for decorators above it.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.metadata import version
 from inspect import ismethod
 from typing import Any, TypeVar, overload
 
@@ -26,26 +28,22 @@ from flask import Flask, Request, Response, has_request_context
 from open_idempotency import rules
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.settlement import REPLACED
-from open_idempotency._engine.covering import COVERING
-from open_idempotency._engine.engine import Engine
+from open_idempotency._engine.engine import COVERING, Engine
 from open_idempotency._engine.event_log import report_late_error
 from open_idempotency._flask.exchange import Exchange, Plain, Setting
-from open_idempotency._flask.releases import warn_of_release
 from open_idempotency._flask.survey import (
-    CoveredViews,
-    after_request_functions,
-    look_over,
-    warn_of_compression,
-    warn_of_views,
-)
-from open_idempotency._flask.unprotected import (
     KEY,
     PREFIX,
+    CoveredViews,
+    after_request_functions,
     app_context,
     current_request,
+    look_over,
     method_of,
     request_context,
     uninitialised,
+    warn_of_compression,
+    warn_of_views,
 )
 from open_idempotency._routes.coverage import Coverages, PathRules, mark_view, spelling
 from open_idempotency._wsgi import MARK, find_key, octets
@@ -394,3 +392,39 @@ def idempotent(view: Any = None, /, **fields: Any) -> Any:
 def _find_request() -> object:
     """The request of this context, which a decorator may have copied into a thread; None without one."""
     return current_request() if has_request_context() else None
+
+
+# Whether this release of Flask calls the methods that the extension wraps.
+# The methods are public, and subclasses may override them, but Flask does not document which of its methods calls
+# which. A release that no longer calls them would run requests unprotected, and nothing else would show it. No other
+# way is as safe: ``before_request`` functions of blueprints run after those of the application, so a claim in such a
+# function may not know the caller yet.
+
+#: for each method of Flask, the wrapped methods that it calls
+CALLED = {
+    "full_dispatch_request": ("preprocess_request", "dispatch_request"),
+    "finalize_request": ("process_response",),
+}
+_logger = logging.getLogger("open_idempotency")
+_warned_of: list[str] = []
+
+
+def warn_of_release() -> None:
+    """Warn, once in each process, if Flask does not call a wrapped method where it always has."""
+    missing = [name for caller, names in CALLED.items() for name in names if name not in _names_in(caller)]
+    if not missing or _warned_of:
+        return
+    _warned_of.extend(missing)
+    _logger.warning(
+        "Flask %s may not call %s, which this extension wraps, so requests may run unprotected: test that a retry is "
+        "replayed, and install an older release of Flask, or a later one of open-idempotency, if it is not",
+        version("flask"),
+        ", ".join(f"{name}()" for name in missing),
+    )
+
+
+def _names_in(method: str) -> tuple[str, ...]:
+    """The names that a method of Flask uses; if another library has wrapped it, those of the wrapped method."""
+    function: Any = inspect.unwrap(getattr(Flask, method, warn_of_release))
+    names: tuple[str, ...] = getattr(getattr(function, "__code__", None), "co_names", ())
+    return names

@@ -25,8 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 from open_idempotency._core.keys import find_key, key_names
 from open_idempotency._core.models import Headers, Response
 from open_idempotency._core.stored_response import REPLAYED
-from open_idempotency._engine.covering import Covered
-from open_idempotency._engine.engine import Engine
+from open_idempotency._engine.engine import Covered, Engine
 from open_idempotency._routes import path_patterns
 from open_idempotency._routes.path_patterns import Pattern, Table
 from open_idempotency.exceptions import ConfigurationError

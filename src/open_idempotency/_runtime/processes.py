@@ -67,13 +67,14 @@ class _Made(dict[int, T]):
         return self.setdefault(pid, self._make())
 
 
-# Made once for each process: a fork has another id.
-_NAME = PerProcess(lambda: f"{_socket.gethostname()}:{os.getpid()}")
+#: this process for people, ``host:pid``: the worker that operators look for. Made once for each process: a fork has
+#: another id
+names = PerProcess(lambda: f"{_socket.gethostname()}:{os.getpid()}")
 
 
 def name() -> str:
-    """This process for people, ``host:pid``: the worker that operators look for."""
-    return _NAME.by_pid[os.getpid()]
+    """See ``names``."""
+    return names.get()
 
 
 # Seconds that pass between the server's own start of a request and ours, and that it takes to end a request early.
@@ -375,7 +376,7 @@ def _network() -> int:
 
 
 def _addresses() -> Iterator[str]:
-    """Where this process accepts connections, or is about to, whoever has opened the sockets."""
+    """The addresses where this process accepts connections, or is about to, also on inherited sockets."""
     for name in os.listdir("/dev/fd"):
         try:
             if stat.S_ISSOCK(os.fstat(int(name)).st_mode):

@@ -6,8 +6,13 @@ the decisions.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Callable
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,16 +20,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from open_idempotency import events
 from open_idempotency._core.attempt import Attempt, End
 from open_idempotency._core.commands import Steps
+from open_idempotency._core.keys import digest
 from open_idempotency._core.models import Response
 from open_idempotency._core.notify import warn
 from open_idempotency._core.once import Entry, abort_call, admit_call, finish_call, make_sure_of
 from open_idempotency._core.settlement import REPLACED
+from open_idempotency._core.stored_response import StageKind
 from open_idempotency._engine import shutdown, thread_calls
 from open_idempotency._engine.engine import AsyncPerformer, Engine, Performer, Running, running
 from open_idempotency._runtime import clocks
+from open_idempotency._stages import values
+from open_idempotency._stages.annotations import declared_type, is_model, masks, scalar_of
 from open_idempotency._stages.blocks import refuse_loop
-from open_idempotency._stages.results import Converter, Kept
-from open_idempotency.exceptions import ConfigurationError, KeyNested, SyncAsyncMismatch
+from open_idempotency._stages.stages import Errors, read_memo, rebuilt
+from open_idempotency.exceptions import (
+    ConfigurationError,
+    KeyNested,
+    OutcomeUnknown,
+    PayloadRejected,
+    RecordUnreadable,
+    StageValueError,
+    SyncAsyncMismatch,
+)
 
 if TYPE_CHECKING:
     from open_idempotency._engine.cancellation import Hold
@@ -321,3 +338,215 @@ class OnceAttempt:
 
 def _response_of(converter: Converter, most: int, result: object) -> Response:
     return converter.keep_strictly(result, most).response
+
+
+# The stored form of a ``Once`` result, by declared type, like that of a stage value.
+# A result is stored as a ``Response`` with the JSON text as its body, so that backends, the ledger, encryption and
+# operations can handle it. One header says what the text is.
+
+#: the headers of a stored result: the kind of its body, and the type of a result that could not be stored
+KIND, TYPE = b"idempotency-once", b"idempotency-once-type"
+_KINDS = {StageKind.VALUE: b"value", StageKind.TYPED: b"typed", StageKind.ERROR: b"error"}
+_BY_NAME = {name: kind for kind, name in _KINDS.items()}
+_NOT_KEPT = b"not-kept"
+
+#: what to do if a result cannot be stored
+CURE = (
+    "return JSON, or a value of the type that the function's return annotation or returns= declares, of at most "
+    "max_response_bytes"
+)
+ERROR_CURE = "let the error's args be JSON, and pass all of them to Exception.__init__"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A result in its stored form.
+
+    ``value``: the result as a later call will get it; the result itself if it cannot be stored.
+    ``missing``: the name of its type if it cannot be stored; ``cure``: what to do then.
+    """
+
+    response: Response
+    value: Any
+    missing: str = ""
+    cure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Converter:
+    """How results of one function are stored. ``errors``: the classes of errors that are results (``memo_errors``)."""
+
+    returns: object = None
+    errors: Errors = ()
+
+    @classmethod
+    def of(cls, function: Callable[..., Any] | None, returns: object, errors: Any) -> Converter:
+        """The converter of a function, by ``returns`` or its return annotation.
+
+        Raises ``StageValueError``, before any effect, for a declared type of which no value can be stored;
+        ``TypeError`` for wrong ``errors``.
+        """
+        if isinstance(errors, type) or not all(isinstance(e, type) and issubclass(e, Exception) for e in errors):
+            raise TypeError("memo_errors= takes a tuple of exception classes, such as (CardDeclined,)")
+        declared = declared_type(function) if returns is None and function is not None else returns
+        try:
+            values.check(declared)
+        except StageValueError as error:
+            hidden = isinstance(error, values.HiddenSecret)
+            instead = values.UNMASKED if hidden else "return a text, a number or an id of it"
+            raise StageValueError(
+                f"no result of the declared type {error.kind} can be stored; {instead}, or pass returns= if the "
+                "function returns something else",
+                error.kind,
+                _cure_of(error),
+            ) from None
+        return cls(declared, tuple(errors))
+
+    def keep(self, value: object, max_bytes: int) -> Kept:
+        """The stored form of a value."""
+        try:
+            return self.keep_strictly(value, max_bytes)
+        except StageValueError as error:
+            return _without(value, error.kind or type(value).__name__, _cure_of(error))
+
+    def keep_strictly(self, value: object, max_bytes: int) -> Kept:
+        """The stored form of a value. Raises ``StageValueError`` for a value that cannot be stored or read back."""
+        kind, payload = values.encode(value, self.returns, max_bytes)
+        # Read back before it is recorded: a stored result never changes, even if it is unreadable.
+        return Kept(_response(kind, payload), values.decode(kind, payload, self.returns))
+
+    def keep_error(self, error: Exception, max_bytes: int) -> Kept:
+        """The stored form of an error that is a result, so that later calls raise it again."""
+        named = next(kind for kind in type(error).__mro__ if kind in self.errors)
+        try:
+            _, payload = values.encode([named.__name__, list(error.args)], None, max_bytes)
+            rebuilt(named, read_memo(payload)[1])
+        except StageValueError:
+            return _without(error, type(error).__name__, ERROR_CURE)
+        return Kept(_response(StageKind.ERROR, payload), error)
+
+    def read(self, stored: Response) -> Any:
+        """The result in a stored response; raises the error that is the result.
+
+        Raises ``OutcomeUnknown`` if it could not be stored, and ``StageValueError`` if it no longer fits its declared
+        type.
+        """
+        if stored.body is None:
+            kind = _header(stored, TYPE).decode("ascii", "replace")
+            raise OutcomeUnknown(
+                f"this was carried out, and its result{f' ({kind})' if kind else ''} could not be stored; it is not "
+                f"run again. For the next ones {CURE}"
+            )
+        found = _BY_NAME.get(_header(stored, KIND))
+        if found is None:
+            raise RecordUnreadable("the record of this key has no result of Once, or one of a newer version")
+        if found is not StageKind.ERROR:
+            return values.decode(found, stored.body, self.returns)
+        name, arguments = read_memo(stored.body)
+        for named in self.errors:
+            if named.__name__ == name:
+                raise rebuilt(named, arguments)
+        raise StageValueError(f"the result is a {name}; name that class in memo_errors= to have it raised again")
+
+
+def _response(kind: StageKind, payload: bytes) -> Response:
+    return Response(200, [(KIND, _KINDS[kind])], payload)
+
+
+def _cure_of(error: StageValueError) -> str:
+    return values.UNMASKED if isinstance(error, values.HiddenSecret) else CURE
+
+
+def _without(value: object, name: str, cure: str) -> Kept:
+    """The stored form of a result that cannot be stored: only its type (S-02a)."""
+    headers = [(KIND, _NOT_KEPT), (TYPE, name[:200].encode("ascii", "backslashreplace").replace(b"\n", b" "))]
+    return Kept(Response(200, headers, None), value, name, cure)
+
+
+def _header(stored: Response, wanted: bytes) -> bytes:
+    return next((value for name, value in stored.headers if name == wanted), b"")
+
+
+# The payload of a ``Once`` call, by which two calls with one key are compared.
+# By default it is the arguments, by the names of their parameters, so that positional and keyword arguments are the
+# same. It is compared as a digest of canonical JSON: member order does not count, ``1`` is not ``1.0``. Dataclasses,
+# pydantic models, dates, decimals, UUIDs, bytes and enums are written as stage values are.
+
+#: the first byte of a fingerprint is the version of these rules; a stored one of another version never matches
+VERSION = b"\x01"
+_PARAMETER = b"once"
+_MOST_DEPTH = 100
+
+
+class Unset(Enum):
+    """The default of ``payload=``."""
+
+    UNSET = "UNSET"
+
+
+#: no ``payload=`` was given; None means that only the key is compared
+UNSET = Unset.UNSET
+
+
+def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by the names of their parameters. Raises ``TypeError`` if they do not fit."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a function in C without one
+        return {"args": list(args), "kwargs": dict(kwargs)}
+    bound = signature.bind(*args, **kwargs)
+    return dict(bound.arguments)
+
+
+def fingerprint_of(payload: object, secret: bytes | None, what: str) -> bytes:
+    """The fingerprint of a payload: 33 bytes. ``what``: the call, for the error. Raises ``PayloadRejected``."""
+    try:
+        text = json.dumps(_plain(payload, 0), allow_nan=False, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+    except Exception as error:  # a class of the application's may raise anything
+        reason = error if isinstance(error, _NotJson) else f"{type(error).__name__}"
+        raise PayloadRejected(
+            f"{what}: the payload is not JSON ({reason}); pass payload= with the values to compare, such as "
+            "payload={'order': order.id}, or payload=None to compare only the key"
+        ) from error
+    return VERSION + digest(secret, _PARAMETER, text.encode())
+
+
+class _NotJson(TypeError):
+    """Why a payload is not JSON. The message contains no value."""
+
+
+def _plain(value: Any, depth: int) -> object:
+    """The JSON form of a value. Raises ``_NotJson``, and whatever an application's class raises."""
+    if depth > _MOST_DEPTH:
+        raise _NotJson(f"nested deeper than {_MOST_DEPTH}")
+    kind = type(value)
+    if value is None or kind in (str, int, bool):
+        return value
+    if kind is float:
+        if not math.isfinite(value):
+            raise _NotJson("NaN and infinities are not in JSON")
+        return value
+    scalar = scalar_of(kind)
+    if scalar is not None:
+        return scalar.plain(value)
+    if is_model(kind):
+        dumped: object = value.model_dump(mode="json")
+        if masks(value.model_dump(), dumped):
+            raise _NotJson(f"{kind.__name__} hides a secret, so two of them would be the same")
+        return _plain(dumped, depth + 1)
+    if dataclasses.is_dataclass(kind):
+        return {f.name: _plain(getattr(value, f.name), depth + 1) for f in dataclasses.fields(kind)}
+    if isinstance(value, str | int | float):  # of a subclass
+        return _plain(next(base for base in (str, int, float) if isinstance(value, base))(value), depth + 1)
+    if isinstance(value, list | tuple):
+        return [_plain(item, depth + 1) for item in value]
+    if isinstance(value, Mapping):
+        return _members(value, depth)
+    raise _NotJson(f"a {kind.__name__} has no JSON form")
+
+
+def _members(value: Mapping[Any, Any], depth: int) -> dict[str, object]:
+    for name in value:
+        if not isinstance(name, str):
+            raise _NotJson(f"a member name is of type {type(name).__name__}, not a string")
+    return {str(name): _plain(item, depth + 1) for name, item in value.items()}

@@ -457,6 +457,8 @@ class PendingExchange(Exchange):
     def _begin(self, attempt: Attempt, scope: Scope) -> None:
         policy = self._policy
         self._attempt = attempt
+        if self._session is not None:
+            self._caller = attempt.take_caller()
         self._capture = Capture(policy.max_response_bytes)
         self._client = Client(self._source, Grace(policy.stream_grace, self._capture))
         if self._seen is not None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from starlette.routing import Host, Mount, Route, WebSocketRoute, compile_path
 
 from open_idempotency import asgi
-from open_idempotency._engine.covering import Covered
+from open_idempotency._engine.engine import Covered
 from open_idempotency._routes.coverage import Coverages, CoveredPaths, PathRules
 from open_idempotency._routes.survey import Effects
 from open_idempotency.asgi import Scope

@@ -30,8 +30,7 @@ from open_idempotency.backend import (
     Unreserve,
     Withdraw,
 )
-from open_idempotency.conformance.claims import ClaimContract
-from open_idempotency.conformance.freeing import FreeContract
+from open_idempotency.conformance.claims import ClaimContract, FreeContract
 from open_idempotency.conformance.late_claims import Held, LateClaimContract, WaitingContract
 from open_idempotency.conformance.owners import OwnerContract, StageContract
 from open_idempotency.conformance.records import ExpiryContract, OperatorContract, QuotaContract

@@ -16,10 +16,8 @@ as it was read, and compares it with the stored one in the same atomic call.
 Since 0.1.
 """
 
-from open_idempotency.operations.advice import duration, explain
-from open_idempotency.operations.changing import NOT_DONE, forget, release, resolve
+from open_idempotency.operations.changing import NOT_DONE, Erasure, erase, forget, release, resolve
 from open_idempotency.operations.doctor import examine
-from open_idempotency.operations.erasing import Erasure, erase
 from open_idempotency.operations.errors import (
     CallerNeeded,
     ExitCode,
@@ -33,18 +31,24 @@ from open_idempotency.operations.errors import (
     exit_code_of,
     is_denial,
 )
-from open_idempotency.operations.finding import FILTERS, Listing, Stats, find_record, is_record_id, list_records, stats
-from open_idempotency.operations.locating import (
+from open_idempotency.operations.finding import (
+    FILTERS,
+    Listing,
     Located,
+    Stats,
     Who,
     callers,
     engine_of,
     find_key,
+    find_record,
+    is_record_id,
+    list_records,
     locate,
     policy_of,
     records_of,
+    stats,
 )
-from open_idempotency.operations.views import RecordView, ResponseView, StageView, as_json, view_of
+from open_idempotency.operations.views import RecordView, ResponseView, StageView, as_json, duration, explain, view_of
 
 __all__ = [
     "FILTERS",

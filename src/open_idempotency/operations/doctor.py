@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import open_idempotency
 from open_idempotency.backend import Backend, Finding, Level
-from open_idempotency.operations.advice import duration
+from open_idempotency.operations.views import duration
 from open_idempotency.policy import IdempotencyPolicy
 
 #: seconds by which this machine's clock may differ from the backend's

@@ -13,7 +13,6 @@ from opentelemetry.trace import Link, SpanContext, TraceFlags, TracerProvider
 from open_idempotency import events
 from open_idempotency.events import Event, Telemetry
 from open_idempotency.exceptions import ConfigurationError
-from open_idempotency.telemetry._guard import Live, guard
 from open_idempotency.telemetry._outcomes import (
     BUCKETS,
     COUNTER,
@@ -23,7 +22,9 @@ from open_idempotency.telemetry._outcomes import (
     HISTOGRAM,
     HISTOGRAM_HELP,
     UNKNOWN_ROUTE,
+    Live,
     Routes,
+    guard,
     outcome_of,
     status_of,
 )

@@ -9,7 +9,6 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 
 from open_idempotency.events import Event, Telemetry
 from open_idempotency.exceptions import ConfigurationError
-from open_idempotency.telemetry._guard import Live, guard
 from open_idempotency.telemetry._outcomes import (
     BUCKETS,
     COUNTER,
@@ -18,7 +17,9 @@ from open_idempotency.telemetry._outcomes import (
     GAUGE_HELP,
     HISTOGRAM,
     HISTOGRAM_HELP,
+    Live,
     Routes,
+    guard,
     outcome_of,
     status_of,
 )

@@ -16,10 +16,8 @@ from open_idempotency._stages.stages import StageUse
 from open_idempotency.backend import Record
 from open_idempotency.testing import _effects
 from open_idempotency.testing._advice import SWALLOWED, UNPROTECTED
-from open_idempotency.testing._clients import Reply, sender
-from open_idempotency.testing._drivers import AsyncDriver, SyncDriver
-from open_idempotency.testing._responses import shown
-from open_idempotency.testing._scenarios import NotIdempotent, Plan, Scenarios
+from open_idempotency.testing._clients import Reply, sender, shown
+from open_idempotency.testing._scenarios import AsyncDriver, NotIdempotent, Plan, Scenarios, SyncDriver
 from open_idempotency.testing._script import VERBS, WHEN, Clock, Crash, KitError, Script, When, is_ours
 from open_idempotency.testing._worker import (
     AsyncKitPerformer,

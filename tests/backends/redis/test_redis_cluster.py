@@ -59,7 +59,7 @@ def test_the_records_are_spread_and_all_are_found(mode: str, backend: RedisBacke
             await lease_of(verbs, name)
         for node in cluster.nodes:
             with node.connect() as plain:
-                assert list(plain.scan_iter(match=backend.options.pattern(), count=1000))
+                assert list(plain.scan_iter(match=backend.options.keys.pattern(), count=1000))
         found: list[Record] = [record async for record in verbs.scan()]
         assert sorted(record.record_id for record in found) == sorted(RECORDS)
         assert await verbs.purge() == 0
@@ -172,13 +172,13 @@ def test_leases_of_a_slot_that_has_half_moved_are_renewed(mode: str, whole: Clus
         expected = [Renewal.VANISHED if number == 1 else Renewal.OWNED for number in range(6)]
         try:
             whole.begin_to_move(slot, other)
-            moved = [backend.options.key(lease.record_id) for lease in leases[::2]]
+            moved = [backend.options.keys.record(lease.record_id) for lease in leases[::2]]
             for key in moved:
                 whole.ask(owner, "MIGRATE", "127.0.0.1", whole.nodes[other].port, key, 0, 5000)
             await verbs.delete(b"1")
             assert list(await verbs.renew(Renew(leases))) == expected
         finally:
-            for key in (backend.options.key(lease.record_id) for lease in leases):
+            for key in (backend.options.keys.record(lease.record_id) for lease in leases):
                 whole.ask(owner, "MIGRATE", "127.0.0.1", whole.nodes[other].port, key, 0, 5000)
             whole.move(slot, other)
             assert list(await verbs.renew(Renew(leases))) == expected
@@ -266,7 +266,7 @@ def test_any_node_notifies_a_waiting_duplicate(mode: str, backend: RedisBackend,
     """O-04, B-11a: the nodes pass messages on, so listening to one of them is enough."""
 
     def subscribed() -> int:
-        keys = [backend.options.key(name) for name in RECORDS]
+        keys = [backend.options.keys.record(name) for name in RECORDS]
         return sum(_subscribers(node.connect(), key) for node in cluster.nodes for key in keys)
 
     async def steps(verbs: AsyncVerbs) -> None:
@@ -325,15 +325,15 @@ async def test_a_client_whose_last_call_broke_leaves_no_connection_open(cluster:
     before = _clients(cluster)
     client = AsyncClusterClient(options)
     for name in RECORDS:
-        await client.execute(("GET", options.key(name)))
+        await client.execute(("GET", options.keys.record(name)))
     opened = _clients(cluster) - before
-    broken = next(name for name in RECORDS if cluster.owner_of(key_slot(options.key(name))) == 0)
+    broken = next(name for name in RECORDS if cluster.owner_of(key_slot(options.keys.record(name))) == 0)
     with cluster.nodes[0].connect() as plain:
         for node, number in opened:
             if node == 0:
                 plain.execute_command("CLIENT KILL", "ID", number)
     with pytest.raises(redis.RedisError):
-        await client.execute(("GET", options.key(broken)))
+        await client.execute(("GET", options.keys.record(broken)))
     assert _clients(cluster) & opened
     await client.close()
     until(lambda: not _clients(cluster) & opened, "all connections are closed")

@@ -187,7 +187,7 @@ def test_it_is_looked_at_from_time_to_time(
             plain.config_set("maxmemory-policy", "allkeys-lru")
             await verbs.claim(claim_of(b"four"))
             assert caplog.records == []
-            monkeypatch.setattr(backend.watch, "_next", 0.0)  # the time has come
+            monkeypatch.setattr(backend.watch, "next_look", 0.0)  # the time has come
             await verbs.claim(claim_of(b"five"))
         (reported,) = caplog.records
         assert "allkeys-lru" in reported.getMessage()

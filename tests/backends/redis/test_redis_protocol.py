@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Connection
 from redis.exceptions import InvalidResponse, NoScriptError, ResponseError
 
-from open_idempotency.backends.redis.protocol import Replies, packed
+from open_idempotency.backends.redis.pipelining import Replies, packed
 
 Reply = int | bytes | None | list[Any]
 _replies = st.recursive(

@@ -20,7 +20,7 @@ from redis.exceptions import MasterDownError, OutOfMemoryError, ReadOnlyError, R
 
 from open_idempotency.backend import Complete, Finished, Leased
 from open_idempotency.backends.redis import RedisBackend
-from open_idempotency.backends.redis.protocol import code_of, error_of, says_cut_off, says_replica
+from open_idempotency.backends.redis.refusals import code_of, error_of, says_cut_off, says_replica
 from open_idempotency.conformance import AsyncVerbs
 from open_idempotency.conformance.support import claim_of, lease_of
 from open_idempotency.exceptions import BackendUnavailable

@@ -116,7 +116,7 @@ def test_a_primary_that_was_replaced_is_left_while_it_still_serves(mode: str, li
             until(lambda: sentinel.primary() == replica.port, "the failover")
             with replica.connect() as new, primary.connect() as old:
                 deadline = time.monotonic() + 5
-                while not new.keys(backend.options.key(b"new").decode()):
+                while not new.keys(backend.options.keys.record(b"new").decode()):
                     assert time.monotonic() < deadline
                     await verbs.delete(b"new")
                     await lease_of(verbs, b"new")

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from open_idempotency.backend import Complete, Fail, Finished, SaveStage, Stage
-from open_idempotency.backends.redis import RedisBackend, sizes
+from open_idempotency.backends.redis import RedisBackend, calls
 from open_idempotency.conformance import AsyncVerbs
 from open_idempotency.conformance.support import claim_of, lease_of
 from open_idempotency.exceptions import BackendUnavailable, RecordTooLarge
@@ -18,7 +18,7 @@ from tests.conftest import SERVER_KINDS
 from tests.faults.proxy import FaultProxy
 from tests.servers import Server
 
-LIMIT = sizes.SMALLEST_LIMIT
+LIMIT = calls.SMALLEST_LIMIT
 LARGE = bytes(LIMIT + 300_000)
 
 

@@ -61,7 +61,7 @@ def main(path: str, asking: str, moment: str) -> None:
     """Never returns."""
     backend = SqliteBackend(path, timeout=PATIENCE)
     _Killing.moment = moment
-
+    backend.migrate()  # which makes the file, in a transaction of its own
     transactions.transaction = _Killing
     SqliteBackend.claim = _telling(SqliteBackend.claim)
     AsyncSqliteBackend.claim = _atelling(AsyncSqliteBackend.claim)

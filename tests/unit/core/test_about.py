@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from open_idempotency._core.about import CALLER_OCTETS, KEY_OCTETS, About, about_request, caller_of, key_of
-from open_idempotency._core.keys import scope_id
+from open_idempotency._core.keys import CALLER_OCTETS, KEY_OCTETS, About, about_request, caller_of, key_of, scope_id
 from open_idempotency._core.models import Request
 from open_idempotency.backend import MOST_ABOUT
 from open_idempotency.encryption import EncryptionKeys

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from open_idempotency._core.models import Response
-from open_idempotency._core.replaying import replayed
+from open_idempotency._core.rendering import replayed
 from open_idempotency._core.stored_response import Capture, is_stored_header, is_stored_status, location, storable
 from open_idempotency.policy import IdempotencyPolicy
 

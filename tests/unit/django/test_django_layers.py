@@ -21,7 +21,7 @@ from django.utils.decorators import method_decorator
 from django.views import View
 
 from open_idempotency import rules
-from open_idempotency.django import exempt, idempotent, rule_checks
+from open_idempotency.django import checks, exempt, idempotent
 from tests.django_project.calls import KEY, REPLAYED, WatchedBackend, post, project
 
 # Its settings are read when it is imported.
@@ -455,7 +455,7 @@ def test_a_marked_function_of_the_project_that_no_route_names_is_reported(monkey
     mine = [in_a_table, Overridden.post, Exempt, ExemptAction.free, Actions.pay, Actions.refund]
     marked = [getattr(each, "__wrapped__", each) for each in mine]
     monkeypatch.setattr(rules, "marked", [*marked, *(each for each in rules.marked if each in mine)])
-    monkeypatch.setattr(rule_checks, "_is_of_project", lambda each: True)
+    monkeypatch.setattr(checks, "_is_of_project", lambda each: True)
     router = SimpleRouter(trailing_slash=False)
     router.register("charges", Actions, basename="charge")
     views = [
@@ -473,6 +473,6 @@ def test_only_code_of_the_project_is_looked_at() -> None:
     with served(path("0", lambda request: HttpResponse())):
         assert found() == []
     with override_settings(ROOT_URLCONF=f"{__package__}.no_urls", INSTALLED_APPS=[]):
-        assert rule_checks._is_of_project(in_a_table)
+        assert checks._is_of_project(in_a_table)
     with override_settings(ROOT_URLCONF="shop.urls", INSTALLED_APPS=[]):
-        assert not rule_checks._is_of_project(in_a_table)
+        assert not checks._is_of_project(in_a_table)

@@ -19,9 +19,9 @@ from django.test import AsyncClient, Client, override_settings
 from django.utils.decorators import sync_and_async_middleware
 
 from open_idempotency._core.models import Response as CoreResponse
-from open_idempotency._core.replaying import replayed
+from open_idempotency._core.rendering import replayed
 from open_idempotency._core.stored_response import NOTE, decode_response, encode_response
-from open_idempotency.django import replays
+from open_idempotency.django import messages
 from tests.django_project.calls import KEY, OURS, REPLAYED, post, project
 
 with override_settings(REST_FRAMEWORK={"UNAUTHENTICATED_USER": None, "DEFAULT_AUTHENTICATION_CLASSES": []}):
@@ -206,7 +206,7 @@ def test_what_a_replay_cannot_have_is_missing_and_the_code_that_asks_is_named_on
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """O-29: the context of a template, and its name."""
-    monkeypatch.setattr(replays, "_warned", set())
+    monkeypatch.setattr(messages, "_warned", set())
 
     def look(response: Any) -> Any:
         return [hasattr(response, "context_data") for _ in range(3)], hasattr(response, "unheard_of")
@@ -275,8 +275,8 @@ def test_no_adapter_sends_a_note() -> None:
 
 def test_a_plain_response_is_stored_without_a_note() -> None:
     """Size: nothing is added for those who do not need it."""
-    assert replays.take_note(JsonResponse({}), redacted=False) == b""
-    assert replays.take_note(HttpResponseRedirect("/0"), redacted=False) == b""
+    assert messages.take_note(JsonResponse({}), redacted=False) == b""
+    assert messages.take_note(HttpResponseRedirect("/0"), redacted=False) == b""
 
 
 def test_the_length_of_a_replay_whose_body_middleware_changes_is_counted_anew() -> None:

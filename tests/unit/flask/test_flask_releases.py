@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from open_idempotency._flask import releases
+from open_idempotency._flask import extension
 from open_idempotency.flask import Idempotency
 
 
 @pytest.fixture(autouse=True)
 def _not_warned_yet() -> Iterator[None]:
-    releases._warned.clear()
+    extension._warned_of.clear()
     yield
-    releases._warned.clear()
+    extension._warned_of.clear()
 
 
 def _protect() -> None:
@@ -32,7 +32,7 @@ def test_this_release_calls_what_is_wrapped(caplog: pytest.LogCaptureFixture) ->
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize("method", releases.CALLED)
+@pytest.mark.parametrize("method", extension.CALLED)
 def test_a_release_that_calls_others_is_reported_once(
     method: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,7 +46,7 @@ def test_a_release_that_calls_others_is_reported_once(
         _protect()
         _protect()
     (message,) = caplog.messages
-    assert all(f"{name}()" in message for name in releases.CALLED[method])
+    assert all(f"{name}()" in message for name in extension.CALLED[method])
     assert "requests may run unprotected: test that a retry is replayed" in message
 
 

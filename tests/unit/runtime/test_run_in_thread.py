@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from open_idempotency._runtime.processes import PerProcess
-from open_idempotency.backends._shared import threads as loop_threads
-from open_idempotency.backends._shared.threads import run_in_thread
+from open_idempotency.backends.sqlite import backend as loop_threads
+from open_idempotency.backends.sqlite.backend import run_in_thread
 
 _SECONDS = 20.0
 

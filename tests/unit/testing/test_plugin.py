@@ -75,7 +75,7 @@ def test_the_fixture_is_listed_with_what_it_is_for(project: Path) -> None:
     """T-01: by ``pytest --fixtures``."""
     listed = _pytest(project, "--fixtures").stdout
     assert "idempotency -- " in listed
-    assert "A fresh backend in memory for every application that the test calls" in listed
+    assert "fresh backend in memory for every application that the test calls" in listed
 
 
 def test_the_plugin_loads_nothing_until_a_test_takes_it(tmp_path: Path) -> None:

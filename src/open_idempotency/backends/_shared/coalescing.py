@@ -1,22 +1,22 @@
 """Coalescing: requests that arrive while the last batch is on its way go out together as the next batch.
 
-No request waits for a timer, and none needs a thread of its own: a caller that finds nothing on its way sends its own
-request at once. The backend says how a batch is carried out. What waits, in which order and for how long is decided
-here: first come, first served, bounded in number, in bytes and in time. The caller that carries out a batch has the
-lead, which is one object with one owner at each moment.
+Calls are never delayed to form batches: a caller that finds nothing on its way sends its own request at once. The
+backend says how a batch is carried out. This module decides which requests wait, in which order and for how long: first
+come, first served, bounded in number, in bytes and in time. The caller that carries out a batch has the lead, which is
+one object with one owner at each moment.
 
 In an asyncio loop the owner is a call that found nothing on its way, or the one task that carries out batches. The lead
-knows whether its owner still exists. So a lead that was lost, as by a signal's handler that raised or for want of
-memory, is free for the next call that looks; and while requests wait, a timer looks every so often.
+knows whether its owner still exists. A lead may be lost where a signal's handler raises, or where memory is short. It
+is then free for the next call that looks. While requests wait, a timer looks as well.
 
 A request waits for the backend, so its time is counted in looks. A loop that stands still, as in a view that blocks it,
 makes none: the reply may be there, and nobody has read it.
 
 Among threads the lead is one lock object. Its owner holds that lock from before it gets the lead until it leaves,
 normally or by an exception. ``ThreadCoalescer._lead`` names the lock of the one call that leads. Only its owner passes
-the lead on, and only before it leaves. A lock that nobody holds shows that its owner left without passing it on, as
-where a signal's handler raised twice; then the next call that looks takes the lead. So no clock and no guess decides
-who leads.
+the lead on, and only before it leaves. A lock that nobody holds shows that its owner left without passing it on, for
+example because a signal's handler raised twice. Then the next call that looks takes the lead. So neither a clock nor a
+guess decides which call leads.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Queue(Generic[A]):
         return self.waiting[0] if self.waiting else None
 
     def overdue(self, now: float) -> list[A]:
-        """Those that wait although their time is over; these came first."""
+        """The requests whose time is over; they are at the front of the queue."""
         return list(takewhile(lambda waiting: waiting.until < now, self.waiting))
 
     def take(self, batch: list[A], overdue: list[A], now: float, after: A | None = None) -> None:
@@ -244,11 +244,13 @@ class LoopCoalescer(Generic[Q, R]):
             if response is not None:
                 _settle(waiting, response)
 
-    async def ask(self, request: Q, size: int = 0) -> R:
+    async def ask(self, request: Q, size: int = 0, *, known_idle: bool = False) -> R:
         """The response to ``request``, which has ``size`` bytes. Raises ``BackendUnavailable`` where it waited too
         long or too many requests wait; else returns or raises what ``carry_out`` does.
+
+        ``known_idle``: the caller has just found it not ``busy``, and awaits this at once.
         """
-        if self.busy:
+        if not known_idle and self.busy:
             return await self._with_others(request, size)
         lead = _Lead()  # a new one, so that a lock which was left held belongs to nobody
         with lead.held:
@@ -343,7 +345,7 @@ class LoopCoalescer(Generic[Q, R]):
         self._next_look = loop.call_later(self._time.step, self._look)
 
     def _look(self) -> None:
-        """While requests wait: none does for ever, whatever became of the task that carries them out."""
+        """Called while requests wait, so that none waits for ever if the task that carries them out was lost."""
         self._next_look = None
         now = self._time.look()
         try:

@@ -134,7 +134,7 @@ def error_by_lookup(result: pq.abc.PGresult) -> psycopg.Error:
 
 
 class _Parts:
-    """How results are read, and what becomes of an error; the public way until ``look`` has looked."""
+    """How results are read and errors are raised: the public way until ``look`` has looked."""
 
     __slots__ = ("error", "execute", "looked")
 

@@ -7,7 +7,7 @@ decides inside a transaction that has locked the record's row; ``_shared.sql_ver
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,10 +16,12 @@ from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import Error, connections
+from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.recorder import MigrationRecorder
 
-from open_idempotency.backend import Finding
-from open_idempotency.backends._shared import sql_verbs, urls
+from open_idempotency.backend import Finding, Level
+from open_idempotency.backends._shared import findings, sql_verbs, urls
+from open_idempotency.backends._shared.findings import MOST_COUNTED
 from open_idempotency.backends._shared.fronts import SyncFront
 from open_idempotency.backends._shared.sql_verbs import Step, Verb
 from open_idempotency.backends.django_orm import dialects
@@ -145,10 +147,8 @@ class DjangoBackend(SyncFront):
 
     def examine(self) -> Sequence[Finding]:
         """See ``Backend.examine``; on this thread's own connection of Django's. Raises ``BackendUnavailable``."""
-        from open_idempotency.backends.django_orm.examination import examine
-
         try:
-            return examine(self.alias, LABEL, self.now)
+            return _examine(self.alias, LABEL, self.now)
         except Error as error:
             raise dialects.wrapped(error, self.alias, connections[self.alias].vendor) from error
 
@@ -180,3 +180,69 @@ class AsyncDjangoBackend(ThreadedBackend):
             over = DjangoBackend(alias, **options)
             over._async = self  # pyright: ignore[reportPrivateUsage]  # its other front
         super().__init__(over)
+
+
+# The examination: migrations, settings of the server, and purging (P-17)
+
+_EXPIRED = """
+    SELECT count(*), min(expires_at) FROM (
+        SELECT expires_at FROM open_idempotency_django_records WHERE expires_at <= %s LIMIT %s
+    ) expired
+"""
+
+
+def _examine(alias: str, label: str, now: Callable[[], float]) -> list[Finding]:
+    """Look at the database of an alias. Raises Django's errors, and what ``now`` raises.
+
+    ``label``: of the application with the migrations. ``now``: the clock that decides.
+    """
+    if not apps.ready:
+        django.setup()
+    connection: Any = connections[alias]
+    with connection.cursor():  # opens it
+        version: tuple[int, ...] = getattr(connection, "get_database_version", tuple)()
+    found = [
+        findings.server(f"{connection.display_name} {'.'.join(map(str, version))}, by Django {django.get_version()}")
+    ]
+    missing = _missing(connection, label)
+    found.append(findings.migrations(missing, how_to_migrate(alias)))
+    found += _settings(connection)
+    if missing:
+        return found
+    with connection.cursor() as cursor:
+        moment = now()
+        cursor.execute(_EXPIRED, [moment, MOST_COUNTED + 1])
+        count, first = cursor.fetchone()
+    return [*found, findings.purging(int(count), 0.0 if first is None else moment - float(first))]
+
+
+def _missing(connection: Any, label: str) -> list[str]:
+    executor = MigrationExecutor(connection)
+    targets = [node for node in executor.loader.graph.leaf_nodes() if node[0] == label]
+    return [f"{migration.app_label}.{migration.name}" for migration, _ in executor.migration_plan(targets)]
+
+
+def _settings(connection: Any) -> Iterator[Finding]:
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute("SELECT pg_is_in_recovery(), current_setting('synchronous_commit')")
+            recovering, commit = cursor.fetchone()
+            if recovering:
+                yield findings.replica("the server is in recovery, so it only reads")
+            if commit == "off":
+                found = "synchronous_commit is off for this user: a crash forgets the last keys, which run again"
+                yield Finding("durability", Level.WARNING, found, "ALTER ROLE ... SET synchronous_commit = on")
+        elif connection.vendor == "mysql":
+            cursor.execute("SELECT @@read_only, @@innodb_flush_log_at_trx_commit")
+            read_only, flush = map(int, cursor.fetchone())
+            if read_only:
+                yield findings.replica("the server is read-only")
+            if flush != 1:
+                found = f"innodb_flush_log_at_trx_commit is {flush}: a crash forgets the last keys, which run again"
+                yield Finding("durability", Level.WARNING, found, "set innodb_flush_log_at_trx_commit = 1")
+        elif connection.vendor == "sqlite":
+            cursor.execute("PRAGMA journal_mode")
+            (mode,) = cursor.fetchone()
+            if mode not in ("wal", "memory"):
+                cure = "PRAGMA journal_mode=wal, once; the file keeps it"
+                yield Finding("journal", Level.WARNING, f"journal_mode is {mode}, so readers hold up writers", cure)

@@ -85,7 +85,7 @@ class Table:
         self.reservations = Reservations(max_records)
         # The end for each record and owner, in the order of the withdrawals.
         self._withdrawn: OrderedDict[tuple[bytes, bytes], float] = OrderedDict()
-        # No record expires before this moment, so a full table is not searched in vain.
+        # No record expires before this moment, so a full table need not be searched.
         self._earliest = _NEVER
 
     @property
@@ -195,7 +195,7 @@ def _size(record: Record) -> int:
 
 
 class _Scope:
-    """One caller's reservations, and the ``earliest`` of their ends, so that they are not searched in vain."""
+    """One caller's reservations, and the ``earliest`` of their ends, so that a full list need not be searched."""
 
     __slots__ = ("earliest", "ends")
 

@@ -1,4 +1,4 @@
-"""What a PostgreSQL URL says: our own options, and what is handed on to libpq."""
+"""What a PostgreSQL URL, or a pool of the application, says: our own options, and what is handed on to libpq."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from open_idempotency.backends._shared import urls
-from open_idempotency.backends.postgres.pools import conninfo_of
 from open_idempotency.exceptions import ConfigurationError
 
 OPTIONS: dict[str, urls.Parser] = {
@@ -112,3 +111,31 @@ def _checked(options: Options, known: dict[str, Any]) -> Options:
     # In whole seconds, and never below two: libpq's own limits.
     known.setdefault("connect_timeout", max(2, round(options.timeout)))
     return replace(options, conninfo=make_conninfo(**known))
+
+
+# What a pool of the application's says about its server. Only its settings are read. Its connections are never used:
+# handlers that hold all of them must not keep their own records from being written.
+
+#: what ``psycopg.connect`` takes beside libpq's own options; they change nothing of where it connects
+_OF_PSYCOPG = frozenset({"autocommit", "prepare_threshold", "row_factory", "cursor_factory", "context"})
+
+
+def conninfo_of(pool: Any) -> str:
+    """How a ``psycopg_pool`` pool connects, in libpq's form, with passwords. Raises ``ConfigurationError``."""
+    name = f"{type(pool).__module__}.{type(pool).__qualname__}"
+    try:
+        conninfo, keywords = pool.conninfo, pool.kwargs or {}
+    except AttributeError as error:
+        raise ConfigurationError(
+            f"backend: expected a URL, or a pool such as psycopg_pool.ConnectionPool, got {name} ({error})"
+        ) from error
+    if callable(conninfo) or callable(keywords):
+        raise ConfigurationError(
+            f"backend: {name} computes its settings anew for each connection, which may go elsewhere each time; pass a "
+            "URL"
+        )
+    try:
+        return make_conninfo(conninfo, **{key: value for key, value in keywords.items() if key not in _OF_PSYCOPG})
+    except ProgrammingError as error:
+        # libpq's message names the option that it does not know, and repeats nothing else.
+        raise ConfigurationError(f"backend: the settings of {name}: {str(error).strip()}") from None

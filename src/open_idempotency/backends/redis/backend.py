@@ -41,13 +41,12 @@ from open_idempotency.backend import (
     Withdraw,
 )
 from open_idempotency.backends._shared import urls
-from open_idempotency.backends.redis import scripts, sizes, topology
-from open_idempotency.backends.redis.calls import AsyncCalls, Calls
-from open_idempotency.backends.redis.clients import options_of
+from open_idempotency.backends.redis import calls, scripts, topology
+from open_idempotency.backends.redis.calls import AsyncCalls, Calls, Limit
 from open_idempotency.backends.redis.listening import Listener
-from open_idempotency.backends.redis.options import OPTIONS, Deadline, limited
+from open_idempotency.backends.redis.options import OPTIONS, Deadline, limited, options_of
 from open_idempotency.backends.redis.pipelining import without_missing_parts
-from open_idempotency.backends.redis.protocol import wrapped
+from open_idempotency.backends.redis.refusals import wrapped
 from open_idempotency.backends.redis.scripts import RENEWED_AT_ONCE, SCANNED_AT_ONCE, Script
 from open_idempotency.backends.redis.topology import MemoryWatch
 from open_idempotency.exceptions import BackendUnavailable, IdempotencyError, RecordUnreadable
@@ -66,6 +65,7 @@ class AsyncRedisBackend(AsyncBackend):
             over._async = self  # pyright: ignore[reportPrivateUsage]  # they are one pair
         self._sync = over
         self._options = over.options
+        self._key = over.options.keys.record
         self._calls = AsyncCalls(self._options, over.calls)
         self._watch = over.watch
         self.call_timeout = over.call_timeout
@@ -78,15 +78,15 @@ class AsyncRedisBackend(AsyncBackend):
         watch = self._watch
         if self._options.eviction == "refuse":
             # ``refuse`` promises that no record is made where it may vanish; before the first look that is unknown.
-            if not watch.looked and watch.due():
+            if not watch.looked and watch.next_look <= time.monotonic():
                 await self._look()
             watch.admit()
         if self._options.min_replicas:
             result = await self._confirmed(c)
         else:
-            key = self._options.key(c.record_id)
+            key = self._key(c.record_id)
             result = scripts.claimed(c, await self._calls.script(scripts.CLAIM, key, scripts.claim_arguments(c)))
-        if watch.due():
+        if watch.next_look <= time.monotonic():
             await self._look()
         return result
 
@@ -105,7 +105,7 @@ class AsyncRedisBackend(AsyncBackend):
             raise wrapped(error) from error
 
     async def _claim_and_confirm(self, c: Claim, leases: list[Lease]) -> ClaimResult:
-        key = self._options.key(c.record_id)
+        key = self._key(c.record_id)
         result = scripts.claimed(c, await self._calls.script(scripts.CLAIM, key, scripts.claim_arguments(c)))
         if isinstance(result, Leased):
             leases.append(result.lease)
@@ -126,6 +126,7 @@ class AsyncRedisBackend(AsyncBackend):
             )
 
     async def _look(self) -> None:
+        self._watch.begin_look()
         if on_trio():
             await in_thread(self._sync.look)
             return
@@ -151,7 +152,7 @@ class AsyncRedisBackend(AsyncBackend):
         # Redis runs nothing else during a script, so a long one would delay every client.
         for start in range(0, len(c.leases), RENEWED_AT_ONCE):
             batch = c.leases[start : start + RENEWED_AT_ONCE]
-            keys = [self._options.key(lease.record_id) for lease in batch]
+            keys = [self._key(lease.record_id) for lease in batch]
             arguments = [scripts.renew_arguments(lease) for lease in batch]
             renewals += scripts.renewed(await self._calls.by_server(scripts.RENEW, keys, arguments))
         return renewals
@@ -159,70 +160,69 @@ class AsyncRedisBackend(AsyncBackend):
     async def save_stage(self, c: SaveStage, /) -> StageSaved:
         """See ``Backend.save_stage``."""
         arguments = scripts.save_stage_arguments(c)
-        if sizes.size_of(arguments) >= sizes.SMALLEST_LIMIT:
+        if calls.size_of(arguments) >= calls.SMALLEST_LIMIT:
             return scripts.stage_saved(await self._send_large(scripts.SAVE_STAGE, c.lease, arguments))
-        key = self._options.key(c.lease.record_id)
+        key = self._key(c.lease.record_id)
         return scripts.stage_saved(await self._calls.script(scripts.SAVE_STAGE, key, arguments, durably=True))
 
     async def complete(self, c: Complete, /) -> Completed:
         """See ``RedisBackend.complete``."""
         arguments = scripts.complete_arguments(c)
-        if len(c.response) >= sizes.SMALLEST_LIMIT:
+        if len(c.response) >= calls.SMALLEST_LIMIT:
             return scripts.completed(await self._send_large(scripts.COMPLETE, c.lease, arguments))
-        key = self._options.key(c.lease.record_id)
+        key = self._key(c.lease.record_id)
         return scripts.completed(await self._calls.script(scripts.COMPLETE, key, arguments, durably=True))
 
     async def _send_large(self, script: Script, lease: Lease, arguments: scripts.Arguments) -> Any:
         """See ``RedisBackend.send_large``."""
         if on_trio():
             return await in_thread(self._sync.send_large, script, lease, arguments)
-        key, size = self._options.key(lease.record_id), sizes.size_of(arguments)
-        actions = sizes.Actions(
+        key, size = self._key(lease.record_id), calls.size_of(arguments)
+        actions = calls.Actions(
             lambda: self._calls.script(script, key, arguments, durably=True),
             lambda: self._calls.script(scripts.STATUS, key),
             self._limits,
         )
-        asked = sizes.steps(self._sync.size_limit, size, actions)
+        asked = calls.large_steps(self._sync.size_limit, size, actions)
         try:
-            return await limited(self._options.budget, sizes.drive_async(asked))
+            return await limited(self._options.budget, calls.drive_large_async(asked))
         except RedisTimeoutError as error:
             raise wrapped(error) from error
 
     async def _limits(self) -> list[Any]:
-        return [await self._calls.on(each, "CONFIG GET", sizes.SETTING) for each in await self._calls.servers()]
+        return [await self._calls.on(each, "CONFIG GET", calls.SETTING) for each in await self._calls.servers()]
 
     async def fail(self, c: Fail, /) -> None:
         """See ``Backend.fail``."""
         arguments = scripts.fail_arguments(c)
-        if sizes.size_of(arguments) >= sizes.SMALLEST_LIMIT:
+        if calls.size_of(arguments) >= calls.SMALLEST_LIMIT:
             scripts.code(await self._send_large(scripts.FAIL, c.lease, arguments))
             return
-        key = self._options.key(c.lease.record_id)
-        scripts.code(await self._calls.script(scripts.FAIL, key, arguments))
+        scripts.code(await self._calls.script(scripts.FAIL, self._key(c.lease.record_id), arguments))
 
     async def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
-        key = self._options.key(c.lease.record_id)
+        key = self._key(c.lease.record_id)
         scripts.code(await self._calls.script(scripts.RELEASE, key, scripts.release_arguments(c)))
 
     async def withdraw(self, c: Withdraw, /) -> None:
         """See ``Backend.withdraw``."""
-        key = self._options.key(c.claim.record_id)
+        key = self._key(c.claim.record_id)
         scripts.code(await self._calls.script(scripts.WITHDRAW, key, scripts.withdraw_arguments(c)))
 
     async def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""
-        return scripts.record(c.record_id, await self._calls.script(scripts.GET, self._options.key(c.record_id)))
+        return scripts.record(c.record_id, await self._calls.script(scripts.GET, self._key(c.record_id)))
 
     async def delete(self, record_id: bytes, /) -> bool:
         """See ``RedisBackend.delete``."""
-        return bool(scripts.code(await self._calls.script(scripts.DELETE, self._options.key(record_id))))
+        return bool(scripts.code(await self._calls.script(scripts.DELETE, self._key(record_id))))
 
     async def scan(self) -> AsyncIterator[Record]:
         """See ``RedisBackend.scan``."""
         async with aclosing(self._keys()) as keys:
             async for key in keys:
-                record_id = self._options.record_id(key)
+                record_id = self._options.keys.record_id(key)
                 record = None if record_id is None else await self.get(Get(record_id))
                 if record is not None:
                     yield record
@@ -234,32 +234,32 @@ class AsyncRedisBackend(AsyncBackend):
             async for key in keys:
                 if purged >= limit:
                     break
-                script, most = scripts.purging(self._options.holds_reservations(key), limit - purged)
+                script, most = scripts.purging(self._options.keys.is_reservations(key), limit - purged)
                 purged += scripts.code(await self._calls.script(script, key, (most,)))
         return purged
 
     async def reserve(self, c: Reserve, /) -> ReserveResult:
         """See ``Backend.reserve``."""
-        key = self._options.reservations_key(c.scope_id)
+        key = self._options.keys.reservations(c.scope_id)
         return scripts.reserved(await self._calls.script(scripts.RESERVE, key, scripts.reserve_arguments(c)))
 
     async def unreserve(self, c: Unreserve, /) -> None:
         """See ``Backend.unreserve``."""
-        key = self._options.reservations_key(c.scope_id)
+        key = self._options.keys.reservations(c.scope_id)
         scripts.code(await self._calls.script(scripts.UNRESERVE, key, (c.record_id,)))
 
     async def _keys(self) -> AsyncGenerator[bytes, None]:
         for server in await self._calls.servers():
             cursor: Any = None
             while cursor is None or int(cursor):
-                words = ("SCAN", cursor or 0, "MATCH", self._options.pattern(), "COUNT", SCANNED_AT_ONCE)
+                words = ("SCAN", cursor or 0, "MATCH", self._options.keys.pattern(), "COUNT", SCANNED_AT_ONCE)
                 cursor, keys = await self._calls.on(server, *words)
                 for key in keys:
                     yield key
 
     async def wait(self, c: Wait, /) -> None:
         """See ``RedisBackend.wait``. One thread listens for the sync and the async backend, and wakes the task."""
-        until, key = time.monotonic() + c.seconds, self._options.key(c.record_id)
+        until, key = time.monotonic() + c.seconds, self._key(c.record_id)
         settled, ended = signal(), signal()
         subscription = self._sync.listener.enter(key, settled, ended)
         try:
@@ -330,9 +330,10 @@ class RedisBackend(Backend):
         #: from the URL and the keywords
         self.options = self._options = without_missing_parts(options_of(url, given))
         self._calls = Calls(self._options)
+        self._key = self._options.keys.record
         #: what is known about the servers' memory; shared with the async backend, and passed on in a fork
         self.watch = MemoryWatch(self._options)
-        self._size_limits = PerProcess(sizes.Limit)
+        self._size_limits = PerProcess(Limit)
         self._listeners = PerProcess(lambda: Listener(self._options))
         self.call_timeout = self._options.call_timeout
         self._async = AsyncRedisBackend(over=self)
@@ -354,17 +355,16 @@ class RedisBackend(Backend):
         """See ``Backend.claim``. A claim that ``min_replicas`` replicas do not confirm is released and refused."""
         watch = self.watch
         if self._options.eviction == "refuse":
-            if not watch.looked and watch.due():
+            if not watch.looked and watch.next_look <= time.monotonic():
                 self.look()
             watch.admit()
         result = self._confirmed(c) if self._options.min_replicas else self._claim(c)
-        if watch.due():
+        if watch.next_look <= time.monotonic():
             self.look()
         return result
 
     def _claim(self, c: Claim) -> ClaimResult:
-        key = self._options.key(c.record_id)
-        return scripts.claimed(c, self._calls.script(scripts.CLAIM, key, scripts.claim_arguments(c)))
+        return scripts.claimed(c, self._calls.script(scripts.CLAIM, self._key(c.record_id), scripts.claim_arguments(c)))
 
     def _confirmed(self, c: Claim) -> ClaimResult:
         lease: Lease | None = None
@@ -382,7 +382,7 @@ class RedisBackend(Backend):
 
     def _confirm(self, lease: Lease) -> None:
         # Replicas confirm writes of the same connection, so the claim is written again. That shows a failover as well.
-        key = self._options.key(lease.record_id)
+        key = self._key(lease.record_id)
         if not scripts.is_held(self._calls.durable(scripts.RENEW, key, scripts.renew_arguments(lease))):
             self._calls.client().suspect()  # the two calls may have gone to two servers
             raise BackendUnavailable(scripts.GONE)
@@ -398,6 +398,7 @@ class RedisBackend(Backend):
 
     def look(self) -> None:
         """Read the servers' memory settings for ``watch``, in ``timeout`` seconds. Raises nothing of theirs."""
+        self.watch.begin_look()
         try:
             with Deadline(self._options.timeout):
                 self.watch.heed([self._calls.on(server, "INFO", "memory") for server in self._calls.servers()])
@@ -412,16 +413,14 @@ class RedisBackend(Backend):
 
     def examine(self) -> Sequence[Finding]:
         """See ``Backend.examine``. Each primary is looked at."""
-        from open_idempotency.backends.redis.examination import examine
-
-        return examine(self._options, self._calls.servers(), self._calls.on)
+        return topology.examine(self._options, self._calls.servers(), self._calls.on)
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
         """See ``Backend.renew``. A record that cannot be read is LOST. More than 500 leases take several calls."""
         renewals: list[Renewal] = []
         for start in range(0, len(c.leases), RENEWED_AT_ONCE):
             batch = c.leases[start : start + RENEWED_AT_ONCE]
-            keys = [self._options.key(lease.record_id) for lease in batch]
+            keys = [self._key(lease.record_id) for lease in batch]
             arguments = [scripts.renew_arguments(lease) for lease in batch]
             renewals += scripts.renewed(self._calls.by_server(scripts.RENEW, keys, arguments))
         return renewals
@@ -429,69 +428,63 @@ class RedisBackend(Backend):
     def save_stage(self, c: SaveStage, /) -> StageSaved:
         """See ``Backend.save_stage``."""
         arguments = scripts.save_stage_arguments(c)
-        if sizes.size_of(arguments) >= sizes.SMALLEST_LIMIT:
+        if calls.size_of(arguments) >= calls.SMALLEST_LIMIT:
             return scripts.stage_saved(self.send_large(scripts.SAVE_STAGE, c.lease, arguments))
-        key = self._options.key(c.lease.record_id)
-        return scripts.stage_saved(self._calls.durable(scripts.SAVE_STAGE, key, arguments))
+        return scripts.stage_saved(self._calls.durable(scripts.SAVE_STAGE, self._key(c.lease.record_id), arguments))
 
     def complete(self, c: Complete, /) -> Completed:
         """See ``Backend.complete``. It succeeds at the server's memory limit too."""
         arguments = scripts.complete_arguments(c)
-        if len(c.response) >= sizes.SMALLEST_LIMIT:
+        if len(c.response) >= calls.SMALLEST_LIMIT:
             return scripts.completed(self.send_large(scripts.COMPLETE, c.lease, arguments))
-        key = self._options.key(c.lease.record_id)
-        return scripts.completed(self._calls.durable(scripts.COMPLETE, key, arguments))
+        return scripts.completed(self._calls.durable(scripts.COMPLETE, self._key(c.lease.record_id), arguments))
 
     def send_large(self, script: Script, lease: Lease, arguments: scripts.Arguments) -> Any:
         """Run a script of an owner with a value that a server may refuse for its size.
 
         Raises ``RecordTooLarge`` where one does.
         """
-        key, size = self._options.key(lease.record_id), sizes.size_of(arguments)
-        actions = sizes.Actions(
+        key, size = self._key(lease.record_id), calls.size_of(arguments)
+        actions = calls.Actions(
             lambda: self._calls.durable(script, key, arguments),
             lambda: self._calls.script(scripts.STATUS, key),
-            lambda: [self._calls.on(server, "CONFIG GET", sizes.SETTING) for server in self._calls.servers()],
+            lambda: [self._calls.on(server, "CONFIG GET", calls.SETTING) for server in self._calls.servers()],
         )
         with Deadline(self._options.budget):
-            return sizes.drive(sizes.steps(self.size_limit, size, actions))
+            return calls.drive_large(calls.large_steps(self.size_limit, size, actions))
 
     @property
-    def size_limit(self) -> sizes.Limit:
+    def size_limit(self) -> Limit:
         """What this process knows about the size of values; shared with the async backend."""
         return self._size_limits.get()
 
     def fail(self, c: Fail, /) -> None:
         """See ``Backend.fail``."""
         arguments = scripts.fail_arguments(c)
-        if sizes.size_of(arguments) >= sizes.SMALLEST_LIMIT:
+        if calls.size_of(arguments) >= calls.SMALLEST_LIMIT:
             scripts.code(self.send_large(scripts.FAIL, c.lease, arguments))
             return
-        key = self._options.key(c.lease.record_id)
-        scripts.code(self._calls.script(scripts.FAIL, key, arguments))
+        scripts.code(self._calls.script(scripts.FAIL, self._key(c.lease.record_id), arguments))
 
     def release(self, c: Release, /) -> None:
         """See ``Backend.release``."""
-        key = self._options.key(c.lease.record_id)
-        scripts.code(self._calls.script(scripts.RELEASE, key, scripts.release_arguments(c)))
+        scripts.code(self._calls.script(scripts.RELEASE, self._key(c.lease.record_id), scripts.release_arguments(c)))
 
     def withdraw(self, c: Withdraw, /) -> None:
         """See ``Backend.withdraw``."""
-        key = self._options.key(c.claim.record_id)
-        scripts.code(self._calls.script(scripts.WITHDRAW, key, scripts.withdraw_arguments(c)))
+        scripts.code(self._calls.script(scripts.WITHDRAW, self._key(c.claim.record_id), scripts.withdraw_arguments(c)))
 
     def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""
-        return scripts.record(c.record_id, self._calls.script(scripts.GET, self._options.key(c.record_id)))
+        return scripts.record(c.record_id, self._calls.script(scripts.GET, self._key(c.record_id)))
 
     def delete(self, record_id: bytes, /) -> bool:
         """See ``Backend.delete``. A record that cannot be read is deleted as well."""
-        return bool(scripts.code(self._calls.script(scripts.DELETE, self._options.key(record_id))))
+        return bool(scripts.code(self._calls.script(scripts.DELETE, self._key(record_id))))
 
     def free(self, c: Free, /) -> Freed:
         """See ``Backend.free``."""
-        key = self._options.key(c.record_id)
-        return scripts.freed(self._calls.script(scripts.FREE, key, scripts.free_arguments(c)))
+        return scripts.freed(self._calls.script(scripts.FREE, self._key(c.record_id), scripts.free_arguments(c)))
 
     def now(self) -> float:
         """See ``Backend.now``. In a Cluster it is the clock of one of the primaries."""
@@ -503,14 +496,14 @@ class RedisBackend(Backend):
     def ids(self, prefix: bytes = b"") -> Iterator[bytes]:
         """See ``Backend.ids``. The servers compare the names of all keys. An id may come twice, as in ``scan``."""
         for key in self._keys(prefix.hex().encode()):
-            record_id = self._options.record_id(key)
+            record_id = self._options.keys.record_id(key)
             if record_id is not None:
                 yield record_id
 
     def scan(self) -> Iterator[Record]:
         """See ``Backend.scan``. A record may come twice while the server rehashes its table."""
         for key in self._keys():
-            record_id = self._options.record_id(key)
+            record_id = self._options.keys.record_id(key)
             record = None if record_id is None else self.get(Get(record_id))
             if record is not None:
                 yield record
@@ -518,7 +511,7 @@ class RedisBackend(Backend):
     def scan_headers(self) -> Iterator[Record]:
         """See ``Backend.scan_headers``; as with ``scan``, a record may come twice."""
         for keys in self._batches(scripts.HEADERS_AT_ONCE):
-            known = [(key, record_id) for key in keys if (record_id := self._options.record_id(key)) is not None]
+            known = [(key, record_id) for key in keys if (record_id := self._options.keys.record_id(key)) is not None]
             if not known:
                 continue
             named = [key for key, _ in known]
@@ -537,18 +530,18 @@ class RedisBackend(Backend):
         for key in self._keys():
             if purged >= limit:
                 break
-            script, most = scripts.purging(self._options.holds_reservations(key), limit - purged)
+            script, most = scripts.purging(self._options.keys.is_reservations(key), limit - purged)
             purged += scripts.code(self._calls.script(script, key, (most,)))
         return purged
 
     def reserve(self, c: Reserve, /) -> ReserveResult:
         """See ``Backend.reserve``. It is refused at the server's memory limit."""
-        key = self._options.reservations_key(c.scope_id)
+        key = self._options.keys.reservations(c.scope_id)
         return scripts.reserved(self._calls.script(scripts.RESERVE, key, scripts.reserve_arguments(c)))
 
     def unreserve(self, c: Unreserve, /) -> None:
         """See ``Backend.unreserve``."""
-        key = self._options.reservations_key(c.scope_id)
+        key = self._options.keys.reservations(c.scope_id)
         scripts.code(self._calls.script(scripts.UNRESERVE, key, (c.record_id,)))
 
     def _keys(self, beginning: bytes = b"") -> Iterator[bytes]:
@@ -557,7 +550,7 @@ class RedisBackend(Backend):
 
     def _batches(self, count: int, beginning: bytes = b"") -> Iterator[Sequence[bytes]]:
         """The keys of records and reservations whose names go on like this behind the prefix, about so many at once."""
-        pattern = self._options.pattern(beginning)
+        pattern = self._options.keys.pattern(beginning)
         for server in self._calls.servers():
             cursor: Any = None
             while cursor is None or int(cursor):
@@ -572,7 +565,7 @@ class RedisBackend(Backend):
 
     def wait(self, c: Wait, /) -> None:
         """See ``Backend.wait``. The server wakes it. Where listening is not possible it returns after ``c.pause``."""
-        until, key = time.monotonic() + c.seconds, self._options.key(c.record_id)
+        until, key = time.monotonic() + c.seconds, self._key(c.record_id)
         settled, ended = threading.Event(), threading.Event()
         subscription = self.listener.enter(key, settled, ended)
         try:

@@ -35,8 +35,8 @@ from open_idempotency.backends.redis.connections import (
     sync_kind,
 )
 from open_idempotency.backends.redis.options import Deadline, Options, limited, seconds_left
-from open_idempotency.backends.redis.pipelining import Batches
-from open_idempotency.backends.redis.protocol import ERRORS, Command
+from open_idempotency.backends.redis.pipelining import Batches, Command
+from open_idempotency.backends.redis.refusals import ERRORS
 from open_idempotency.backends.redis.scripts import Keyed, Script
 from open_idempotency.backends.redis.topology import NotInBatch, PlainServer, Topology, pipelined
 from open_idempotency.exceptions import BackendUnavailable

@@ -25,8 +25,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from open_idempotency.backends.redis.options import LATE, Address, Options, current
-from open_idempotency.backends.redis.pipelining import forget_certificates, socket_of
-from open_idempotency.backends.redis.protocol import packed, says_cut_off, says_replica
+from open_idempotency.backends.redis.pipelining import forget_certificates, packed, socket_of
+from open_idempotency.backends.redis.refusals import says_cut_off, says_replica
 
 #: an address that was found, and how many servers had been left by then
 Reached = tuple[Address | None, int]

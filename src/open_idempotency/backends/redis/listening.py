@@ -22,7 +22,7 @@ from open_idempotency.backends._shared.waiters import Waiter, Waiters
 from open_idempotency.backends.redis.connections import Connection
 from open_idempotency.backends.redis.options import Options
 from open_idempotency.backends.redis.pipelining import socket_of
-from open_idempotency.backends.redis.protocol import ERRORS
+from open_idempotency.backends.redis.refusals import ERRORS
 from open_idempotency.backends.redis.topology import topology_of
 
 #: seconds after which a thread without waiters ends

@@ -8,6 +8,9 @@ redis-py connects, with its TLS, login and discovery. Then the connection is tak
 anything goes wrong is dropped, and the next batch has a new one, so no request gets the reply to another one. A request
 that a server redirects, as in a Cluster, is left to redis-py's own client.
 
+The servers' protocol (RESP 2) is written and read here. redis-py does that for one command and one reply at a time,
+and it is most of what a call costs there.
+
 ``without_missing_parts`` looks for the private parts when a backend is made. Where one is missing the backend works
 without it, through redis-py's pools, and logs a warning.
 """
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 import time
 from collections import deque
@@ -34,11 +38,13 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from open_idempotency.backends._shared.coalescing import Limits, LoopCoalescer
 from open_idempotency.backends.redis.options import LATE, Options, limited
-from open_idempotency.backends.redis.protocol import CLOSED, ERRORS, Replies, may_retry, packed, wrapped
+from open_idempotency.backends.redis.refusals import CLOSED, ERRORS, error_of, may_retry, wrapped
 from open_idempotency.backends.redis.scripts import Argument, Keyed, Script, Unconfirmed, confirmed, evaluation
 from open_idempotency.exceptions import BackendUnavailable
 
 logger = logging.getLogger("open_idempotency")
+
+# What redis-py has, and has not
 
 _SOCKET, _STREAMS, _CERTIFICATES = "_sock", ("_reader", "_writer"), "ssl_context"
 
@@ -89,6 +95,128 @@ def forget_certificates(connection: Any) -> None:
         connection.ssl_context.context = None
 
 
+# Commands to bytes, bytes to replies
+
+#: the words of a command
+Command = Sequence[Any]
+
+_END = b"\r\n"
+_ARRAY, _TEXT, _INTEGER, _SIMPLE, _ERROR = b"*$:+-"
+# The end of one word and the length of the next; nearly all words are short.
+_LENGTHS = [b"\r\n$%d\r\n" % length for length in range(128)]
+
+
+def packed(command: Command) -> bytes:
+    """A command as it is sent. Its words are bytes of any kind, text or whole numbers."""
+    pieces = [b"*%d" % len(command)]
+    for word in command:
+        if type(word) is not bytes:
+            word = b"%d" % word if type(word) is int else _octets(word)
+        length = len(word)
+        pieces.append(_LENGTHS[length] if length < len(_LENGTHS) else b"\r\n$%d\r\n" % length)
+        pieces.append(word)
+    pieces.append(_END)
+    return b"".join(pieces)
+
+
+def _octets(word: Any) -> bytes:
+    return word.encode() if isinstance(word, str) else bytes(word)
+
+
+class Replies:
+    """Cuts received bytes into replies. An error reply is an exception of redis-py's, which is not raised."""
+
+    __slots__ = ("_needed", "_rest")
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        # Without it, each piece of a large value would be parsed from the beginning of the value.
+        self._needed = 0
+
+    def feed(self, data: bytes) -> list[Any]:
+        """The replies that are complete now. After ``InvalidResponse`` it must not be fed again."""
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._needed:
+                return []
+            data = bytes(self._rest)
+        found: list[Any] = []
+        position, end = 0, len(data)
+        try:
+            while position < end:
+                numbers = _NUMBERS(data, position)
+                words = () if numbers is None else numbers[2][1:-2].split(b"\r\n:")
+                if numbers is not None and len(words) == int(numbers[1]):
+                    reply, position = [*map(int, words)], numbers.end()
+                else:
+                    reply, position = _reply(data, position)
+                found.append(reply)
+        except _Incomplete as incomplete:
+            self._needed = incomplete.length - position
+        except ValueError as error:
+            raise InvalidResponse(f"not a reply: {error}") from error
+        self._rest = bytearray(data[position:])
+        return found
+
+
+class _Incomplete(Exception):
+    """A reply is not complete. ``length``: how many bytes are needed at least, from the beginning."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+
+#: a short array of numbers, as most replies are; the next reply may follow it
+_NUMBERS = re.compile(rb"\*(\d)\r\n((?::-?\d+\r\n)+)").match
+
+
+def _reply(data: bytes, position: int) -> tuple[Any, int]:
+    """The reply at ``position``, and where it ends. It is a loop, not a recursion, because every call pays for it."""
+    open_arrays: list[tuple[list[Any], int]] = []
+    while True:
+        value, position, missing = _value(data, position)
+        if missing:
+            open_arrays.append((value, missing))
+            continue
+        while open_arrays:
+            array, size = open_arrays[-1]
+            array.append(value)
+            if len(array) < size:
+                break
+            value = open_arrays.pop()[0]
+        else:
+            return value, position
+
+
+def _value(data: bytes, position: int) -> tuple[Any, int, int]:
+    """One value, where it ends, and how many of the following values belong to it."""
+    line = data.find(_END, position)
+    if line < 0:
+        raise _Incomplete(len(data) + 1)
+    kind, after = data[position], line + 2
+    if kind == _INTEGER:
+        return int(data[position + 1 : line]), after, 0
+    if kind == _TEXT:
+        length = int(data[position + 1 : line])
+        if length < 0:
+            return None, after, 0
+        end = after + length
+        if len(data) < end + 2:
+            raise _Incomplete(end + 2)
+        return data[after:end], end + 2, 0
+    if kind == _ARRAY:
+        length = int(data[position + 1 : line])
+        return (None if length < 0 else []), after, max(0, length)
+    if kind == _SIMPLE:
+        return data[position + 1 : line], after, 0
+    if kind == _ERROR:
+        return error_of(data[position + 1 : line].decode("utf-8", "replace")), after, 0
+    raise ValueError(f"byte {kind} at the start")
+
+
+# The connection
+
+
 class Route(Protocol):
     """Where the server is, and whether it is the primary."""
 
@@ -134,7 +262,7 @@ class _Exchange:
 class _Stream(asyncio.Protocol):
     """An open connection, from the takeover to its end."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, route: Route) -> None:
         reader, writer = connection._reader, connection._writer
         # Else redis-py would warn that the connection was not closed.
         connection._reader = connection._writer = None
@@ -142,6 +270,7 @@ class _Stream(asyncio.Protocol):
             writer.close()
             raise RedisConnectionError("the connection was closed at once")
         self.reached = connection.reached
+        self._route = route
         # Kept, because a writer closes its connection when it is garbage.
         self._writer: asyncio.StreamWriter = writer
         self._loop = asyncio.get_running_loop()
@@ -179,6 +308,11 @@ class _Stream(asyncio.Protocol):
             if not self._in_flight:
                 self.drop(RedisConnectionError(f"the server sent a reply to no command: {reply!r}"))
                 return
+            if isinstance(reply, Exception) and self._must_leave(reply):
+                ended = RedisConnectionError(str(reply))
+                ended.__cause__ = reply
+                self.drop(ended)
+                return
             exchange = self._in_flight[0]
             exchange.replies.append(reply)
             if len(exchange.replies) == exchange.wanted:
@@ -186,6 +320,13 @@ class _Stream(asyncio.Protocol):
                 exchange.timer.cancel()
                 if not exchange.outcome.done():
                     exchange.outcome.set_result(exchange.replies)
+
+    def _must_leave(self, refusal: Exception) -> bool:
+        """Whether a refusal means that another connection is needed."""
+        if isinstance(refusal, ResponseError) and self._route.leave_if(refusal, self.reached):
+            return True
+        # For example BusyLoadingError: the server is loading its data.
+        return isinstance(refusal, RedisConnectionError)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.drop(RedisConnectionError(f"the connection was closed: {exc}"))
@@ -212,39 +353,27 @@ class PipelinedConnection:
         self._connecting = asyncio.Lock()
         self._closed = False
 
-    async def exchange(self, commands: Sequence[bytes], until: float) -> list[Any]:
+    def exchange(self, commands: Sequence[bytes], until: float) -> Awaitable[list[Any]]:
         """Send the commands; their replies, with refusals at their positions. Raises one of ``ERRORS`` where it broke.
 
         ``until``: the latest end, a time of ``time.monotonic``. Once connected, ``timeout`` seconds end it as well.
         """
-        stream = self._usable()
-        if stream is None:
-            stream = await limited(until - time.monotonic(), self._connected())
-        seconds = min(self._timeout, until - time.monotonic())
-        replies = await stream.exchange(commands, seconds)
-        for reply in replies:
-            if isinstance(reply, Exception) and self._ends(stream, reply):
-                error = RedisConnectionError(str(reply))
-                stream.drop(error)
-                raise error from reply
-        return replies
-
-    def _ends(self, stream: _Stream, refusal: Exception) -> bool:
-        """Whether a refusal means that another connection is needed."""
-        if isinstance(refusal, ResponseError) and self._route.leave_if(refusal, stream.reached):
-            return True
-        # For example BusyLoadingError: the server is loading its data.
-        return isinstance(refusal, RedisConnectionError)
-
-    def _usable(self) -> _Stream | None:
+        # Not ``async def``: the caller waits for the replies themselves, and no frame between is resumed.
         stream = self._stream
         if stream is None or stream.is_over or stream.reached != self._route.current:
-            return None
-        return stream
+            return self._connect_and_exchange(commands, until)
+        return stream.exchange(commands, min(self._timeout, until - time.monotonic()))
+
+    async def _connect_and_exchange(self, commands: Sequence[bytes], until: float) -> list[Any]:
+        stream = await limited(until - time.monotonic(), self._connected())
+        return await stream.exchange(commands, min(self._timeout, until - time.monotonic()))
 
     async def _connected(self) -> _Stream:
         async with self._connecting:
-            return self._usable() or await self._connect()
+            stream = self._stream
+            if stream is None or stream.is_over or stream.reached != self._route.current:
+                return await self._connect()
+            return stream
 
     async def _connect(self) -> _Stream:
         self._refuse_if_closed()
@@ -255,7 +384,7 @@ class PipelinedConnection:
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        stream = self._stream = _Stream(connection)
+        stream = self._stream = _Stream(connection, self._route)
         self._refuse_if_closed()
         return stream
 
@@ -273,6 +402,9 @@ class PipelinedConnection:
         """Close the connection for good. Exchanges in flight end with an error."""
         self._closed = True
         self._drop(RedisError(CLOSED))
+
+
+# The batches
 
 
 class _Request(NamedTuple):
@@ -309,10 +441,12 @@ class Batches:
         (key,), arguments = keyed
         now = self._options.now()
         command = packed((*script.called, key, now, *arguments))
-        if self._next.busy:
-            # In turn, so that both have equal parts.
-            self._next, self._other = self._other, self._next
-        return self._next.ask(_Request(script, keyed, now, command), len(command))
+        request = _Request(script, keyed, now, command)
+        if not self._next.busy:
+            return self._next.ask(request, len(command), known_idle=True)
+        # In turn, so that both have equal parts.
+        self._next, self._other = self._other, self._next
+        return self._next.ask(request, len(command))
 
     def close(self) -> None:
         """Close the connection. Requests in flight are refused."""

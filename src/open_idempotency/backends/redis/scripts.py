@@ -1,4 +1,4 @@
-"""The Lua scripts, their arguments and their replies: pure functions, shared by the sync and the async backend.
+"""The Lua scripts, their keys, arguments and replies: pure functions, shared by the sync and the async backend.
 
 Times are whole microseconds in arguments and replies. A stage is one frame of ours (identity and value), which the
 scripts neither read nor change. A reply begins with a number. A number below 0 is an error of ours. A reply of another
@@ -104,6 +104,43 @@ PURGE_RESERVATIONS = Script("purge_reservations")
 RESERVE = Script("reserve")
 UNRESERVE = Script("unreserve")
 STATUS = Script("status")
+
+
+_RESERVATIONS = b"quota:"
+_GLOB_CHARACTERS = frozenset(b"*?[]\\")
+
+
+class Keys:
+    """The names of our keys on the servers, behind a prefix."""
+
+    __slots__ = ("_prefix",)
+
+    def __init__(self, prefix: bytes) -> None:
+        self._prefix = prefix
+
+    def record(self, record_id: bytes) -> bytes:
+        """The key of a record."""
+        return self._prefix + record_id.hex().encode()
+
+    def reservations(self, scope_id: bytes) -> bytes:
+        """The key of a caller's reservations. No record's key has a colon behind the prefix."""
+        return self._prefix + _RESERVATIONS + scope_id.hex().encode()
+
+    def is_reservations(self, key: bytes) -> bool:
+        """Whether this is a key of reservations."""
+        return key.startswith(self._prefix + _RESERVATIONS)
+
+    def record_id(self, key: bytes) -> bytes | None:
+        """The id of the record at a key; None for a key that is not ours."""
+        try:
+            return bytes.fromhex(key[len(self._prefix) :].decode("ascii"))
+        except ValueError:
+            return None
+
+    def pattern(self, beginning: bytes = b"") -> bytes:
+        """The pattern for ``SCAN`` that matches our keys. ``beginning``: hexadecimal digits behind the prefix."""
+        escaped = b"".join(b"\\%c" % byte if byte in _GLOB_CHARACTERS else b"%c" % byte for byte in self._prefix)
+        return escaped + beginning + b"*"
 
 
 def evaluation(script: Script, keyed: Keyed, now: Argument, source: bool = False) -> tuple[Any, ...]:
@@ -283,13 +320,23 @@ def _mismatch(_c: Claim, _reply: Reply) -> Mismatch:
     return Mismatch()
 
 
-_CLAIMED: tuple[Callable[[Claim, Reply], ClaimResult], ...] = (_leased, _busy, _finished, _refused, _mismatch)
+def _no_result(_: Claim, reply: Reply) -> NoReturn:
+    raise ValueError(f"no reply to a claim begins with {code(reply)}")
+
+
+_CLAIMED: dict[int, Callable[[Claim, Reply], ClaimResult]] = {
+    0: _leased,
+    1: _busy,
+    2: _finished,
+    3: _refused,
+    4: _mismatch,
+}
 
 
 def claimed(c: Claim, reply: Reply) -> ClaimResult:
     """What ``claim.lua`` replied."""
     try:
-        return _CLAIMED[code(reply)](c, reply)
+        return _CLAIMED.get(reply[0], _no_result)(c, reply)
     except _MALFORMED as error:
         raise _malformed(error) from error
 

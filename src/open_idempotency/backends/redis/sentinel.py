@@ -39,7 +39,7 @@ from open_idempotency.backends.redis.connections import (
 )
 from open_idempotency.backends.redis.options import Address, Options
 from open_idempotency.backends.redis.pipelining import socket_of
-from open_idempotency.backends.redis.protocol import ERRORS
+from open_idempotency.backends.redis.refusals import ERRORS
 from open_idempotency.backends.redis.topology import AsyncOneServer, OneServer, Topology
 
 logger = logging.getLogger("open_idempotency")

@@ -78,7 +78,7 @@ def _is_missing(text: str) -> bool:
 
 
 def is_replaced(options: Options, file: sqlite_files.Watched) -> bool:
-    """Whether SQLite's file is another one by now. One that was never there is made, for its owner alone.
+    """Whether SQLite's file was replaced by another one. A missing file is created, for its owner alone.
 
     Raises ``BackendUnavailable`` where it is gone.
     """

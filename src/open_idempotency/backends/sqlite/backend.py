@@ -12,21 +12,25 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import sqlite3
+import stat
+import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from open_idempotency._runtime.loops import current_library, in_thread
 from open_idempotency._runtime.processes import PerProcess
-from open_idempotency.backend import Finding, Get
-from open_idempotency.backends._shared import urls
+from open_idempotency.backend import Finding, Get, Level
+from open_idempotency.backends._shared import findings, urls
 from open_idempotency.backends._shared.coalescing import Limits, LoopCoalescer
+from open_idempotency.backends._shared.findings import MOST_COUNTED, megabytes
 from open_idempotency.backends._shared.fronts import AsyncFront, SyncFront
-from open_idempotency.backends._shared.threads import run_in_thread
-from open_idempotency.backends.sqlite.connections import Connections
-from open_idempotency.backends.sqlite.transactions import Request, Transactions
+from open_idempotency.backends.sqlite.transactions import Connections, Request, Transactions
 from open_idempotency.backends.sqlite.verbs import SCHEMA_VERSION, VERBS, Verb
 from open_idempotency.exceptions import ConfigurationError
 
@@ -97,9 +101,7 @@ class SqliteBackend(SyncFront):
 
     def examine(self) -> Sequence[Finding]:
         """See ``Backend.examine``; it reads a file of up to 256 MiB whole."""
-        from open_idempotency.backends.sqlite.examination import examine
-
-        return self._connections.read(examine, self._path, self.now())
+        return self._connections.read(_examine, self._path, self.now())
 
     def close(self) -> None:
         """Close this process's connections; they open again if the backend is used again."""
@@ -206,3 +208,147 @@ class AsyncSqliteBackend(AsyncFront):
                     all_lanes.pop(other, None)
             lanes = all_lanes[loop] = _Lanes(self._transactions, loop)
         return lanes
+
+
+# The examination: the health of the file, its permissions, the disk, and purging (P-17)
+
+_EXPIRED = """
+    SELECT count(*), coalesce(:now - min(expires_at), 0.0) FROM (
+        SELECT expires_at FROM open_idempotency_records
+        WHERE claimed_at + ttl <= :now AND expires_at <= :now LIMIT :most
+    )
+"""
+#: bytes up to which a file is read whole to be checked
+_CHECKED = 256 * 1024 * 1024
+_LITTLE, _TOO_LITTLE = 1_000_000_000, 100_000_000
+
+
+def _examine(connection: sqlite3.Connection, path: str, now: float) -> list[Finding]:
+    """Look at the file. Raises ``sqlite3.Error``."""
+    found = [findings.server(f"SQLite {sqlite3.sqlite_version}"), *_look_at_file(path), _check(connection, path)]
+    (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+    if mode != "wal":
+        cure = "PRAGMA journal_mode=wal, once; the file keeps it. On a network file system SQLite is not safe at all"
+        found.append(Finding("journal", Level.WARNING, f"journal_mode is {mode}, so readers hold up writers", cure))
+    row = connection.execute(_EXPIRED, {"now": now, "most": MOST_COUNTED + 1}).fetchone()
+    return [*found, findings.purging(*row)]
+
+
+def _look_at_file(path: str) -> Iterator[Finding]:
+    size = sum(os.path.getsize(path + end) for end in ("", "-wal") if os.path.exists(path + end))
+    free = shutil.disk_usage(os.path.dirname(path)).free
+    found = f"{megabytes(size)} with its log; the disk has {megabytes(free)} left"
+    level = Level.PROBLEM if free < _TOO_LITTLE else Level.WARNING if free < _LITTLE else Level.OK
+    yield Finding(
+        "disk", level, found, "make room: on a full disk every new key gets 503" if level is not Level.OK else ""
+    )
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    if os.name == "posix" and mode & 0o007:
+        found = f"every user of this machine may open the file (mode {mode:04o})"
+        yield Finding("permissions", Level.WARNING, found, f"chmod o= {path}; stored responses are in it")
+
+
+def _check(connection: sqlite3.Connection, path: str) -> Finding:
+    if os.path.getsize(path) > _CHECKED:
+        return Finding("integrity", Level.UNKNOWN, "the file is too large to be checked here", "run PRAGMA quick_check")
+    (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if said == "ok":
+        return Finding("integrity", Level.OK, "quick_check found nothing")
+    return Finding(
+        "integrity", Level.PROBLEM, f"quick_check: {said}", "stop the workers, and restore or remake the file"
+    )
+
+
+# Sync calls of an asyncio loop in threads, at half the cost of an executor. There is one pool of threads for each
+# process. A thread that is idle for a while ends. One that blocks delays no other call, since there are as many threads
+# as there are calls at the same moment. The callers bound that number.
+
+T = TypeVar("T")
+
+#: seconds after which an idle thread ends
+_IDLE = 10.0
+
+
+class _Call:
+    """One call, its outcome, and the future that its task awaits at the moment."""
+
+    __slots__ = ("_loop", "argument", "done", "error", "function", "result", "waiter")
+
+    def __init__(self, function: Callable[[Any], Any], argument: Any) -> None:
+        self.function = function
+        self.argument = argument
+        self._loop = asyncio.get_running_loop()
+        self.waiter: asyncio.Future[None] = self._loop.create_future()
+        self.done = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def make(self) -> None:
+        """In the thread."""
+        try:
+            self.result = self.function(self.argument)
+        except BaseException as error:
+            self.error = error
+
+    def report(self) -> None:
+        """In the thread: wake the task."""
+        with suppress(RuntimeError):  # the loop is closed, and its task is gone
+            self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        self.done = True
+        if not self.waiter.done():
+            self.waiter.set_result(None)
+
+    async def wait(self) -> None:
+        """Wait for the end of the call, even if the task is cancelled: a call that has begun is not abandoned."""
+        try:
+            await self.waiter
+        except asyncio.CancelledError:
+            while not self.done:
+                self.waiter = self._loop.create_future()
+                with suppress(asyncio.CancelledError):
+                    await self.waiter
+            raise
+
+
+class _Thread:
+    """Makes one call after the other; it is in ``idle`` while it has none."""
+
+    def __init__(self, idle: list[_Thread]) -> None:
+        self._idle = idle
+        self.calls: SimpleQueue[_Call] = SimpleQueue()
+        threading.Thread(target=self._work, name="open-idempotency-call", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            try:
+                call = self.calls.get(timeout=_IDLE)
+            except Empty:
+                with suppress(ValueError):  # it was just taken, and its call is on its way
+                    self._idle.remove(self)
+                    return
+                continue
+            call.make()
+            self._idle.append(self)
+            call.report()
+            del call
+
+
+_idle: PerProcess[list[_Thread]] = PerProcess(list)
+
+
+async def run_in_thread(function: Callable[[Any], T], argument: Any) -> T:
+    """``function(argument)`` in a thread. A cancellation takes effect after the end of the call."""
+    call = _Call(function, argument)
+    idle = _idle.get()
+    try:
+        thread = idle.pop()
+    except IndexError:
+        thread = _Thread(idle)
+    thread.calls.put(call)
+    await call.wait()
+    if call.error is not None:
+        raise call.error
+    result: T = call.result
+    return result

@@ -1,4 +1,11 @@
-"""Group commit: requests that arrive while the last transaction is written share the next one.
+"""Connections to one SQLite file, and group commit on them.
+
+Requests that arrive while the last transaction is written share the next one.
+
+Each process has a small pool of connections and one writer at a time. SQLite must not be carried across a fork: the
+child inherits the memory of its locks but not the locks (POSIX locks belong to a process), so even a new connection of
+the child would be unprotected beside an inherited one. Right before a fork this process's calls therefore come to an
+end and its connections are closed; both sides open new ones.
 
 No response leaves before its transaction is committed. A refusal, such as LeaseLost, is a response like others, since a
 verb that raises one has written nothing. What SQLite cannot do for one request, as with a value too big for it, is
@@ -7,17 +14,325 @@ undone for all, and then each is tried alone. What it can do for none, as while 
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Generic, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from open_idempotency._runtime.processes import PerProcess
+from open_idempotency.backends._shared import sizes, sqlite_files, waiters
 from open_idempotency.backends._shared.coalescing import NOT_ALONE, Limits, ThreadCoalescer
 from open_idempotency.backends.sqlite import verbs
-from open_idempotency.backends.sqlite.connections import Connections, is_databases, transaction, wrapped
-from open_idempotency.exceptions import BackendUnavailable, IdempotencyError
+from open_idempotency.exceptions import BackendUnavailable, IdempotencyError, RecordUnreadable
+
+# Connections
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_MAX_IDLE = 8
+_CACHED_STATEMENTS = 64
+
+
+class Turn:
+    """A lock that may be released in any case: where this thread does not hold it, that does nothing.
+
+    A signal's handler may raise right behind ``acquire``, before its release is registered. So ``acquire`` belongs
+    inside the ``try``.
+    """
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def acquire(self, timeout: float) -> bool:
+        """Take the lock within so many seconds; whether that succeeded."""
+        return self._lock.acquire(timeout=timeout)
+
+    def release(self) -> None:
+        """Release the lock, if this thread holds it."""
+        with suppress(RuntimeError):
+            self._lock.release()
+
+
+class _Connection(sqlite3.Connection):
+    """A connection. ``file``: which file it has opened."""
+
+    file: sqlite_files.Identity | None = None
+
+
+class _Pool:
+    """The connections of one process. ``writing``: queues its writers, which SQLite would let poll."""
+
+    def __init__(self) -> None:
+        self.idle: deque[_Connection] = deque()
+        #: closes idle connections when nothing uses this pool any more, and at exit: a backend need not be closed
+        self.ending = weakref.finalize(self, _close_own, self.idle, os.getpid())
+        self.calls: set[object] = set()
+        self.writing = Turn()
+        #: held by the thread that opens the process's first connection, which may have to make the tables
+        self.opening = threading.Lock()
+        self.opened = False
+        self._forking: threading.Event | None = None
+
+    def close(self) -> None:
+        while self.idle:
+            self.idle.pop().close()
+
+    def enter(self, seconds: float) -> object:
+        """Begin a call, which ``calls`` then holds; while the process forks, wait for the end of that."""
+        call = object()
+        deadline = time.monotonic() + seconds
+        while True:
+            # First, so that either this call sees the fork, or the fork sees this call.
+            self.calls.add(call)
+            forking = self._forking
+            if forking is None:
+                return call
+            self.calls.discard(call)
+            if not forking.wait(deadline - time.monotonic()):
+                raise BackendUnavailable(f"the process was forking for {seconds} s")
+
+    def pause(self, seconds: float) -> Callable[[], None]:
+        deadline = time.monotonic() + seconds
+        held = self.writing.acquire(timeout=seconds)
+        forking = self._forking = threading.Event()
+        while self.calls and time.monotonic() < deadline:
+            time.sleep(0.001)
+        self.close()
+
+        def resume() -> None:
+            self._forking = None
+            forking.set()
+            if held:
+                self.writing.release()
+
+        return resume
+
+
+def _close_own(idle: deque[_Connection], pid: int) -> None:
+    # A child that ends does not close what its parent has opened.
+    with suppress(IndexError):
+        while os.getpid() == pid:
+            idle.pop().close()
+
+
+class Connections:
+    """Runs functions on connections to one file.
+
+    ``timeout``: seconds to wait for each lock; ``synchronous``: a PRAGMA.
+    """
+
+    def __init__(self, path: str, timeout: float, synchronous: str) -> None:
+        self._path = path
+        self._timeout = timeout
+        self._synchronous = synchronous
+        self._pools = PerProcess(_Pool)
+        waiters.pause_at_forks(self)
+
+    def read(self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call with a connection for single reads; waits for no writer. Raises ``BackendUnavailable``."""
+        pool = self._pools.get()
+        call = pool.enter(self._timeout)
+        try:
+            connection = self._take(pool)
+            try:
+                result = function(connection, *args, **kwargs)
+            except (sqlite3.Error, OverflowError):
+                connection.close()
+                raise
+            except BaseException:
+                # A response such as LeaseLost, raised between statements: the connection is sound, unless there was
+                # no memory left for the end of its transaction.
+                if connection.in_transaction:
+                    connection.close()
+                else:
+                    self._give_back(pool, connection)
+                raise
+            self._give_back(pool, connection)
+            return result
+        except (sqlite3.Error, OverflowError) as error:
+            if not is_databases(error):
+                raise
+            raise wrapped(error) from error
+        finally:
+            pool.calls.discard(call)
+
+    def take_turn(
+        self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Call with a connection while no other thread of this process writes. Raises ``BackendUnavailable``."""
+        turn = self.turn
+        try:
+            if not turn.acquire(timeout=self._timeout):
+                raise BackendUnavailable(f"no turn to write within {self._timeout} s")
+            return self.read(function, *args, **kwargs)
+        finally:
+            turn.release()
+
+    @property
+    def turn(self) -> Turn:
+        """Held by the thread of this process that writes."""
+        return self._pools.get().writing
+
+    def close(self) -> None:
+        """Close this process's idle connections; others close when their call ends."""
+        pool = self._pools.pop()
+        if pool is not None:
+            pool.close()
+
+    def pause(self) -> Callable[[], None]:
+        """See ``forks.Pausable``."""
+        return self._pools.get().pause(self._timeout)
+
+    def _take(self, pool: _Pool) -> _Connection:
+        if not pool.opened:
+            return self._open_first(pool)
+        file = sqlite_files.identity(self._path)
+        if file is None:
+            raise sqlite_files.gone(self._path)
+        while True:
+            try:
+                connection = pool.idle.pop()
+            except IndexError:
+                return self._open(file)
+            if connection.file == file:
+                return connection
+            connection.close()
+
+    def _open_first(self, pool: _Pool) -> _Connection:
+        # One thread brings the file up; the others would poll for its locks, and some in vain.
+        if not pool.opening.acquire(timeout=self._timeout):
+            raise BackendUnavailable(f"SQLite: the database was not opened within {self._timeout} s")
+        try:
+            sqlite_files.make(self._path)
+            connection = self._open(sqlite_files.identity(self._path))
+            pool.opened = True
+            return connection
+        finally:
+            pool.opening.release()
+
+    def _give_back(self, pool: _Pool, connection: _Connection) -> None:
+        # After close() the pool is another one, and at exit it ends; what is not reused is closed.
+        if len(pool.idle) < _MAX_IDLE and pool.ending.alive and self._pools.get() is pool:
+            pool.idle.append(connection)
+        else:
+            connection.close()
+
+    def _open(self, file: sqlite_files.Identity | None) -> _Connection:
+        """A new connection to the database, which has to be this file."""
+        connection = sqlite3.connect(
+            sqlite_files.uri(self._path),
+            uri=True,
+            factory=_Connection,
+            timeout=self._timeout,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=_CACHED_STATEMENTS,
+        )
+        try:
+            self._prepare(connection)
+            connection.file = sqlite_files.identity(self._path)
+            if connection.file != file:
+                raise sqlite_files.replaced(self._path)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+        self._use_write_ahead_log(connection)
+        versions = _versions(connection)
+        if versions in _OLDER:
+            self._bring_up(connection)
+            versions = _versions(connection)
+        if versions != [verbs.SCHEMA_VERSION]:
+            raise RecordUnreadable(
+                f"the database has schema version {versions!r:.40}; this release reads {verbs.SCHEMA_VERSION}"
+            )
+        if connection.execute(verbs.HAS_ABOUT).fetchone() is None:
+            with transaction(connection):
+                # Another process may have been first.
+                if connection.execute(verbs.HAS_ABOUT).fetchone() is None:
+                    connection.execute(verbs.ADD_ABOUT)
+
+    def _use_write_ahead_log(self, connection: sqlite3.Connection) -> None:
+        # Changing the journal does not wait for a lock as statements do, so two that start together must.
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            except sqlite3.OperationalError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
+
+    def _bring_up(self, connection: sqlite3.Connection) -> None:
+        with transaction(connection):
+            # Another process may have been first.
+            versions = _versions(connection)
+            if versions in _OLDER:
+                for script in verbs.SCHEMAS[_OLDER.index(versions) :]:
+                    for statement in script.split(";"):
+                        connection.execute(statement)
+
+
+class transaction:  # noqa: N801 (reads as a verb)
+    """``with transaction(connection):`` begins to write; committed at the end, rolled back when the block raises."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._connection.execute(verbs.BEGIN)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._connection.execute(verbs.COMMIT)
+        finally:
+            # After an error SQLite may have rolled back by itself, as when the disk is full.
+            if self._connection.in_transaction:
+                self._connection.execute(verbs.ROLLBACK)
+
+
+# The versions that a database may have had before, in order; at first it has none.
+_OLDER: list[list[int] | None] = [None, *([version] for version in range(1, verbs.SCHEMA_VERSION))]
+
+
+def _versions(connection: sqlite3.Connection) -> list[int] | None:
+    if connection.execute(verbs.HAS_SCHEMA).fetchone() is None:
+        return None
+    return [row[0] for row in connection.execute(verbs.READ_SCHEMA)]
+
+
+def is_databases(error: BaseException) -> bool:
+    """Whether an error is SQLite's, or the driver's about a value that SQLite could not take."""
+    return isinstance(error, sqlite3.Error) or (isinstance(error, OverflowError) and sizes.is_refused(None, str(error)))
+
+
+def wrapped(error: Exception) -> IdempotencyError:
+    """The error of this package for a driver's error."""
+    if sizes.is_refused(None, str(error)):
+        return sizes.too_large("SQLite", error)
+    # A malformed file, or one that is no database, raises this very class; all other errors are subclasses.
+    if type(error) is sqlite3.DatabaseError:
+        return RecordUnreadable(f"SQLite cannot read the database: {error}")
+    return BackendUnavailable(f"SQLite: {error}")
+
+
+# Group commit
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -95,7 +410,7 @@ class Transactions:
         return self._write_at_once(connection, verb, command)
 
     def _write_at_once(self, connection: sqlite3.Connection, verb: verbs.Verb[C, R], command: C) -> Any:
-        # Whoever waits for a turn must hold no connection: see Connections.pause.
+        # A caller that waits for a turn must hold no connection: see Connections.pause.
         turn = self._connections.turn
         try:
             return self._write_alone(connection, verb, command) if turn.acquire(timeout=0) else NOT_ALONE
