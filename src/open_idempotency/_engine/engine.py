@@ -147,8 +147,11 @@ def _meant(command: Command[Any], error: BaseException) -> BaseException:
     return error
 
 
-#: the time, from a clock that is looked up at each call: tests replace it
-_now: Callable[[], float] = partial(methodcaller("elapsed"), clocks)
+def _now() -> float:
+    # Looked up at each call: tests replace the clock.
+    return clocks.elapsed()
+
+
 #: calls the adapter's function of a ``Call``
 _call = methodcaller("function")
 
