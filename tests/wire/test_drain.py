@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.matrix import is_full
 from tests.unit.builders import eventually
 from tests.wire.case import Case
 from tests.wire.client import Response
@@ -47,14 +48,17 @@ def lifespan_of(adapter: str) -> dict[str, str]:
 DJANGO = {**lifespan_of("django-asgi"), "WIRE_DRAINED": "yes"}
 PREPARED = [
     Deployed("gunicorn-sync", "django-wsgi", HOOKS),
+    Deployed("gunicorn-uvicorn", "django-asgi", ("--graceful-timeout", "8"), DJANGO),
+    Deployed("uvicorn-httptools", "fastapi", NO_GRACE, lifespan_of("fastapi")),
+    Deployed("granian", "asgi", *KILLED),
+    Deployed("waitress", "flask", (), {"WIRE_SIGTERM": "1"}),
+]
+#: one for each way to stop a worker; the short form has one for each kind of server
+EVERY_WAY = [
     Deployed("gunicorn-gthread", "flask", HOOKS),
     Deployed("gunicorn-gevent", "wsgi", HOOKS),
     Deployed("gunicorn-asgi", "fastapi", HOOKS, lifespan_of("fastapi")),
-    Deployed("gunicorn-uvicorn", "django-asgi", ("--graceful-timeout", "8"), DJANGO),
-    Deployed("uvicorn-httptools", "fastapi", NO_GRACE, lifespan_of("fastapi")),
     Deployed("uvicorn-httptools", "django-asgi", NO_GRACE, DJANGO),
-    Deployed("granian", "asgi", *KILLED),
-    Deployed("waitress", "flask", (), {"WIRE_SIGTERM": "1"}),
 ]
 #: the rest of the matrix, whose servers are all above: with OI_TEST_DRAIN=full
 FULL = [
@@ -72,6 +76,8 @@ FULL = [
     Deployed("waitress", "wsgi", (), {"WIRE_SIGTERM": "1"}),
     Deployed("waitress", "django-wsgi", (), {"WIRE_SIGTERM": "1"}),
 ]
+if is_full("WIRE"):
+    PREPARED += EVERY_WAY
 if os.environ.get("OI_TEST_DRAIN") == "full":
     PREPARED += FULL
 
@@ -80,12 +86,15 @@ IN_THREAD = "/sync/charges"
 #: handlers in a thread, where every server but granian cancels the request, which stops no thread
 IN_THREADS = [
     Deployed("uvicorn-httptools", "fastapi", NO_GRACE, lifespan_of("fastapi"), IN_THREAD),
-    Deployed("hypercorn", "fastapi", ("--graceful-timeout", "0"), lifespan_of("fastapi"), IN_THREAD),
-    Deployed("granian", "fastapi", (), {}, IN_THREAD),
-    Deployed("gunicorn-uvicorn", "fastapi", ("--graceful-timeout", "15"), lifespan_of("fastapi"), IN_THREAD),
-    Deployed("uvicorn-h11", "django-asgi", NO_GRACE, DJANGO, IN_THREAD),
     Deployed("hypercorn", "django-asgi", ("--graceful-timeout", "0"), DJANGO, IN_THREAD),
+    Deployed("granian", "fastapi", (), {}, IN_THREAD),
 ]
+if is_full("WIRE"):
+    IN_THREADS += [
+        Deployed("hypercorn", "fastapi", ("--graceful-timeout", "0"), lifespan_of("fastapi"), IN_THREAD),
+        Deployed("gunicorn-uvicorn", "fastapi", ("--graceful-timeout", "15"), lifespan_of("fastapi"), IN_THREAD),
+        Deployed("uvicorn-h11", "django-asgi", NO_GRACE, DJANGO, IN_THREAD),
+    ]
 
 
 def runs(pid: int) -> bool:
