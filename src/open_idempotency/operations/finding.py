@@ -417,8 +417,8 @@ def _only(backend: Backend, found: list[Record]) -> Record:
     shown = "; ".join(_described(record) for record in found[:_SHOWN])
     more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     raise SeveralRecords(
-        f"{len(found)} records have this key, of several callers or routes: {shown}{more}. Say whose: the user, the "
-        "credentials or the scope, and the path",
+        f"{len(found)} records have this key, of several callers or routes: {shown}{more}. Name the caller by its "
+        "user, its credentials or its scope; for records of several routes, name the path too",
         [record.record_id.hex() for record in found],
     )
 
