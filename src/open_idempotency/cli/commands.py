@@ -390,7 +390,7 @@ def find(context: Context, backend: Backend) -> Record:
     by_id = operations.is_record_id(text.strip().lower())
     if context.application is None and not who:
         if not by_id:
-            raise RecordUnknown(f"{text[:80]!r} is no record id (4 to 64 hexadecimal digits); {_HINT}")
+            raise RecordUnknown(f"{text[:80]!r} is not a record id (4 to 64 hexadecimal digits); {_HINT}")
         return operations.find_record(backend, text)
     if by_id and (not who or len(text.strip()) == _WHOLE):
         try:
