@@ -40,7 +40,7 @@ class Step(NamedTuple):
 STEPS = (
     Step(
         "asgi:IdempotencyMiddleware.__call__",
-        "The server calls the middleware. A request without a key goes straight on.",
+        "The server calls the middleware. A request without a key is passed on at once.",
     ),
     Step("_routes.coverage:Coverages.by", "The rules of the route and of the path make one policy for the request."),
     Step(
@@ -53,24 +53,24 @@ STEPS = (
     ),
     Step(
         "_core.keys:caller_scope",
-        "Who is asking. The caller, the key and the application's name make the record id.",
+        "Identify the caller. The caller, the key and the application's name make the record id.",
     ),
     Step(
         "_core.fingerprint:fingerprint_steps",
-        "What is asked: the digest by which another request under the same key is refused.",
+        "Fingerprint the request: the digest by which another request with the same key is refused.",
     ),
     Step(
         "_core.commands:AsyncDriver.run",
-        "A performer, which is a driver, has each command carried out: on the backend, on the adapter, or by itself.",
+        "A driver executes each command: on the backend, on the adapter, or by itself.",
     ),
-    Step("_core.decisions:claim", "What a claim finds, and what it leaves behind: one table for all backends."),
+    Step("_core.decisions:claim", "Decide what a claim finds and what it changes: one table for all backends."),
     Step(
         "_engine.heartbeat:Heartbeat.keep",
         "The lease is renewed while the handler runs. `idem` finds the attempt in the context and records stages.",
     ),
     Step(
         "_core.settlement:finish",
-        "The order of operations behind the handler: the response is stored before its last byte leaves.",
+        "The order of operations after the handler: the response is stored before its last byte leaves.",
     ),
 )
 

@@ -156,12 +156,20 @@ def test_every_command_shows_an_example(capsys: pytest.CaptureFixture[str]) -> N
         assert "exit codes: 0 done" in out
 
 
+def test_a_release_names_the_stages_that_are_in_doubt(shell: Shell, maker: Maker) -> None:
+    """P-14: the worker died in a stage, and its lease still runs."""
+    lease = maker.in_doubt(seconds=30.0)
+    record = lease.record_id.hex()
+    out = shell("release", record, "--yes").out
+    assert out == f"released {record[:12]}: the key is free, 2 stages kept; stage 'charge' is in doubt: resolve it\n"
+
+
 def test_a_released_record_is_shown_as_free(shell: Shell, maker: Maker) -> None:
     """P-14: nothing is left to do but to forget it."""
     lease = maker.alive()
     shell("release", lease.record_id.hex(), "--yes")
     out = shell("show", lease.record_id.hex()).out
     assert "state    free" in out
-    assert "No attempt counts: the key is free." in out
+    assert "No attempt holds this record: the key is free." in out
     assert "open-idempotency release" not in out
     assert maker.backend.get(Get(lease.record_id)) is not None

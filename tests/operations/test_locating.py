@@ -262,7 +262,7 @@ def test_a_key_that_several_callers_used_lists_them_and_asks_whose() -> None:
     backend = MemoryBackend()
     ids = {_claimed(backend, number, f"user:{number}").hex() for number in (7, 8)}
     with pytest.raises(
-        operations.SeveralRecords, match=r"2 records have this key.*POST /orders, caller.*Say whose"
+        operations.SeveralRecords, match=r"2 records have this key.*POST /orders, caller.*Name the caller"
     ) as many:
         operations.find_key(backend, PLAIN, KEY)
     assert set(many.value.record_ids) == ids

@@ -140,8 +140,8 @@ def _begin(entry: Entry, policy: IdempotencyPolicy) -> Steps[Attempt | Response]
         case Mismatch():
             yield from notify(policy, events.KeyReused, claim.record_id)
             raise KeyReused(
-                f"{entry.name}: this key was used with another payload; give each piece of work a key of its own, and "
-                "name what makes it the same by payload="
+                f"{entry.name}: this key was used with another payload; give each piece of work its own key, or pass "
+                "payload= if a part of the arguments differs between deliveries"
             )
         case Refused() as refused:
             return (yield from _no_further_attempt(refused, entry, policy))

@@ -17,6 +17,7 @@ from open_idempotency.decisions import State
 from open_idempotency.ledger import schema
 from open_idempotency.operations import ExitCode, RecordUnknown, RecordView, duration
 from open_idempotency.operations.changing import held
+from open_idempotency.operations.views import label
 from open_idempotency.policy import IdempotencyPolicy
 
 _HEAD = ("RECORD", "STATE", "AGE", "ATTEMPT", "STAGES", "LEASE", "ROUTE", "HOLDER")
@@ -191,8 +192,15 @@ def release(context: Context) -> int:
         if view.state is not State.COMPLETED:
             context.confirm(_question(view))
         operations.release(backend, view.seen)
-    kept = f", {len(view.stages)} stages kept" if view.stages else ""
-    return _report(context, view, "released", f"released {view.record[:_SHORT]}: the key is free{kept}")
+    return _report(context, view, "released", f"released {view.record[:_SHORT]}: the key is free{_kept(view)}")
+
+
+def _kept(view: RecordView) -> str:
+    """The stages that a release keeps. One that was only begun is named, since it refuses retries."""
+    number = len(view.stages)
+    kept = f", {number} stage{'' if number == 1 else 's'} kept" if number else ""
+    doubtful = (label(stage) for stage in view.stages if stage.found == "begun")
+    return kept + "".join(f"; stage {each} is in doubt: resolve it" for each in doubtful)
 
 
 def _question(view: RecordView) -> str:
@@ -382,7 +390,7 @@ def find(context: Context, backend: Backend) -> Record:
     by_id = operations.is_record_id(text.strip().lower())
     if context.application is None and not who:
         if not by_id:
-            raise RecordUnknown(f"{text[:80]!r} is no record id (4 to 64 hexadecimal digits); {_HINT}")
+            raise RecordUnknown(f"{text[:80]!r} is not a record id (4 to 64 hexadecimal digits); {_HINT}")
         return operations.find_record(backend, text)
     if by_id and (not who or len(text.strip()) == _WHOLE):
         try:

@@ -152,7 +152,7 @@ _COMMANDS = {
     ),
     "resolve": _Command(
         commands.resolve,
-        "say what became of a stage in doubt, and free the key",
+        "record what became of a stage in doubt, and free the key",
         "3f9a6c01b2d4 --stage charge --found '\"ch_123\"'",
         _resolve,
     ),

@@ -319,6 +319,8 @@ def mark_unrecorded(response: HttpResponseBase) -> None:
 
 #: attributes of a rendered response of REST framework, which a replay has again
 _RENDERED = ("data", "accepted_renderer", "accepted_media_type", "renderer_context")
+#: attributes of a replay alone
+_OF_REPLAYS = {"_first", "_lost", "_replay"}
 _PERMANENT = 301
 # where the data of a response of REST framework is: in the body as JSON, or lost
 _IN_BODY, _LOST = "body", "lost"
@@ -498,5 +500,10 @@ def _rest_class(framework: Any) -> type[Any]:
             if name in self._lost:
                 _warn(name, self._first, inspect.currentframe())
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            # Middleware outside may pickle responses into a cache. The copy is one of REST framework's own class.
+            state = {"data": self.data, **self.__getstate__()}
+            return framework, (), {name: value for name, value in state.items() if name not in _OF_REPLAYS}
 
     return ReplayedResponse

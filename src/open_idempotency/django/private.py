@@ -78,11 +78,34 @@ def is_partly_read(request: Any) -> bool:
     return _known.stream and getattr(request, _STARTED, False) and not hasattr(request, _BODY)
 
 
+class _Closer:
+    """Calls a function at the close of a response.
+
+    Middleware outside may pickle responses into a cache. The function belongs to one request, with connections and
+    locks that cannot be pickled. So the copy in the cache has a closer that does nothing.
+    """
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+
+    def __call__(self) -> None:
+        self._function()
+
+    def __reduce__(self) -> tuple[type[_Closer], tuple[Callable[[], object]]]:
+        return _Closer, (_close_nothing,)
+
+
+def _close_nothing() -> None:
+    """What a pickled closer calls."""
+
+
 def on_close(response: Any, function: Callable[[], object], *, first: bool = False) -> None:
     """Call a function when the response is closed. ``first``: before everything else that is closed."""
     if _known.closers:
         closers: list[Callable[[], object]] = getattr(response, _CLOSERS)
-        closers.insert(0 if first else len(closers), function)
+        closers.insert(0 if first else len(closers), _Closer(function))
         return
     close = response.close
 

@@ -346,7 +346,7 @@ class RecordPages:
         return TemplateResponse(request, f"admin/open_idempotency/{template}.html", whole, status=status)
 
     def _gone(self, request: HttpRequest, record: str) -> HttpResponse:
-        said = f"No record {record[:12]}: it was never made, was released or forgotten, or has expired."
+        said = f"No record {record[:12]}: it was never created, was released or forgotten, or has expired."
         self._admin.message_user(request, said, messages.WARNING)
         return HttpResponseRedirect(self.url("changelist"))
 

@@ -84,7 +84,7 @@ def find_record(backend: Backend, text: str) -> Record:
     text = text.strip().lower()
     if not is_record_id(text):
         raise RecordUnknown(
-            f"{text[:80]!r} is no record id: 4 to 64 hexadecimal digits, as events, logs and problems show them"
+            f"{text[:80]!r} is not a record id: 4 to 64 hexadecimal digits, as events, logs and problems show them"
         )
     matching = _matching(backend, text)
     if len(matching) > 1:
@@ -94,7 +94,7 @@ def find_record(backend: Backend, text: str) -> Record:
     record = backend.get(Get(bytes.fromhex(matching[0]))) if matching else None
     if record is None:
         raise RecordUnknown(
-            f"no record begins with {text}: it was never made, was released or forgotten, or has expired"
+            f"no record begins with {text}: it was never created, was released or forgotten, or has expired"
         )
     return record
 
@@ -417,8 +417,8 @@ def _only(backend: Backend, found: list[Record]) -> Record:
     shown = "; ".join(_described(record) for record in found[:_SHOWN])
     more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     raise SeveralRecords(
-        f"{len(found)} records have this key, of several callers or routes: {shown}{more}. Say whose: the user, the "
-        "credentials or the scope, and the path",
+        f"{len(found)} records have this key, of several callers or routes: {shown}{more}. Name the caller by its "
+        "user, its credentials or its scope; for records of several routes, name the path too",
         [record.record_id.hex() for record in found],
     )
 

@@ -312,7 +312,7 @@ def label(stage: StageView) -> str:
 def _alive(view: RecordView, policy: IdempotencyPolicy | None) -> tuple[str, ...]:
     return (
         f"Attempt {view.attempt} has run for {duration(view.age)}; its lease lasts {duration(view.lease_left)} more.",
-        "A retry gets 409 in-progress, and 422 if it is another request.",
+        "A retry gets 409 in-progress; another request with the key gets 422.",
     )
 
 
@@ -326,7 +326,7 @@ def _abandoned(view: RecordView, policy: IdempotencyPolicy | None) -> tuple[str,
 
 def _failed(view: RecordView, policy: IdempotencyPolicy | None) -> tuple[str, ...]:
     if not view.attempt:
-        return ("No attempt counts: the key is free.", _next(view, True, "", None))
+        return ("No attempt holds this record: the key is free.", _next(view, True, "", None))
     return (
         f"Attempt {view.attempt} failed {duration(view.lease_left)} ago.",
         _next(view, None if policy is None else policy.on_failed == "resume", "on_failed", policy),

@@ -259,7 +259,7 @@ class Scenarios:
 
     @staticmethod
     def _effects_said(base: Base, total: Any) -> list[str]:
-        return [f"effects: {said(total)}, where one request has {said(base.change)}"]
+        return [f"effects: {said(total)}; one request alone: {said(base.change)}"]
 
     def _check_status(self, scenario: Scenario, base: Base, reply: Reply) -> None:
         if reply.status != base.reply.status:

@@ -200,7 +200,7 @@ def test_a_record_that_is_gone_leads_back_to_the_list(backend: Backend, record: 
     for name in ("change", "forget", "release", "resolve"):
         response = client_of(*EVERY).get(page_of(record, name), follow=True)
         assert response.redirect_chain[0][0] == LIST
-        assert "was never made" in response.content.decode()
+        assert "was never created" in response.content.decode()
 
 
 # Changing

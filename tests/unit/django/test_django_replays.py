@@ -7,6 +7,7 @@ import datetime
 import decimal
 import json
 import logging
+import pickle  # noqa: TID251 (what caches of Django do with a response)
 from collections.abc import Callable
 from typing import Any
 
@@ -107,6 +108,11 @@ def plain(request: Any) -> HttpResponse:
     return JsonResponse({"id": 1})
 
 
+def moved(request: Any) -> HttpResponse:
+    """A redirect."""
+    return HttpResponseRedirect("/elsewhere")
+
+
 def _wrap(response: Any) -> Any:
     """The usual envelope of REST framework's projects."""
     if hasattr(response, "data"):
@@ -133,6 +139,22 @@ def test_an_envelope_outside_wraps_a_replay_as_it_wrapped_the_first_response(vie
     assert again == first
     assert responses[1].content == responses[0].content
     assert responses[1].get("Content-Length") in (None, str(len(responses[1].content)))
+
+
+@pytest.mark.parametrize("client", [Client, AsyncClient], ids=["wsgi", "asgi"])
+@pytest.mark.parametrize("view", [charge, plain, moved])
+def test_a_middleware_outside_may_pickle_a_response_into_a_cache(view: Any, client: Any) -> None:
+    """O-29: the copy has the same status, body and data. It closes nothing, since it belongs to no request."""
+
+    def cached(response: Any) -> Any:
+        copy = pickle.loads(pickle.dumps(response))
+        copy.close()
+        return copy.status_code, copy.content, vars(copy).get("data"), getattr(copy, "url", None)
+
+    first, again, responses = _twice(view, cached, client)
+    assert again[:2] == first[:2] == (responses[0].status_code, responses[0].content)
+    assert (again[2] is None) == (first[2] is None)
+    assert again[3] == first[3]
 
 
 def test_a_replay_is_a_response_of_rest_framework_with_the_renderer_that_the_view_chose() -> None:

@@ -142,7 +142,7 @@ def test_rows_of_django_are_effects(idempotency: Kit, path: str) -> None:
 
 def test_a_view_of_django_that_repeats_its_effects_is_found(idempotency: Kit) -> None:
     """T-05: two charges, and neither in a stage."""
-    with _project(), pytest.raises(NotIdempotent, match=r"effects: \+4, where one request has \+2"):
+    with _project(), pytest.raises(NotIdempotent, match=r"effects: \+4; one request alone: \+2"):
         idempotency.assert_idempotent(Client(), "POST /twice", json=PAYMENT, effects=bank.count)
 
 

@@ -217,19 +217,19 @@ def counted(request: pytest.FixtureRequest) -> tuple[Any, Any, Any]:
             self.number = number
 
     ways = {
-        "list": (lambda: made.append(1), made, "2 rows added, where one request has 1 row added"),
+        "list": (lambda: made.append(1), made, "2 rows added; one request alone: 1 row added"),
         "deque": (lambda: many.append(1), many, "2 rows added"),
         "dict": (
             lambda: keyed.setdefault(len(keyed), 1),
             keyed,
-            r"new entries: \+2, where one request has new entries",
+            r"new entries: \+2; one request alone: new entries",
         ),
-        "number": (lambda: made.append(1), lambda: len(made), r"\+2, where one request has \+1"),
-        "decimal": (lambda: made.append(1), lambda: Decimal(10) - len(made), "-2, where one request has -1"),
-        "mock": (mock, mock, r"\+2, where one request has \+1"),
+        "number": (lambda: made.append(1), lambda: len(made), r"\+2; one request alone: \+1"),
+        "decimal": (lambda: made.append(1), lambda: Decimal(10) - len(made), "-2; one request alone: -1"),
+        "mock": (mock, mock, r"\+2; one request alone: \+1"),
         "balances": (lambda: made.append(1), lambda: {"mails": 0, "sent": len(made)}, r"sent: \+2"),
         "rows": (lambda: made.append(1), lambda: ((i, {"id": i}) for i in range(len(made))), "2 rows added"),
-        "objects": (lambda: made.append(1), lambda: [Row(i) for i in range(len(made))], "effects: 2 rows added, where"),
+        "objects": (lambda: made.append(1), lambda: [Row(i) for i in range(len(made))], "effects: 2 rows added; one"),
     }
     return ways[request.param]
 

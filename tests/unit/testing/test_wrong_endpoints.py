@@ -58,7 +58,7 @@ def test_an_effect_before_the_first_stage_is_found(idempotency: Kit, bank: Bank,
 
     said = _said(idempotency, _client(pay), effects=calls)
     assert "killed before stage 'charge' began" in said
-    assert "effects: 2 rows added, where one request has 1 row added" in said
+    assert "effects: 2 rows added; one request alone: 1 row added" in said
     assert "code before stage 'charge' has an effect and is in no stage" in said
 
 
