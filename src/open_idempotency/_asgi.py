@@ -285,10 +285,10 @@ class Exchange:
 
     async def run(self, key_headers: Headers) -> None:
         """Admit the request; then run the application, or send the response that replaces it."""
-        requests = shutdown.requests.by_pid[os.getpid()]
-        requests.add(self)
         if "session" in self._scope:
             self._session = self._inner.session_of(self._scope)
+        requests = shutdown.requests.by_pid[os.getpid()]
+        requests.add(self)
         try:
             admission = await self._admit(request_of(self._scope), key_headers)
             if isinstance(admission, Response):
@@ -360,13 +360,13 @@ class Exchange:
         self._attempt = attempt
         if self._session is not None:
             self._caller = attempt.take_caller()
-        self._pieces = self._body.pieces()
         self._capture = Capture(self._policy.max_response_bytes)
         self._client = Client(self._source, Grace(self._policy.stream_grace, self._capture))
         self._scope[MARK] = attempt
         extensions = self._hide_extensions() if "extensions" in self._scope else None
         mark = running.set((attempt, engine))
         try:
+            self._pieces = self._body.pieces()  # may find no memory
             if clocks.elapsed() > attempt.sure_until and (instead := await self._late(attempt)) is not None:
                 self._client.end()
                 await self._respond(instead)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,9 @@ def test_a_keyword_of_python_means_what_the_option_of_the_url_means(
         ("sqlite", {"synchronous": "off"}, "synchronous: 'off' is none of full, normal"),
         ("sqlite", {"prepare": False}, "sqlite:// has no option 'prepare'"),
         ("redis", {"timeout": float("nan")}, "timeout: must be more than 0 seconds, got nan"),
+        ("redis", {"timeout": 10**400}, "timeout: expected seconds, got 1000"),
+        ("redis", {"timeout": Decimal("sNaN")}, r"timeout: expected seconds, got Decimal\('sNaN'\)"),
+        ("redis", {"timeout": timedelta(seconds=-1)}, "timeout: must be more than 0 seconds, got -1.0"),
         ("redis", {"timeout": [1]}, r"timeout: expected seconds, got \[1\]"),
         ("redis", {"max_connections": 2.5}, "max_connections: expected a whole number of at least 1, got 2.5"),
         ("redis", {"min_replicas": -1}, "min_replicas: expected a whole number of at least 0, got -1"),

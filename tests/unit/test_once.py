@@ -6,6 +6,8 @@ import functools
 import logging
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -843,6 +845,49 @@ def test_a_payload_whose_secret_is_written_as_stars_is_refused(
         once.run("k", Count(), payload=payload)
     assert "4111" not in str(refused.value)
     assert list(backend.scan()) == []
+
+
+_FINGERPRINT = """
+import pydantic
+from open_idempotency._stages.once_calls import fingerprint_of
+
+class Order(pydantic.BaseModel):
+    tags: set[str] = set("abcdef")
+    groups: dict[int, frozenset[frozenset[str]]] = {1: frozenset({frozenset("uvw"), frozenset("xyz")})}
+    lines: list[str] = ["b", "a"]
+
+print(fingerprint_of({"order": Order()}, None, "it").hex())
+print(fingerprint_of({"order": Order(lines=["a", "b"])}, None, "it").hex())
+"""
+
+
+def test_the_sets_of_a_model_are_the_same_payload_in_each_process() -> None:
+    """N-06, N-01: a text has another hash in each process, so a set of texts has another order; a list has its own."""
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", _FINGERPRINT],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
+        for seed in "1234"
+    }
+    (only,) = found
+    assert len(set(only.split())) == 2
+
+
+@pytest.mark.parametrize("secret", [b"4111", b"4222"])
+def test_a_payload_whose_model_hides_bytes_is_refused(once: Once, backend: WatchedBackend, secret: bytes) -> None:
+    """N-06."""
+    with pytest.raises(PayloadRejected, match="hides a secret"):
+        once.run("k", Count(), payload=_Sealed(code=pydantic.SecretBytes(secret)))
+    assert list(backend.scan()) == []
+
+
+class _Sealed(pydantic.BaseModel):
+    code: pydantic.SecretBytes
 
 
 def test_a_payload_whose_model_writes_its_secret_is_compared(once: Once) -> None:

@@ -15,7 +15,7 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -262,8 +262,13 @@ def is_model(kind: object) -> bool:
 
 
 def is_secret(kind: object) -> bool:
-    """Whether a class hides its value, as pydantic's ``SecretStr`` does; pydantic is not imported here."""
-    return isinstance(kind, type) and hasattr(kind, "get_secret_value")
+    """Whether a class hides its value, as pydantic's ``SecretStr`` does; pydantic is not imported here.
+
+    A class that has a JSON form of its own hides nothing, even if it has a method of that name.
+    """
+    if not (isinstance(kind, type) and callable(getattr(kind, "get_secret_value", None))):
+        return False
+    return not (is_model(kind) or dataclasses.is_dataclass(kind) or issubclass(kind, (Enum, *JSON)))
 
 
 def masks(value: Any, dumped: Any) -> bool:
@@ -271,14 +276,25 @@ def masks(value: Any, dumped: Any) -> bool:
 
     ``value``: what a model's ``model_dump()`` returns. ``dumped``: what ``model_dump(mode="json")`` returns.
     """
-    if is_secret(type(value)):
-        return bool(value.get_secret_value()) and dumped == str(value)
-    if isinstance(value, Mapping) and isinstance(dumped, Mapping):
-        values: Mapping[Any, Any] = value
-        return any(map(masks, values.values(), dumped.values()))
-    if isinstance(value, list | tuple | set | frozenset) and isinstance(dumped, list):
-        return any(map(masks, value, dumped))
-    return False
+    if isinstance(value, (dict, Mapping)) and isinstance(dumped, dict):
+        in_keys = value.keys() != dumped.keys() and _masks_any(value, dumped)
+        return in_keys or _masks_any(value.values(), dumped.values())
+    if isinstance(dumped, list) and isinstance(value, (list, collections.abc.Collection)):
+        if isinstance(value, collections.abc.Set):
+            # Its items may be in another order than in its JSON form.
+            secrets = [item for item in value if is_secret(type(item))]
+            if any(masks(item, written) for item in secrets for written in dumped):
+                return True
+        return _masks_any(value, dumped)
+    if not is_secret(type(value)) or not value.get_secret_value():
+        return False
+    shown = str(value)
+    return dumped in (shown, shown[2:-1])  # of bytes, it is ``b'**********'``
+
+
+def _masks_any(values: Iterable[Any], dumped: Iterable[Any]) -> bool:
+    # What is its own JSON form costs no call: a model may have many.
+    return any(value is not written and masks(value, written) for value, written in zip(values, dumped, strict=False))
 
 
 @lru_cache(maxsize=256)

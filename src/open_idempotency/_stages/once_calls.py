@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -530,10 +530,10 @@ def _plain(value: Any, depth: int) -> object:
     if scalar is not None:
         return scalar.plain(value)
     if is_model(kind):
-        dumped: object = value.model_dump(mode="json")
-        if masks(value.model_dump(), dumped):
+        in_python, dumped = value.model_dump(), value.model_dump(mode="json")
+        if masks(in_python, dumped):
             raise _NotJson(f"{kind.__name__} hides a secret, so two of them would be the same")
-        return _plain(dumped, depth + 1)
+        return _plain(_in_order(in_python, dumped), depth + 1)
     if dataclasses.is_dataclass(kind):
         return {f.name: _plain(getattr(value, f.name), depth + 1) for f in dataclasses.fields(kind)}
     if isinstance(value, str | int | float):  # of a subclass
@@ -543,6 +543,20 @@ def _plain(value: Any, depth: int) -> object:
     if isinstance(value, Mapping):
         return _members(value, depth)
     raise _NotJson(f"a {kind.__name__} has no JSON form")
+
+
+def _in_order(value: Any, dumped: Any) -> Any:
+    """The JSON form of a value, with the items of sets sorted: a set of texts has another order in each process."""
+    if not isinstance(value, Collection) or not isinstance(dumped, dict | list) or len(value) != len(dumped):
+        return dumped
+    if isinstance(dumped, dict):
+        items = zip(dumped.items(), value.values() if isinstance(value, Mapping) else dumped.values(), strict=True)
+        return {name: _in_order(item, written) for (name, written), item in items}
+    if isinstance(value, Set):
+        # Which item of the set an item of the list was is not known, but all are of one kind.
+        example = next(iter(value), None)
+        return sorted((_in_order(example, item) for item in dumped), key=partial(json.dumps, sort_keys=True))
+    return [_in_order(item, written) for item, written in zip(value, dumped, strict=True)]
 
 
 def _members(value: Mapping[Any, Any], depth: int) -> dict[str, object]:

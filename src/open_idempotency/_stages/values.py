@@ -217,12 +217,20 @@ class _Coder:
             read = _validated(made, dumped)
         except Exception:
             return self._fields(value)
-        if masks(value.model_dump(by_alias=True, round_trip=True), dumped):
+        try:
+            in_python: object = value.model_dump(by_alias=True, round_trip=True)
+        except Exception:  # it has a JSON form only, as a set of models has
+            in_python = dumped
+        if masks(in_python, dumped):
             raise _Masked(_name(made))
         if _same_fields(read, value):
             return dumped
         try:
             return self._fields(value)
+        except _Masked:
+            if in_python is dumped:
+                raise
+            return dumped
         except Exception:  # it may leave out fields on purpose, which the first attempt sees too
             return dumped
 

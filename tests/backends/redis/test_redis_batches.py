@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any
@@ -332,6 +333,45 @@ def test_a_backend_that_is_closed_ends_every_wait(own: Server) -> None:
             errors = await asyncio.gather(*tasks, return_exceptions=True)
             assert {type(error) for error in errors} == {BackendUnavailable}
             assert await _lease(backend, os.urandom(8))
+
+    _run(steps)
+
+
+def test_a_connection_that_ends_before_its_first_use_holds_nobody_up(own: Server) -> None:
+    """B-10: no reply would come over it. Until Python 3.12, the task that connects ends a turn before the exchange."""
+
+    async def steps() -> None:
+        async with _opened(own.url) as backend:
+            stream = await backend._calls.client()._batches._connection._connected()
+            stream.connection_lost(None)
+            with pytest.raises(redis.exceptions.ConnectionError, match="before it was used"):
+                stream.exchange([b"PING\r\n"], LONG)
+            assert await backend.get(Get(b"key")) is None
+
+    _run(steps)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="nothing comes between the connection and its first use")
+@pytest.mark.parametrize("closed", [False, True], ids=["lost", "closed"])
+def test_a_call_whose_connection_ends_before_its_first_use_is_not_held_up(own: Server, closed: bool) -> None:
+    """B-10: it has another connection, or an error where the backend was closed."""
+
+    async def steps() -> None:
+        backend = RedisBackend(own.url, timeout=LONG, eviction="ignore").to_async()
+        task = asyncio.ensure_future(backend.get(Get(b"key")))
+        await asyncio.sleep(0)
+        connection = backend._calls.client()._batches._connection
+        while connection._stream is None:
+            await asyncio.sleep(0)
+        assert not connection._stream._in_flight
+        if closed:
+            await backend.close()
+            with pytest.raises(BackendUnavailable, match="was closed"):
+                await task
+        else:
+            connection._stream.connection_lost(None)
+            assert await task is None
+            await backend.close()
 
     _run(steps)
 

@@ -339,6 +339,47 @@ async def test_a_client_whose_last_call_broke_leaves_no_connection_open(cluster:
     until(lambda: not _clients(cluster) & opened, "all connections are closed")
 
 
+def test_a_closed_backend_leaves_no_connection_open(backend: RedisBackend, cluster: Cluster) -> None:
+    """B-25: redis-py leaves those of the nodes to the garbage collector."""
+    before = _clients(cluster)
+    for name in RECORDS:
+        backend.claim(claim_of(name))
+    opened = _clients(cluster) - before
+    assert {number for number, _ in opened} == {0, 1, 2}
+    backend.close()
+    until(lambda: not _clients(cluster) & opened, "all connections are closed")
+
+
+def test_closing_ends_calls_to_nodes_that_are_silent(backend: RedisBackend, cluster: Cluster) -> None:
+    """B-10, B-11: at once, and redis-py does not go on to look for the nodes."""
+    for name in RECORDS:
+        backend.claim(claim_of(name))
+    refused: list[float] = []
+
+    def call(name: bytes) -> None:
+        with pytest.raises(BackendUnavailable, match="was closed"):
+            backend.claim(claim_of(name))
+        refused.append(time.monotonic())
+
+    threads = [threading.Thread(target=call, args=(b"other %d" % number,)) for number in range(6)]
+    for node in cluster.nodes:
+        node.freeze()
+    try:
+        for thread in threads:
+            thread.start()
+        calls = backend._calls
+        until(lambda: len(calls._deadlines) == len(threads), "all calls are under way")
+        closed = time.monotonic()
+        backend.close()
+        for thread in threads:
+            thread.join(SOON)
+    finally:
+        for node in cluster.nodes:
+            node.thaw()
+    assert len(refused) == len(threads)
+    assert max(refused) - closed < backend.options.timeout / 2
+
+
 def _clients(cluster: Cluster) -> set[tuple[int, str]]:
     """Who is connected: the node, and the number that the node has given."""
     found = set[tuple[int, str]]()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -12,9 +14,11 @@ import anyio
 import pytest
 
 from open_idempotency import BackendUnavailable, IdempotencyPolicy, NotStarted, idem
+from open_idempotency._engine import shutdown
 from open_idempotency.asgi import IdempotencyMiddleware
 from open_idempotency.backend import AsyncBackend, Complete, Completed, Fail
 from open_idempotency.backends.memory import AsyncMemoryBackend, MemoryBackend
+from open_idempotency.starlette import IdempotencyMiddleware as WithSessions
 
 pytestmark = pytest.mark.anyio
 
@@ -370,6 +374,62 @@ async def test_a_cancelled_handler_leaves_the_key_free() -> None:
     assert cancel.cancelled_caught
     assert (await Exchange(key=key).through(middleware)).status == 201
     assert attempts == [(1, []), (2, ["reserved"])]
+
+
+_SHORT_OF_MEMORY = """
+import asyncio, resource
+from open_idempotency import open_backend
+from open_idempotency.asgi import IdempotencyMiddleware
+from tests.unit.asgi.test_asgi import Exchange, body, sending, start
+
+async def main():
+    backend = open_backend("memory://")
+    limits = {"spool_bytes": 1 << 30, "max_request_bytes": 1 << 30, "fingerprint": "none"}
+    app = IdempotencyMiddleware(sending(start(), body(b"done")), backend, **limits)
+    await Exchange(key="other-0123456789abcdef").through(app)
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20),) * 2)
+    large = Exchange(key="large-0123456789abcdef", body=(bytes(1 << 20),) * 2)
+    parts = iter([True] * 160 + [False])
+
+    async def receive():
+        return {"type": "http.request", "body": bytes(bytearray(1 << 20)), "more_body": next(parts)}
+
+    try:
+        await app(large.scope, receive, large.send)
+    except MemoryError:
+        print("no memory")
+    print((await Exchange(key="large-0123456789abcdef").through(app)).status)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of a process's memory is read from /proc")
+def test_a_body_that_finds_no_memory_behind_the_claim_leaves_the_key_free() -> None:
+    """L-04: the lease is not renewed for a request that has ended."""
+    ended = subprocess.run([sys.executable, "-c", _SHORT_OF_MEMORY], capture_output=True, text=True, timeout=60)
+    assert ended.stdout.split("\n")[:2] == ["no memory", "201"], ended.stderr
+
+
+async def test_a_session_that_cannot_be_read_leaves_no_request_to_wait_for() -> None:
+    """L-06: a shutdown waits for requests that are still on their way, and for no other."""
+
+    class Unreadable(Mapping[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            raise RuntimeError("the session is not loaded")
+
+        def __iter__(self) -> Iterator[str]:
+            raise RuntimeError("the session is not loaded")
+
+        def __len__(self) -> int:
+            return 1
+
+    app = WithSessions(sending(start(), body()), "memory://")
+    known = set(shutdown.requests.get())
+    with pytest.raises(RuntimeError, match="not loaded"):
+        await Exchange(key=new_key(), session=Unreadable()).through(app)
+    assert shutdown.requests.get() == known
 
 
 @pytest.mark.parametrize("key", [None, "a-key-that-is-long-enough"])

@@ -254,6 +254,74 @@ class Unmasked(pydantic.BaseModel):
         return secret.get_secret_value()
 
 
+class Held(pydantic.BaseModel):
+    """A model with secrets in members of many kinds."""
+
+    raw: pydantic.SecretBytes | None = None
+    keys: dict[pydantic.SecretStr, int] = {}
+    queue: collections.deque[pydantic.SecretStr] = collections.deque()
+    mixed: set[pydantic.SecretStr | str] = set()
+
+
+class Label(pydantic.BaseModel, frozen=True):
+    """A model that a set can hold."""
+
+    name: str
+
+
+class Hiding(pydantic.BaseModel, frozen=True):
+    """A model that a set can hold, with a secret."""
+
+    secret: pydantic.SecretStr | None = None
+
+
+class Labelled(pydantic.BaseModel):
+    """A model that ``model_dump()`` cannot write in Python's types, since a dict is in no set."""
+
+    labels: set[Label] = set()
+    hiding: frozenset[Hiding] = frozenset()
+
+
+class ForJson(pydantic.BaseModel):
+    """A model whose serializer is for JSON alone."""
+
+    name: str
+
+    @pydantic.model_serializer
+    def _write(self, info: pydantic.SerializationInfo) -> dict[str, str]:
+        if info.mode != "json":
+            raise RuntimeError("this model is written as JSON only")
+        return {"name": self.name}
+
+
+class Opened(pydantic.BaseModel):
+    """A model with a method of a secret's name; it hides nothing."""
+
+    name: str
+
+    def get_secret_value(self) -> str:
+        return self.name
+
+
+class OpenedLevel(str, enum.Enum):
+    """The same as an enum."""
+
+    HIGH = "high"
+
+    def __str__(self) -> str:
+        return self.value
+
+    def get_secret_value(self) -> str:
+        return self.value
+
+
+class WithOpened(pydantic.BaseModel):
+    """A model that has both."""
+
+    opened: Opened
+    level: OpenedLevel
+
+
 CARD = pydantic.SecretStr("4111")
 
 
@@ -270,6 +338,11 @@ CARD = pydantic.SecretStr("4111")
         (Masked(secret=CARD), Masked | Unmasked),
         (Nested(masked={"main": [Masked(secret=CARD)]}), Nested),
         (Extra.model_validate({"card": CARD}), Extra),
+        (Held(raw=pydantic.SecretBytes(b"4111")), Held),
+        (Held(keys={CARD: 1}), Held),
+        (Held(queue=collections.deque([CARD])), Held),
+        *((Held(mixed={CARD, *map(str, range(count))}), Held) for count in range(5)),
+        (Labelled(hiding=frozenset({Hiding(secret=CARD)})), Labelled),
     ],
 )
 def test_a_secret_that_would_be_stored_as_stars_is_refused(value: object, declared: object) -> None:
@@ -280,10 +353,22 @@ def test_a_secret_that_would_be_stored_as_stars_is_refused(value: object, declar
 
 
 @pytest.mark.parametrize(
-    "value", [Unmasked(secret=CARD), Masked(), Masked(secret=pydantic.SecretStr("")), Masked(raw=b"\xff")]
+    "value",
+    [
+        Unmasked(secret=CARD),
+        Masked(),
+        Masked(secret=pydantic.SecretStr("")),
+        Masked(raw=b"\xff"),
+        Label(name="**********"),
+        Held(),
+        Labelled(labels={Label(name="a")}, hiding=frozenset({Hiding()})),
+        ForJson(name="a"),
+        WithOpened(opened=Opened(name="a"), level=OpenedLevel.HIGH),
+    ],
 )
 def test_a_model_without_stars_is_stored(value: pydantic.BaseModel) -> None:
     """S-09: it has a serializer for its secret, or no secret at all."""
+    check(type(value))
     assert through(value, type(value)) == value
 
 

@@ -77,7 +77,7 @@ def seconds(value: str | Seconds) -> float:
         if isinstance(value, bool):
             raise TypeError
         read = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"expected seconds, got {value!r}") from None
     if not (read > 0 and math.isfinite(read)):
         raise ValueError(f"must be more than 0 seconds, got {value}")

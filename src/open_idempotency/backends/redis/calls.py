@@ -14,6 +14,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
+from math import inf
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -135,6 +136,8 @@ class Calls:
         self._clients: PerProcess[Client] = PerProcess(lambda: topology_of(options).client(options))
         #: how often a client was closed; a call that was in flight then may get any error
         self._closings = 0
+        # those of calls under way; any thread may add and discard, since sets are changed atomically
+        self._deadlines: set[Deadline] = set()
 
     def client(self) -> Client:
         """This process's client."""
@@ -143,8 +146,11 @@ class Calls:
     def close(self) -> None:
         """Close this process's connections. The next call makes others."""
         client = self._clients.pop()
+        self._closings += 1
+        # A call does not go on by another connection, as to a node of a Cluster.
+        for deadline in list(self._deadlines):
+            deadline.until = -inf
         if client is not None:
-            self._closings += 1
             client.close()
 
     def script(self, script: Script, key: bytes, arguments: Arguments = ()) -> Any:
@@ -190,8 +196,10 @@ class Calls:
 
     def _run(self, function: Callable[Concatenate[Client, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         started, closings = time.monotonic(), self._closings
+        deadline = Deadline(self._options.budget)
         try:
-            with Deadline(self._options.budget):
+            with deadline:
+                self._deadlines.add(deadline)
                 try:
                     return function(self._clients.get(), *args, **kwargs)
                 except ERRORS as error:
@@ -200,13 +208,15 @@ class Calls:
                         raise
                     return function(self._clients.get(), *args, **kwargs)
         except ERRORS as error:
-            raise wrapped(error) from error
+            raise wrapped(error if self._closings == closings else RedisError(CLOSED)) from error
         except Exception as error:
             if is_local(error):
                 raise translated(error)  # noqa: B904 (it has its cause)
             if self._closings == closings:
                 raise
             raise wrapped(RedisError(CLOSED)) from error
+        finally:
+            self._deadlines.discard(deadline)
 
 
 class AsyncCalls:

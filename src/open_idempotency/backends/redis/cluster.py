@@ -170,7 +170,12 @@ class ClusterClient(_Nodes):
         return [PlainServer(self._cluster.get_redis_connection(node)) for node in self._cluster.get_primaries()]
 
     def close(self) -> None:
+        nodes = self._cluster.get_nodes()
         self._cluster.close()
+        for node in nodes:
+            # redis-py leaves the pools of the nodes to the garbage collector.
+            if node.redis_connection is not None:
+                node.redis_connection.connection_pool.disconnect()
 
 
 class AsyncClusterClient(_Nodes):

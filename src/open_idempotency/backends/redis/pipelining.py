@@ -280,7 +280,12 @@ class _Stream(asyncio.Protocol):
         writer.transport.set_protocol(self)
 
     def exchange(self, commands: Sequence[bytes], seconds: float) -> asyncio.Future[list[Any]]:
-        """Send the commands; the future of their replies. After its cancellation the replies are discarded."""
+        """Send the commands; the future of their replies. After its cancellation the replies are discarded.
+
+        Raises redis-py's ``ConnectionError`` where the connection has ended: no reply would come.
+        """
+        if self.is_over:
+            raise RedisConnectionError("the connection was closed before it was used")
         written = b"".join(commands)
         exchange = _Exchange(len(commands), self._loop.create_future())
         exchange.timer = self._loop.call_later(seconds, self._time_out, exchange)
