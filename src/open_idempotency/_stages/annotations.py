@@ -286,10 +286,13 @@ def masks(value: Any, dumped: Any) -> bool:
             if any(masks(item, written) for item in secrets for written in dumped):
                 return True
         return _masks_any(value, dumped)
-    if not is_secret(type(value)) or not value.get_secret_value():
-        return False
-    shown = str(value)
-    return dumped in (shown, shown[2:-1])  # of bytes, it is ``b'**********'``
+    return is_secret(type(value)) and _is_masked(value, dumped)
+
+
+def _is_masked(secret: Any, dumped: Any) -> bool:
+    """Whether the JSON form of a secret is its mask. An empty secret has none."""
+    shown = str(secret)
+    return bool(secret.get_secret_value()) and dumped in (shown, shown[2:-1])  # of bytes, it is ``b'**********'``
 
 
 def _masks_any(values: Iterable[Any], dumped: Iterable[Any]) -> bool:
