@@ -35,7 +35,7 @@ ADDRESS = os.environ.get("OI_TEST_REDIS_URL")
 SERVER_KINDS = [kind for kind, can_exist in CAN_EXIST.items() if can_exist]
 #: Starlette's BaseHTTPMiddleware leaves a stream of its own open before this release, where what it wraps raises
 CLOSES_ITS_STREAMS = (0, 45, 1)
-LEFT_OPEN = "Unclosed <MemoryObjectReceiveStream"
+LEFT_OPEN = "Unclosed <MemoryObject(Receive|Send)Stream"
 
 
 def pytest_xdist_auto_num_workers() -> int | None:

@@ -25,6 +25,8 @@ from typing import Any
 from open_idempotency._core.attempt import Attempt, Phase, Threads
 from open_idempotency._engine.engine import running
 
+#: the first release that lets a cancellation be taken back
+_OLDEST_ANYIO = (4, 7)
 _PUBLIC, _INNER, _VERB = "run_sync", "get_async_backend", "run_sync_in_worker_thread"
 _DJANGOS, _RESPONDER, _IN_THREAD = "SyncToAsync", "WSGIResponder", "wsgi"
 #: seconds after the end of a thread in which the response may be made and recorded
@@ -172,7 +174,30 @@ def hook() -> None:
             )
 
 
+def _is_too_old(release: str) -> bool:
+    """Whether a release of anyio goes on cancelling a request whose thread was waited for (L-09)."""
+    parts = release.split(".")[:2]
+    return all(part.isdigit() for part in parts) and tuple(map(int, parts)) < _OLDEST_ANYIO
+
+
+def _report_old_anyio() -> None:
+    from importlib.metadata import PackageNotFoundError, version  # slow to import
+
+    try:
+        release = version("anyio")
+    except PackageNotFoundError:
+        return
+    if _is_too_old(release):
+        _logger.warning(
+            "anyio %s: a request that a layer outside cancels, such as Starlette's BaseHTTPMiddleware, fails although "
+            "its thread has ended, and its retry runs again; install anyio %s or later",
+            release,
+            ".".join(map(str, _OLDEST_ANYIO)),
+        )
+
+
 def _hook_anyio(module: ModuleType) -> bool:
+    _report_old_anyio()
     public = getattr(module, _PUBLIC, None)
     names = _names_in(public)
     if _INNER in names and _VERB in names and hasattr(module, _INNER):

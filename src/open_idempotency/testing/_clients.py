@@ -128,7 +128,7 @@ def _kind_of(client: Any) -> tuple[Kind, bool]:
                 f"client: {type(client).__name__} makes requests but does not send them; use django.test.Client, "
                 "AsyncClient or rest_framework.test.APIClient"
             )
-        return _by_django, "django.test.client.AsyncClient" in names
+        return (_by_django_async, True) if "django.test.client.AsyncClient" in names else (_by_django, False)
     if "werkzeug.test.Client" in names:
         return _by_open, False
     if "quart" in modules and hasattr(client, "open"):
@@ -155,6 +155,12 @@ def _by_django(client: Any, method: str, url: str, given: dict[str, Any]) -> Any
         given = {**given, "data": body, "content_type": "application/json"}
     call = getattr(client, method.lower(), None)
     return client.generic(method, url, **given) if call is None else call(url, **given)
+
+
+def _by_django_async(client: Any, method: str, url: str, given: dict[str, Any]) -> Any:
+    # Django before 5.0 writes the names in ``headers=`` with underscores, and the names of other keywords as they are.
+    headers = {str(name).lower(): value for name, value in given.pop("headers").items()}
+    return _by_django(client, method, url, {**given, **headers})
 
 
 # Responses

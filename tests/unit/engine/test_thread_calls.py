@@ -398,3 +398,11 @@ def test_a_coroutine_costs_no_task_no_timer_and_no_turn_of_the_loop() -> None:
         assert sorted(loop.asked) == ["call_soon"] * (2 + 3 * 2) + ["create_task"]
     finally:
         loop.close()
+
+
+@pytest.mark.parametrize(
+    ("release", "is_too_old"), [("3.7.1", True), ("4.6.2", True), ("4.7.0", False), ("4.10.0", False), ("main", False)]
+)
+def test_a_release_of_anyio_that_goes_on_cancelling_is_known(release: str, is_too_old: bool) -> None:
+    """L-09: its retry would run again, so a warning says which release is needed."""
+    assert thread_calls._is_too_old(release) is is_too_old
