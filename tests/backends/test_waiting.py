@@ -322,6 +322,7 @@ def test_sqlite_polls(mode: str, tmp_path: Path) -> None:
             for _ in range(50 if mode != "sync" else 1):
                 group.start_soon(verbs.wait, POLLED)
             await anyio.sleep(0)
-            assert mode == "sync" or threading.active_count() <= threads
+            # Far fewer than there are tasks: threads of other tests may start and end at any time.
+            assert mode == "sync" or threading.active_count() < threads + 10
 
     _run(mode, backend, steps)

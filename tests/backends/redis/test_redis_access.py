@@ -134,6 +134,8 @@ def test_without_any_one_right_something_is_refused(guarded: Server) -> None:
 def test_a_cluster_needs_a_few_rights_more(mode: str, cluster: Cluster) -> None:
     """B-11a: to find the nodes and the slots."""
     for node in cluster.nodes:
+        with node.connect() as plain:
+            plain.flushdb()  # other tests of this process leave records there
         _let_in(node, [*_documented("app"), *_documented("cluster")])
 
     async def steps(verbs: AsyncVerbs) -> None:
