@@ -158,7 +158,7 @@ def _by_django(client: Any, method: str, url: str, given: dict[str, Any]) -> Any
 
 
 def _by_django_async(client: Any, method: str, url: str, given: dict[str, Any]) -> Any:
-    # Django before 5.0 writes the names in ``headers=`` with underscores, and the names of other keywords as they are.
+    # Django 4.2 writes the names in ``headers=`` with underscores, and the names of other keywords as they are.
     headers = {str(name).lower(): value for name, value in given.pop("headers").items()}
     return _by_django(client, method, url, {**given, **headers})
 
