@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 
 from open_idempotency import _wsgi
@@ -127,18 +127,30 @@ class _Parts:
 
     async def _run(self) -> None:
         running.set(self._here)
-        while True:
-            self._demand = asyncio.get_running_loop().create_future()
+        try:
+            while True:
+                self._demand = asyncio.get_running_loop().create_future()
+                try:
+                    chunk = await self._next()
+                except BaseException as error:
+                    self._fail(error)
+                    return
+                assert self._part is not None
+                self._part.set_result(chunk)
+                if not chunk:
+                    return
+                await self._demand
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
+        """Close the iterator. A cancellation does not reach it between two parts."""
+        close: Callable[[], Awaitable[None]] | None = getattr(self._source, "aclose", None)
+        if close is not None:
             try:
-                chunk = await self._next()
-            except BaseException as error:
-                self._fail(error)
-                return
-            assert self._part is not None
-            self._part.set_result(chunk)
-            if not chunk:
-                return
-            await self._demand
+                await close()
+            except Exception:
+                _logger.exception("a stream raised when it was closed")
 
     async def _next(self) -> bytes:
         async for chunk in self._source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -212,6 +213,47 @@ class HeldCall(AsgiCall):
         await super()._send(message)
         if message.get("body"):
             await asyncio.Event().wait()
+
+
+@needs_disconnects
+def test_an_awaited_stream_whose_client_left_between_two_parts_is_closed_after_its_grace() -> None:
+    """L-05a: nobody waits for its next part, so no cancellation reaches its iterator, which is closed all the same."""
+
+    async def scenario() -> None:
+        attempts: list[int] = []
+        ended = asyncio.Event()
+
+        async def parts() -> AsyncIterator[str]:
+            attempts.append(idem.attempt)
+            try:
+                yield "a"
+                yield "b"
+            finally:
+                ended.set()
+
+        async def view(request: HttpRequest) -> StreamingHttpResponse:
+            return StreamingHttpResponse(parts())
+
+        with project(view, IDEMPOTENCY_STREAM_GRACE=0):
+            handler, call = ASGIHandler(), HeldCall()
+            done = asyncio.ensure_future(call.run(handler))
+            await asyncio.wait_for(call.body_came.wait(), PATIENCE)
+            call.left.set()
+            await done
+            await asyncio.wait_for(ended.wait(), PATIENCE)
+            again = AsgiCall()
+            await again.run(handler)
+            while again.sent[0]["status"] == 409:
+                again = AsgiCall()
+                await again.run(handler)
+        assert again.body == b"ab"
+        assert attempts == [1, 2]
+
+    gc.disable()  # a stream that only the garbage collector closes would be closed at any time, or at none
+    try:
+        asyncio.run(asyncio.wait_for(scenario(), 2 * PATIENCE))
+    finally:
+        gc.enable()
 
 
 @needs_disconnects
