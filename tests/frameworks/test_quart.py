@@ -84,11 +84,13 @@ def test_a_404_of_quarts_is_stored() -> None:
 
 
 @pytest.mark.parametrize("testing", [False, True])
-def test_an_exception_fails_the_attempt_and_the_next_one_resumes(testing: bool) -> None:
+def test_an_exception_fails_the_attempt_and_the_next_one_resumes(
+    testing: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """O-08: also where Quart is in its testing mode."""
     shop = Shop()
     shop.app.testing = testing
-    shop.app.logger.setLevel(logging.CRITICAL)
+    caplog.set_level(logging.CRITICAL, shop.app.logger.name)
     stages: list[str] = []
     attempts = count(1)
 

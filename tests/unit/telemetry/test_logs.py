@@ -22,7 +22,8 @@ from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.telemetry import RequestFilter, add_request
 from tests.unit.every_adapter import FIELDS, KEY, post_asgi
 
-SHOP = logging.getLogger("shop")
+# a name that no application of another test has, which might set its level
+SHOP = logging.getLogger(f"{__name__}.shop")
 
 
 class Lines(logging.Handler):
@@ -41,7 +42,7 @@ class Lines(logging.Handler):
 
     def of_shop(self) -> list[tuple[Any, Any]]:
         """The fields of the application's own lines."""
-        return [(record, attempt) for name, record, attempt in self.seen if name == "shop"]
+        return [(record, attempt) for name, record, attempt in self.seen if name == SHOP.name]
 
 
 @pytest.fixture
