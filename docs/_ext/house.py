@@ -22,11 +22,12 @@ _BEFORE = {
     "files passed": "42",
     "changes": "173",
 }
-# Parts that an application may leave alone: telemetry, the command, operations, `Once`, the test kit, the HTTP runner
-# and Django's admin pages.
+# Parts that an application may leave alone: telemetry, the command, operations, `Once`, the test kit, the HTTP runner,
+# Django's admin pages and its OpenAPI schema.
 _OPTIONAL = (
     "telemetry/", "cli/", "operations/", "testing/", "conformance/http/", "pytest_plugin", "__main__", "once",
-    "django/admin", "django/record_", "django/management/",
+    "django/admin", "django/record_", "django/management/", "django/spectacular", "_engine/measuring",
+    "_shared/findings",
 )  # fmt: skip
 
 

@@ -20,12 +20,11 @@ from open_idempotency._routes.survey import layers_inside, refuse_wsgi, warn_of_
 from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError
 from open_idempotency.policy import NEVER_COVERED, IdempotencyPolicy
-from open_idempotency.rules import IdempotencyRule, Rule, RulesByPath, exempt, refuse_unread
+from open_idempotency.rules import IdempotencyRule, PolicyFields, Rule, RulesByPath, exempt, refuse_unread
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from open_idempotency.policy_fields import PolicyFields
 
 __all__ = ["MARK", "App", "IdempotencyMiddleware", "IdempotencyRule", "Message", "Receive", "Scope", "Send", "exempt"]
 

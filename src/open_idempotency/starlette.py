@@ -22,12 +22,11 @@ from open_idempotency.asgi import MARK, App, Receive, Scope, Send
 from open_idempotency.backends.registry import Given
 from open_idempotency.exceptions import ConfigurationError, MissingExtra, ScopeUnknown
 from open_idempotency.policy import IdempotencyPolicy
-from open_idempotency.rules import IdempotencyRule, Rule, RulesByPath, exempt, exempts, idempotent
+from open_idempotency.rules import IdempotencyRule, PolicyFields, Rule, RulesByPath, exempt, exempts, idempotent
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from open_idempotency.policy_fields import PolicyFields
 
 try:
     import starlette

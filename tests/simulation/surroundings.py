@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from open_idempotency import _asgi
 from open_idempotency._engine import engine, heartbeat, shutdown, thread_calls
+from open_idempotency._runtime import clocks as real_clocks
 from open_idempotency._runtime import loops
 from open_idempotency._stages import blocks, stages
 from tests.simulation.holding import VirtualHold
@@ -139,6 +140,7 @@ def surroundings(
     replaced: list[tuple[Any, str, Any]] = [
         *((module, "clocks", SimpleNamespace(elapsed=clocks.get(module, loop.monotonic))) for module in _TIMED),
         *((module, "time", SimpleNamespace(monotonic=clocks.get(module, loop.monotonic))) for module in _TIMED_AWAKE),
+        (real_clocks, "elapsed", loop.monotonic),
         (loops, "_implementation", lambda: implementation),
         (heartbeat, "threading", SimpleNamespace(Thread=make_thread, Lock=threading.Lock)),
         (heartbeat, "enlist", lambda _: None),

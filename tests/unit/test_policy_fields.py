@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from open_idempotency.policy import IdempotencyPolicy
-from open_idempotency.policy_fields import PolicyFields
+from open_idempotency.rules import PolicyFields
 
 
 def test_type_checkers_see_every_field() -> None:

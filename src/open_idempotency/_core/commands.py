@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf, isinf
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from open_idempotency._core.attempt import Attempt
 from open_idempotency._core.models import (
@@ -291,6 +291,14 @@ def ask(command: Command[R]) -> Generator[Command[Any], Any, R]:
     return result
 
 
+class Clock(Protocol):
+    """Has the time. ``elapsed`` is looked up at each call, since the test kit replaces it."""
+
+    @property
+    def elapsed(self) -> Callable[[], float]:
+        """Returns seconds on a clock that only grows."""
+
+
 class Driver:
     """Runs engines sync. ``handlers``: what carries each kind of command out.
 
@@ -298,7 +306,7 @@ class Driver:
     counts from a later moment, so no lease ends sooner than expected here.
     """
 
-    def __init__(self, handlers: Handlers, clock: Callable[[], float] | None = None) -> None:
+    def __init__(self, handlers: Handlers, clock: Clock | None = None) -> None:
         self._handlers = handlers
         self._clock = clock
 
@@ -310,7 +318,7 @@ class Driver:
             while True:
                 try:
                     if isinstance(command, Claim | Complete) and isinf(command.asked) and self._clock is not None:
-                        command.asked = self._clock()
+                        command.asked = self._clock.elapsed()
                     reply = handlers[type(command)](command)
                 except BaseException as error:
                     command = steps.throw(self._meant(command, error))
@@ -328,7 +336,7 @@ class Driver:
 class AsyncDriver:
     """The same, async. What the handlers return is awaited, except for commands that are ``AtOnce``."""
 
-    def __init__(self, handlers: Handlers, clock: Callable[[], float] | None = None) -> None:
+    def __init__(self, handlers: Handlers, clock: Clock | None = None) -> None:
         self._handlers = handlers
         self._clock = clock
 
@@ -344,7 +352,7 @@ class AsyncDriver:
                 try:
                     handler = handlers[type(command)]
                     if isinstance(command, Claim | Complete) and isinf(command.asked) and self._clock is not None:
-                        command.asked = self._clock()
+                        command.asked = self._clock.elapsed()
                     if isinstance(command, AtOnce):
                         reply = handler(command)
                     elif guarded:

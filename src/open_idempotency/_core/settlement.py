@@ -37,7 +37,7 @@ from open_idempotency._core.stored_response import (
     RESPONSE,
     decode_response,
     is_stored_status,
-    small_form,
+    storable,
     stored_form,
     unseal,
 )
@@ -257,7 +257,7 @@ def wants_kept(attempt: Attempt, lease: Lease, response: Response) -> Steps[bool
 
 def _is_same(one: Response, other: Response, policy: IdempotencyPolicy) -> bool:
     """Whether two live responses differ in nothing that is stored, such as a date that a server adds."""
-    return one is other or small_form(one, policy) == small_form(other, policy)
+    return one is other or storable(one, policy) == storable(other, policy)
 
 
 def _form_in_ledger(ledger: LedgerState, response: Response, policy: IdempotencyPolicy) -> tuple[bytes, bool] | None:
@@ -265,7 +265,7 @@ def _form_in_ledger(ledger: LedgerState, response: Response, policy: Idempotency
     stored = ledger.stored
     if stored is None:
         return None
-    small = small_form(response, policy)
+    small = storable(response, policy)
     same = small == stored.response and small.note == stored.response.note
     return (stored.frame, stored.whole) if same else None
 

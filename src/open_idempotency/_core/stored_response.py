@@ -308,11 +308,11 @@ def is_stored_header(name: bytes, keep: tuple[str, ...] = (), drop: tuple[str, .
     return not (name in _NOT_STORED or name.startswith(_NOT_STORED_PREFIXES))
 
 
-def storable(response: Response, policy: IdempotencyPolicy) -> Response:
-    """What the policy stores of a live response, before ``redact=`` is called.
+def storable(response: Response, policy: IdempotencyPolicy, request_headers: Headers = ()) -> Response:
+    """What the policy stores of a live response to a request with these headers, before ``redact=`` is called.
 
     The headers that are stored (R-02), with the policy's exceptions (O-21); with a body over ``max_response_bytes`` it
-    is a tombstone (O-11).
+    is a tombstone (O-11). Of a response with a body also its CORS headers for one origin (R-11), and its note.
     """
     keep, drop = policy.keep_headers, policy.drop_headers
     headers: list[tuple[bytes, bytes]] = []
@@ -325,9 +325,10 @@ def storable(response: Response, policy: IdempotencyPolicy) -> Response:
     if named:
         headers = [(name, value) for name, value in headers if name.lower() not in named]
     body = response.body
-    if body is not None and len(body) > policy.max_response_bytes:
-        body = None
-    return Response(response.status, headers, body)
+    if body is None or len(body) > policy.max_response_bytes:
+        return Response(response.status, headers, None)
+    cors = _cors(response.headers, request_headers, policy) if len(headers) != len(response.headers) else None
+    return Response(response.status, headers, body, cors=cors, note=response.note)
 
 
 def omitted(stored: Response, live: Headers, drop: tuple[str, ...]) -> bytes:
@@ -447,16 +448,6 @@ def _promised_bytes(status: int, headers: Headers) -> int | None:
 _SESSION_COOKIE = (b"set-cookie", b"")
 
 
-def small_form(response: Response, policy: IdempotencyPolicy, request_headers: Headers = ()) -> Response:
-    """What the policy stores of a live response to a request with these headers, before ``redact=`` is called."""
-    small = storable(response, policy)
-    if len(small.headers) != len(response.headers) and small.body is not None:
-        small.cors = _cors(response.headers, request_headers, policy)
-    if response.note and small.body is not None:
-        small.note = response.note
-    return small
-
-
 def stored_form(
     response: Response,
     kind: bytes,
@@ -468,7 +459,7 @@ def stored_form(
 
     ``attempt``: whose response it is; None where nothing of it is known but the response.
     """
-    small, live = small_form(response, policy, () if attempt is None else attempt.request_headers), response.headers
+    small, live = storable(response, policy, () if attempt is None else attempt.request_headers), response.headers
     if attempt is not None:
         if attempt.session_changed:  # a layer around the middleware sets a cookie that is not in the response yet
             live = [*live, _SESSION_COOKIE]

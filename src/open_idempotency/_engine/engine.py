@@ -147,11 +147,6 @@ def _meant(command: Command[Any], error: BaseException) -> BaseException:
     return error
 
 
-def _now() -> float:
-    # Looked up at each call: tests replace the clock.
-    return clocks.elapsed()
-
-
 #: calls the adapter's function of a ``Call``
 _call = methodcaller("function")
 
@@ -192,7 +187,7 @@ class Performer(Driver):
         self.backend = backend
         self._keeper = keeper
         handlers = _handlers(backend, _at_once(keeper, Slots(_SLOTS_ON_THREADS)), look)
-        super().__init__({**handlers, Sleep: lambda command: time.sleep(command.seconds)}, _now)
+        super().__init__({**handlers, Sleep: lambda command: time.sleep(command.seconds)}, clocks)
 
     def for_coroutines(self) -> AsyncPerformer:
         """One for coroutines in sync code: they live on short-lived event loops, so they reach the backend by threads.
@@ -219,7 +214,7 @@ class AsyncPerformer(AsyncDriver):
         #: seconds that a cleanup may take
         self.patience = 2 * backend.call_timeout + 1.0
         handlers = _handlers(backend, _at_once(keeper, Slots(None)), look)
-        super().__init__({**handlers, Sleep: lambda command: loops.sleep(command.seconds)}, _now)
+        super().__init__({**handlers, Sleep: lambda command: loops.sleep(command.seconds)}, clocks)
 
     def _meant(self, command: Command[Any], error: BaseException) -> BaseException:
         return _meant(command, error)

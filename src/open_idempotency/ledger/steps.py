@@ -23,7 +23,7 @@ from open_idempotency._core.commands import AsyncDriver, Call, Driver, Handlers,
 from open_idempotency._core.models import Lease, Response, Stage
 from open_idempotency._core.notify import warn
 from open_idempotency._core.settlement import wants_kept
-from open_idempotency._core.stored_response import RESPONSE, seal_stage, small_form, stored_form, unseal_stage
+from open_idempotency._core.stored_response import RESPONSE, seal_stage, storable, stored_form, unseal_stage
 from open_idempotency._runtime.loops import current_library, in_thread
 from open_idempotency._runtime.processes import PerProcess
 from open_idempotency.exceptions import AlreadyCommitted, ConfigurationError, KeyReused, LeaseLost, RecordUnreadable
@@ -189,7 +189,7 @@ def save_response(transaction: Transaction, attempt: Attempt, live: Response) ->
     if (current, number) != transaction.entered:
         raise ConfigurationError(_ENDED)
     watch = transaction.watch(StoredResponse(lease.record_id, lease.fingerprint, response))
-    small = small_form(live, attempt.policy, attempt.request_headers)
+    small = storable(live, attempt.policy, attempt.request_headers)
     stored = LedgerResponse(small, response, whole, transaction.entered, watch)
     attempt.in_ledger().put_response(stored)
     yield from _purge_sometimes(transaction)

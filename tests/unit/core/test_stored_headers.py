@@ -17,7 +17,6 @@ from open_idempotency._core.stored_response import (
     decode_response,
     encode_response,
     omitted,
-    small_form,
     storable,
     stored_form,
 )
@@ -271,7 +270,7 @@ def test_a_header_of_the_application_is_not_taken_for_a_cors_header() -> None:
 def test_cors_headers_are_stored_for_an_origin_that_a_browser_sends(origin: list[bytes], stored: bytes | None) -> None:
     """R-11: anything else costs these headers, and not the response."""
     live = Response(201, [(b"Access-Control-Allow-Origin", b"*"), (b"x", b"1")], b"ran")
-    small = small_form(live, IdempotencyPolicy(), [(b"origin", value) for value in origin])
+    small = storable(live, IdempotencyPolicy(), [(b"origin", value) for value in origin])
     assert small.headers == [(b"x", b"1")]
     assert small.cors == (None if stored is None else Cors(stored, [(b"access-control-allow-origin", b"*")]))
 
@@ -291,7 +290,7 @@ def test_cors_headers_are_stored_for_an_origin_that_a_browser_sends(origin: list
 def test_the_policy_says_of_cors_headers_too_who_gets_them(fields: Any, headers: Any, cors: Any) -> None:
     """R-11, O-21: kept ones are for every origin, dropped ones for none; a tombstone has none."""
     live = [(b"access-control-allow-origin", b"*"), (b"access-control-max-age", b"1")]
-    small = small_form(Response(201, live, b"ran"), IdempotencyPolicy(**fields), [(b"origin", b"null")])
+    small = storable(Response(201, live, b"ran"), IdempotencyPolicy(**fields), [(b"origin", b"null")])
     assert [name for name, _ in small.headers] == headers
     assert (small.cors and [name for name, _ in small.cors.headers]) == cors
 
