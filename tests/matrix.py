@@ -16,7 +16,7 @@ from zlib import crc32
 import pytest
 
 #: those with a matrix; each has a variable, ``OI_TEST_HTTP`` and so on
-SUITES = ("CONTRACT", "CRASH", "FORMATS", "HTTP", "ONCE", "OPERATIONS", "WIRE")
+SUITES = ("CONTRACT", "CRASH", "FORMATS", "HTTP", "ONCE", "OPERATIONS", "PAGES", "WIRE")
 
 #: a row and a column
 Pair = tuple[str, str]

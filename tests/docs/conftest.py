@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from open_idempotency.conformance import BackendContract
 from tests.matrix import apart_from, thin_out
+from tests.support.prepared import Prepared
+
+
+@pytest.fixture(scope="session")
+def prepared() -> Iterator[Prepared]:
+    """What runs pages, each in a process of its own."""
+    forks = Prepared()
+    yield forks
+    forks.close()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import ROOT, blocks, name_of, pages
+from tests.docs.pages import blocks, name_of, pages
+from tests.support.prepared import Prepared
 
 SECONDS = 90
 #: lists that are generated or only link, reasons, and what is written for people who work on the project
@@ -25,18 +23,9 @@ def _with_python() -> list[Path]:
 
 
 @pytest.mark.parametrize("page", _with_python(), ids=name_of)
-def test_the_python_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
+def test_the_python_blocks_of_a_page_run(page: Path, tmp_path: Path, prepared: Prepared) -> None:
     """The whole page is one program: each block sees what the blocks above it made."""
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.docs.execute", str(page)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+    done = prepared.run("tests.docs.execute", [str(page)], tmp_path, SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len([b for b in blocks(page) if b.language == 'python'])} blocks" in done.stdout
 

@@ -28,15 +28,16 @@ def _tox() -> configparser.ConfigParser:
 
 
 def test_the_commands_call_what_tox_knows() -> None:
-    """The first runs the demo; the second runs all that tox runs by itself: the checks and the tests."""
+    """The first runs the demo; the second what tox runs by itself: the tests, and the quick checks of ``lint``."""
     tox = _tox()
     demo, everything = (command.strip().rpartition(" && ")[2] for command in _commands())
     assert demo == "tox -e demo"
     assert tox.has_section("testenv:demo")
     assert everything == "tox"
     assert tox["tox"]["env_list"] == "all"
-    assert all(part in tox["testenv:all"]["commands"] for part in ("{[checks]commands}", "{[tests]short}"))
-    assert "{[checks]commands}" in tox["testenv:lint"]["commands"]
+    assert all(part in tox["testenv:all"]["commands"] for part in ("{[checks]quick}", "{[tests]short}"))
+    assert "{[checks]quick} {[checks]slow}" in tox["testenv:lint"]["commands"]
+    assert "tox run -e lint" in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert "{[tests]short}" in tox["testenv"]["commands"]
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import ROOT, blocks, name_of, pages
+from tests.docs.pages import blocks, name_of, pages
+from tests.support.prepared import Prepared
 
 SECONDS = 90
 # A policy's field: not what FastAPI's Depends is given, which is a string.
@@ -27,18 +25,9 @@ WITH_SCOPES = [page for page in pages() if _named(page)]
 
 
 @pytest.mark.parametrize("page", WITH_SCOPES, ids=name_of)
-def test_a_request_without_credentials_is_not_a_500(page: Path, tmp_path: Path) -> None:
+def test_a_request_without_credentials_is_not_a_500(page: Path, tmp_path: Path, prepared: Prepared) -> None:
     """O-20: each ``scope=`` of the page refuses it, or has a name for its caller."""
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.docs.scopes", str(page)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+    done = prepared.run("tests.docs.scopes", [str(page)], tmp_path, SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     asked = [line.split(": ") for line in done.stdout.splitlines()]
     assert {name for name, _ in asked} == set(_named(page))

@@ -30,7 +30,7 @@ def test_the_owner_does_not_learn_that_another_caller_has_its_key(
         order = Order(charging(effects))
         loss = proxy.lose_reply(records.command("claim"))
         first = worker.post(order)
-        assert loss.happened.is_set()
+        assert loss.happened.wait(PATIENCE)
         assert first.status == 201
         assert worker.post(order).body == first.body
     assert effects.all() == ONCE
@@ -50,7 +50,7 @@ def test_a_claim_whose_response_never_comes_runs_nothing_and_blocks_for_a_lease_
             return Order(charging(effects))
 
         order = refused_in_time(worker, doomed)
-        assert all(loss.happened.is_set() for loss in losses)
+        assert all(loss.happened.wait(PATIENCE) for loss in losses)
         assert worker.post_until(order, admitted).status == 201
     assert [effect.split()[0] for effect in effects.all()] == ["reserve", "charge"]
 
@@ -67,7 +67,7 @@ def test_a_stage_whose_response_was_lost_is_recorded_once(
         order = Order(charging(effects))
         loss = proxy.lose_reply(records.command("save_stage"), silently=silently)
         assert worker.post(order).status == 201
-        assert loss.happened.is_set()
+        assert loss.happened.wait(PATIENCE)
     assert effects.all() == ONCE
 
 
@@ -83,7 +83,7 @@ def test_a_completion_whose_response_was_lost_goes_out_as_recorded(
         order = Order(charging(effects))
         loss = proxy.lose_reply(records.command("complete"), silently=silently)
         first = worker.post(order)
-        assert loss.happened.is_set()
+        assert loss.happened.wait(PATIENCE)
         again = worker.post(order)
         assert (first.status, first.unrecorded) == (201, False)
         assert (again.status, again.replayed, again.body) == (201, True, first.body)
@@ -103,7 +103,7 @@ def test_a_failure_whose_response_was_lost_lets_the_retry_run_at_once(
         loss = proxy.lose_reply(records.command("fail"), silently=silently)
         with pytest.raises(Failed):
             worker.post(order)
-        assert loss.happened.is_set()
+        assert loss.happened.wait(PATIENCE)
         assert worker.post(order).status == 201
     assert effects.all() == ["reserve 1", "charge 2"]
 
@@ -120,7 +120,7 @@ def test_a_release_whose_response_was_lost_lets_the_retry_run_at_once(
         order = Order(plain(effects, status=429))
         loss = proxy.lose_reply(records.command("release"), silently=silently)
         assert worker.post(order).status == 429
-        assert loss.happened.is_set()
+        assert loss.happened.wait(PATIENCE)
         assert worker.post(order).status == 429
     assert len(effects.all()) == 2
 
@@ -158,7 +158,7 @@ def test_a_batch_whose_response_was_lost_is_sent_again_for_all_in_it(
         orders = [Order(plain(effects)) for _ in range(MANY)]
         loss = proxy.lose_reply(records.command(batch))
         answers = [answer.result(PATIENCE) for answer in [worker.start(order) for order in orders]]
-        assert loss.happened.is_set()
+        assert loss.happened.wait(PATIENCE)
         assert {(answer.status, answer.unrecorded) for answer in answers} == {(201, False)}
         assert [worker.post(order).body for order in orders] == [answer.body for answer in answers]
     assert effects.all() == ["run 1"] * MANY

@@ -69,7 +69,7 @@ def test_a_reply_that_is_lost_before_a_pooler_is_repeated_on_another_session(
         order = Order(charging(effects))
         loss = proxy.lose_reply(f"open_idempotency.{verb}(".encode())
         first = worker.post(order)
-        assert loss.happened.is_set()
+        assert loss.happened.wait(PATIENCE)
         assert (first.status, first.unrecorded) == (201, False)
         assert worker.post(order).body == first.body
     assert effects.all() == ["reserve 1", "charge 1"]

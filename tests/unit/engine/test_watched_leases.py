@@ -91,7 +91,8 @@ class Site:
     @property
     def watched(self) -> int:
         """How many leases are renewed."""
-        beats = [each for each in shutdown._leases.get() if isinstance(each, _Beats)]
+        # A copy: threads of applications that end take themselves out.
+        beats = [each for each in list(shutdown._leases.get()) if isinstance(each, _Beats)]
         return sum(len(each._watched) for each in beats if each._backend is self.backend)
 
     def send(self, body: bytes = b"") -> None:
