@@ -297,7 +297,7 @@ def _begin(claim: Claim, intake: Intake, policy: IdempotencyPolicy) -> Steps[Att
             lease,
             stages,
             policy,
-            _instance(request),
+            request.path.decode("latin-1"),
             method=request.method,
             route=request.route,
             alone=request.alone,

@@ -396,7 +396,15 @@ class Capture:
         self.status = status
         self.headers = headers
         self.note = note
-        self._promised = _promised_bytes(status, headers)
+        # the length that the body is going to have; None if it is known only at the end
+        self._promised = None
+        if status in BODILESS:
+            self._promised = 0
+            return
+        for name, value in headers:
+            if len(name) == _LENGTH and name.lower() == b"content-length":
+                self._promised = int(value) if value.isdigit() else None
+                return
 
     def add(self, chunk: bytes) -> None:
         """Take the next bytes of the body."""
@@ -433,16 +441,6 @@ class Capture:
         except MemoryError:
             body = self._chunks = None
         return Response(self.status, self.headers, body, note=self.note)
-
-
-def _promised_bytes(status: int, headers: Headers) -> int | None:
-    """The length that the body is going to have; None if it is known only at the end."""
-    if status in BODILESS:
-        return 0
-    for name, value in headers:
-        if len(name) == _LENGTH and name.lower() == b"content-length":
-            return int(value) if value.isdigit() else None
-    return None
 
 
 _SESSION_COOKIE = (b"set-cookie", b"")

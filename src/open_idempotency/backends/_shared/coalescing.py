@@ -219,6 +219,8 @@ class LoopCoalescer(Generic[Q, R]):
         self._batch: list[_Waiting[Q, R]] = []
         #: replaced by its owner, or by any call where it has none
         self._lead = _Lead()
+        #: nobody has the lead, for certain; where this is false, ``busy`` knows
+        self.idle = True
         self._on_its_way = False
         self._next_look: asyncio.TimerHandle | None = None
         self._time = _LoopTime(max(0.0, limits.seconds) / LOOKS)
@@ -244,24 +246,25 @@ class LoopCoalescer(Generic[Q, R]):
             if response is not None:
                 _settle(waiting, response)
 
-    async def ask(self, request: Q, size: int = 0, *, known_idle: bool = False) -> R:
+    async def ask(self, request: Q, size: int = 0) -> R:
         """The response to ``request``, which has ``size`` bytes. Raises ``BackendUnavailable`` where it waited too
         long or too many requests wait; else returns or raises what ``carry_out`` does.
-
-        ``known_idle``: the caller has just found it not ``busy``, and awaits this at once.
         """
-        if not known_idle and self.busy:
+        if not self.idle and self.busy:
             return await self._with_others(request, size)
         lead = _Lead()  # a new one, so that a lock which was left held belongs to nobody
         with lead.held:
             try:
                 self._lead = lead
+                self.idle = False
                 self._on_its_way = True
                 (response,) = await self._carry_out((request,))
             finally:
                 self._on_its_way = False
                 if self._queue.waiting:
                     self._hand_over()
+                else:
+                    self.idle = True
         if isinstance(response, Exception):
             raise response
         return response
@@ -285,6 +288,7 @@ class LoopCoalescer(Generic[Q, R]):
         lead = _Lead()
         with lead.held:
             self._lead = lead
+            self.idle = False
             # A context of its own: the batches do not belong to the HTTP request that happened to come before them.
             create_task = asyncio.get_running_loop().create_task
             lead.task = contextvars.Context().run(create_task, self._work(lead))
@@ -323,6 +327,7 @@ class LoopCoalescer(Generic[Q, R]):
                     await self._respond(batch)
                 # Callers that got a response may make their next requests, which then share one batch too.
                 await asyncio.sleep(0)
+            self.idle = True
         except BaseException:
             self._refuse()
             raise

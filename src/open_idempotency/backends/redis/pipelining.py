@@ -447,10 +447,9 @@ class Batches:
         now = self._options.now()
         command = packed((*script.called, key, now, *arguments))
         request = _Request(script, keyed, now, command)
-        if not self._next.busy:
-            return self._next.ask(request, len(command), known_idle=True)
-        # In turn, so that both have equal parts.
-        self._next, self._other = self._other, self._next
+        if not self._next.idle and self._next.busy:
+            # In turn, so that both have equal parts.
+            self._next, self._other = self._other, self._next
         return self._next.ask(request, len(command))
 
     def close(self) -> None:
