@@ -291,23 +291,23 @@ def _body(request: Request, policy: IdempotencyPolicy, media_type: bytes, conten
     body = request.body
     if policy.fingerprint == "none" or body is None:
         return b"n"
+    form: bytes | None = None
     if media_type.startswith(b"multipart/"):
-        return (yield from _multipart(body, content_type))
-    if policy.fingerprint == "json" and is_json(media_type):
-        return (yield from _json(body, policy))
-    if policy.fingerprint == "jcs" and is_json(media_type):
-        return _jcs(body, policy)
-    return _exact(body)
+        form = yield from _multipart(body, content_type)
+    elif policy.fingerprint == "json" and is_json(media_type):
+        form = yield from _json(body, policy)
+    elif policy.fingerprint == "jcs" and is_json(media_type):
+        form = _jcs(body, policy)
+    return b"x" + body.digest() if form is None else form
 
 
-def _exact(body: Body) -> bytes:
-    return b"x" + body.digest()
+# The forms below are None for a body that does not have one, which then counts byte by byte.
 
 
-def _json(body: Body, policy: IdempotencyPolicy) -> Steps[bytes]:
+def _json(body: Body, policy: IdempotencyPolicy) -> Steps[bytes | None]:
     raw = _short(body, JSON_BYTES)
     if raw is None or (marks := _marks(raw)) > JSON_MARKS:
-        return _exact(body)
+        return None
     try:
         if marks <= JSON_MARKS // 10:
             return b"j" + canonical_json(raw, policy.fingerprint_ignore)
@@ -317,18 +317,18 @@ def _json(body: Body, policy: IdempotencyPolicy) -> Steps[bytes]:
             yield Sleep(0)
             form = write(value)
     except NotCanonical:
-        return _exact(body)
+        return None
     return b"j" + form
 
 
-def _jcs(body: Body, policy: IdempotencyPolicy) -> bytes:
+def _jcs(body: Body, policy: IdempotencyPolicy) -> bytes | None:
     raw = _short(body, JSON_BYTES)
     if raw is None or _marks(raw) > JCS_MARKS:
-        return _exact(body)
+        return None
     try:
         return b"r" + canonical_by_value(raw, policy.fingerprint_ignore)
     except NotCanonical:
-        return _exact(body)
+        return None
 
 
 def _short(body: Body, limit: int) -> bytes | None:
@@ -347,7 +347,7 @@ def _marks(raw: bytes) -> int:
     return sum(map(raw.count, (b",", b":", b"[", b"{")))
 
 
-def _multipart(body: Body, content_type: bytes) -> Steps[bytes]:
+def _multipart(body: Body, content_type: bytes) -> Steps[bytes | None]:
     """Digest of the parts between the boundaries: clients choose a new boundary for each attempt (RFC 2046, 5.1).
 
     Each part counts behind its length, so the body is gone through twice.
@@ -355,10 +355,10 @@ def _multipart(body: Body, content_type: bytes) -> Steps[bytes]:
     match = _BOUNDARY.search(content_type)
     boundary = b"" if match is None else match[1] or match[2]
     if not boundary or len(boundary) > LONGEST_BOUNDARY:
-        return _exact(body)
+        return None
     parts = yield from _find_parts(body, b"\r\n--" + boundary)
     if parts is None:
-        return _exact(body)
+        return None
     return b"m" + (yield from _digest_parts(body, parts))
 
 
