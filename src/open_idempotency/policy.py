@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["IdempotencyPolicy"]
 
 Seconds = float | int | timedelta
+#: seconds; no duration is longer
+_LONGEST = 1_000_000_000
 
 _TOKEN_CHARS = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 #: in ``docs_url``: stands for the name of the problem
@@ -322,17 +324,14 @@ def refuse_unknown(fields: Iterable[str]) -> None:
 
 
 def _seconds(name: str, value: object) -> float | None:
-    if isinstance(value, timedelta):
-        return value.total_seconds()
     if value is None and name in ("record_within", "error_ttl"):
         return None
-    try:
-        seconds = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
-    except OverflowError:  # an int that no float can hold
-        seconds = math.nan
-    if not math.isfinite(seconds):
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(min(number, _LONGEST)):
         raise ConfigurationError(f"{name}: expected seconds or a timedelta, got {value!r}")
-    return seconds
+    if number > _LONGEST:  # the system's clocks and waits count no further than some hundred years
+        raise ConfigurationError(f"{name}: must be at most {_LONGEST} seconds, 31 years, got {value!r}")
+    return float(number)
 
 
 def _names(name: str, value: object) -> list[str]:

@@ -178,6 +178,8 @@ def test_a_keyword_of_python_means_what_the_option_of_the_url_means(
         ("memory", {"size": 3}, "memory:// has no option 'size'; known: max_bytes, max_records"),
         ("sqlite", {"timeout": "soon"}, "option timeout: expected seconds, got 'soon'"),
         ("sqlite", {"timeout": timedelta()}, "timeout: must be more than 0 seconds, got 0"),
+        ("sqlite", {"timeout": 1e10}, "timeout: must be at most 86400 seconds, a day, got 10000000000.0"),
+        ("sqlalchemy", {"timeout": timedelta.max}, "timeout: must be at most 86400 seconds, a day, got 8640"),
         ("sqlite", {"synchronous": "off"}, "synchronous: 'off' is none of full, normal"),
         ("sqlite", {"prepare": False}, "sqlite:// has no option 'prepare'"),
         ("redis", {"timeout": float("nan")}, "timeout: must be more than 0 seconds, got nan"),

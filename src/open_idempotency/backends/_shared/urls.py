@@ -16,6 +16,8 @@ from open_idempotency.exceptions import ConfigurationError
 Parser = Callable[[Any], Any]
 #: a duration as a keyword: seconds, or a ``timedelta``
 Seconds = float | timedelta
+#: seconds; no wait for a backend is longer
+_DAY = 86_400
 
 
 def split(url: str) -> SplitResult:
@@ -70,7 +72,7 @@ def _read(where: str, name: str, value: Any, known: Mapping[str, Parser]) -> Any
 
 
 def seconds(value: str | Seconds) -> float:
-    """A duration in seconds, above 0 and finite. Raises ``ValueError``."""
+    """A duration in seconds, above 0 and at most a day. Raises ``ValueError``."""
     if isinstance(value, timedelta):
         value = value.total_seconds()
     try:
@@ -81,6 +83,8 @@ def seconds(value: str | Seconds) -> float:
         raise ValueError(f"expected seconds, got {value!r}") from None
     if not (read > 0 and math.isfinite(read)):
         raise ValueError(f"must be more than 0 seconds, got {value}")
+    if read > _DAY:  # the system's waits end with an error far beyond, and no call should take so long
+        raise ValueError(f"must be at most {_DAY} seconds, a day, got {value}")
     return read
 
 
