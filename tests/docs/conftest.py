@@ -8,15 +8,15 @@ import pytest
 
 from open_idempotency.conformance import BackendContract
 from tests.matrix import apart_from, thin_out
-from tests.support.prepared import Prepared
+from tests.support.prepared import WAYS, Prepared
 
 
-@pytest.fixture(scope="session")
-def prepared() -> Iterator[Prepared]:
+@pytest.fixture(scope="session", params=WAYS)
+def prepared(request: pytest.FixtureRequest) -> Iterator[Prepared]:
     """What runs pages, each in a process of its own."""
-    forks = Prepared()
-    yield forks
-    forks.close()
+    runner = Prepared(request.param)
+    yield runner
+    runner.close()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

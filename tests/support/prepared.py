@@ -1,8 +1,8 @@
-"""Modules that run in processes of their own, each forked from a process that has imported the frameworks before.
+"""Runs modules in processes of their own: forked from a process that has imported the frameworks before, or started.
 
 To import FastAPI, Django and Flask takes longer than what most pages of the docs do with them. No adapter of this
-library is imported before: whether it is loaded makes a difference. ``OI_TEST_PAGES=full`` starts a new interpreter for
-each module.
+library is imported before: whether it is loaded makes a difference. ``OI_TEST_PAGES=full`` also starts a new
+interpreter for each module, which finds what a page forgets to import.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import IO, NamedTuple, cast
 
 from tests.matrix import is_full
 
+#: how a module gets its process
+WAYS = ["started"] if not hasattr(os, "fork") else ["forked", "started"] if is_full("PAGES") else ["forked"]
 #: third-party modules that many pages import
 LIBRARIES = (
     "asyncio", "django.http", "django.test", "django.urls", "fastapi.testclient", "flask", "httpx", "open_idempotency",
@@ -43,14 +45,15 @@ def environment() -> dict[str, str]:
 
 
 class Prepared:
-    """Forks such processes. Where that is impossible, or not wanted, each is started."""
+    """Runs modules, in one of ``WAYS``."""
 
-    def __init__(self) -> None:
+    def __init__(self, way: str) -> None:
+        self._forks = way == "forked"
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self, module: str, arguments: list[str], folder: Path, seconds: float) -> Ended:
         """``python -W error -m module arguments`` in a folder. Raises ``TimeoutExpired`` after so many seconds."""
-        if not hasattr(os, "fork") or is_full("PAGES"):
+        if not self._forks:
             command = [sys.executable, "-W", "error", "-m", module, *arguments]
             done = subprocess.run(
                 command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=seconds, check=False
