@@ -59,8 +59,8 @@ _BY_CREDENTIALS = "authorization:"
 _ANONYMOUS = "anonymous:"
 # A tenant or a host, as a digest in hexadecimal digits, and then the caller's own scope.
 _WITHIN = "within:"
-#: match a scope whose caller is known by its credentials alone, so that new credentials make a new caller; and a scope
-#: of whose caller nothing is known, who shares it with all other anonymous callers
+#: match the scope of a caller that is known by its credentials alone, so that new credentials make a new caller; and
+#: the scope that all anonymous callers share
 by_credentials, is_anonymous = (
     re.compile(f"(?:{_WITHIN}[0-9a-f]{{64}}:)?{kind}").match for kind in (_BY_CREDENTIALS, _ANONYMOUS)
 )
@@ -468,7 +468,7 @@ def about_request(
     route = request.route
     if route is None:
         route = "" if policy.encryption is not None else request.path.decode("latin-1")
-    # As in caller_of and key_of; written out here, since each request passes.
+    # The same as caller_of and key_of, written out since every request with a key comes here.
     application = policy.application.encode()
     caller = digest(policy.secret, SCOPE_PARAMETER, application, scope.encode())[:CALLER_OCTETS]
     of_key = digest(policy.secret, _KEY_PARAMETER, application, key.encode())[:KEY_OCTETS]
@@ -476,14 +476,14 @@ def about_request(
 
 
 def about_work(name: str, scope: str, key: str, owner: bytes, holder: str, policy: IdempotencyPolicy) -> bytes:
-    """What a claim says about a piece of work that is no request. ``name``: of its kind, where a request has a route.
+    """What a claim says about a piece of work that is no request.
 
-    ``scope``: what stands where a request has its caller.
+    ``name``: the kind of work, in the position of a route. ``scope``: in the position of a caller.
     """
     return About("", name, caller_of(scope, policy), holder, key_of(key, policy)).encode(owner)
 
 
-# An application has few routes. The bound is for paths that stand for themselves.
+# An application has few routes. The bound is for requests whose path is used because no template is known.
 @lru_cache(maxsize=512)
 def _constant(method: str, route: str, holder: str) -> bytes:
     """The part that the requests of one route to one worker have in common; cut so that the whole is short enough."""
@@ -494,7 +494,7 @@ def _constant(method: str, route: str, holder: str) -> bytes:
 
 
 def _cut(text: str, most: int, *, keep_end: bool = False) -> bytes:
-    """A text in at most so many bytes. ``keep_end``: it is cut at its beginning, as the end of a holder is its pid."""
+    """A text in at most ``most`` bytes. ``keep_end``: cut its beginning, since a holder ends with its pid."""
     octets = text.encode("utf-8", "replace")
     if len(octets) <= most:
         return octets

@@ -34,16 +34,16 @@ from open_idempotency.policy import CREDENTIALS_OF_RESPONSES, IdempotencyPolicy
 RESPONSE_VERSION = 1
 STAGE_VERSION = 1
 TOMBSTONE = 0x01
-#: the first header of a frame whose response lacks credentials: their names. It is never sent. Earlier versions, which
-#: do not know it, send it, where it is true and does no harm.
+#: the first header of a frame whose response lacks credentials: their names. It is never sent. Earlier versions do not
+#: know it and send it, which does no harm.
 OMITTED = b"idempotency-omitted"
-#: the next header of a frame that holds CORS headers: the origin that they are for. They follow, each with a prefix:
-#: earlier versions, which would send them to any origin, send what no browser reads.
+#: the next header of a frame that holds CORS headers: the origin that they are for. The CORS headers follow, each with
+#: a prefix: earlier versions send them to any origin, and no browser reads names with that prefix.
 ORIGIN = b"idempotency-origin"
 _PREFIX = b"idempotency-"
 CORS_PREFIX = _PREFIX + b"access-control-"
 
-#: the next header of a frame whose response Django has made: what else a replay has there (O-29)
+#: the next header of a frame whose response Django has made: what Django needs for a replay (O-29)
 NOTE = b"idempotency-django-response"
 #: the next header of a frame that was stored with telemetry on: the trace of its request (P-31), as ``traceparent``.
 #: Earlier versions send it, to the same caller.
@@ -75,7 +75,7 @@ def encode_response(response: Response) -> bytes:
 
 
 def _with_notes(response: Response) -> Headers:
-    """The headers, behind those that no client is sent."""
+    """The headers of a frame: first the notes, which no client is sent, then the response's own."""
     notes = [(OMITTED, response.omitted)] if response.omitted else []
     if response.cors:
         notes.append((ORIGIN, response.cors.origin))
@@ -346,7 +346,7 @@ def omitted(stored: Response, live: Headers, drop: tuple[str, ...]) -> bytes:
 def _cors(live: Headers, request_headers: Headers, policy: IdempotencyPolicy) -> Cors | None:
     """The CORS headers of a live response, which are replayed to the same origin only (R-11); None without any.
 
-    Of those that ``keep_headers`` names every origin gets a copy, and of those in ``drop_headers`` nobody does.
+    Headers in ``keep_headers`` are replayed to every origin, and headers in ``drop_headers`` to none.
     """
     dropped = {name.lower() for name in policy.drop_headers}
     lower = [(name.lower(), value) for name, value in live]
@@ -362,7 +362,7 @@ def _cors(live: Headers, request_headers: Headers, policy: IdempotencyPolicy) ->
 
 
 def origin_of(request_headers: Headers) -> bytes | None:
-    """The ``Origin`` of a request, empty without one; None where it is none that a browser sends."""
+    """The ``Origin`` of a request, empty without one; None for a value that no browser sends."""
     found = [value for name, value in request_headers if name == b"origin"]
     if len(found) > 1 or not all(map(_is_origin, found)):
         return None
@@ -453,9 +453,9 @@ def stored_form(
     policy: IdempotencyPolicy,
     attempt: Attempt | None = None,
 ) -> Steps[tuple[bytes, bool]]:
-    """What is stored of a response, and whether its body is in it. ``kind``: ``sealing.RESPONSE`` or ``FAILURE``.
+    """The stored form of a response, and whether it has the body. ``kind``: ``RESPONSE`` or ``FAILURE``.
 
-    ``attempt``: whose response it is; None where nothing of it is known but the response.
+    ``attempt``: the attempt that made the response; None if it is not known.
     """
     small, live = storable(response, policy, () if attempt is None else attempt.request_headers), response.headers
     if attempt is not None:
@@ -508,9 +508,9 @@ def _bare_tombstone(status: int) -> bytes:
 
 
 def smaller(frame: bytes, kind: bytes, lease: Lease, policy: IdempotencyPolicy) -> bytes | None:
-    """What is stored instead of a stored form that the backend refuses for its size: a tombstone (O-11).
+    """The tombstone that replaces a stored form that the backend refuses for its size (O-11).
 
-    First one with the headers, then one with the status alone. None: there is nothing smaller.
+    At first it keeps the headers, the next time only the status. None if there is nothing smaller.
     """
     try:
         stored = decode_response(unseal(frame, kind, lease, policy))
