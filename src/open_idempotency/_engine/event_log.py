@@ -114,7 +114,7 @@ _ADVICE: dict[type[events.Event], str] = {
 }
 
 
-# Enough that no two problems of a service have one, and short enough to be read out on the telephone.
+# Long enough that no two problems of a service share one, and short enough to be read out on the telephone.
 _REFERENCE_BYTES = 8
 
 
@@ -199,7 +199,7 @@ class Courier:
     """Carries the events of one heartbeat, in order."""
 
     def __init__(self) -> None:
-        #: how many events no listener was called with, since it did not return in time
+        #: how many events were logged only, since a listener did not return in time
         self.dropped = 0
         self._waiting: deque[Emit] = deque()
         self._lock = threading.Lock()
@@ -225,7 +225,7 @@ class Courier:
         self.go()
 
     def go(self) -> bool:
-        """Start the thread where there is something to do; whether there is one, or none is needed."""
+        """Start the thread if there is something to do. False if it cannot be started now."""
         with self._lock:
             if self._running or not self._waiting:
                 return True
@@ -238,10 +238,10 @@ class Courier:
         return True
 
     def flush(self, seconds: float) -> None:
-        """Wait until listeners have been called with all that was reported, for so long at most."""
+        """Wait until listeners have been called with all reported events, for ``seconds`` at most."""
         if not self.go():
             self._running = True
-            self._run()  # the interpreter is on its way out, where Python starts no thread
+            self._run()  # at the interpreter's exit Python starts no thread
             return
         deadline = time.monotonic() + seconds
         while self._running and time.monotonic() < deadline:

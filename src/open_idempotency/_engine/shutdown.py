@@ -73,7 +73,7 @@ class Grace:
         return self.left <= 0.0
 
     def error(self) -> GeneratorExit:
-        """What its attempt fails with."""
+        """The error with which its attempt fails."""
         if self.capture.outgrown:
             return GeneratorExit("the client left, and the stream is longer than what is stored (max_response_bytes)")
         return GeneratorExit(f"the client left, and the stream did not end within {self.seconds:g} s (stream_grace)")
@@ -104,7 +104,7 @@ class Recordings:
     def __init__(self, backend: Backend, report: Callable[[Emit], None], ended: Callable[[bytes], None]) -> None:
         #: by the lease's owner; changed here only
         self.pending: dict[bytes, _Recording] = {}
-        # While the backend is away, how long it is left alone, and until when on the monotonic clock.
+        # While the backend is down: seconds between two tries, and the time of the next one on the monotonic clock.
         self._pause = FIRST_PAUSE
         self._left_alone = 0.0
         self._ended = ended
@@ -130,7 +130,7 @@ class Recordings:
         self.pending[owner] = _Recording(command)
 
     def lost(self) -> list[Emit]:
-        """What to report of those that the end of the process cuts off."""
+        """The events to report for recordings that the end of the process cuts off."""
         commands = [each.command for each in list(self.pending.values())]
         return [
             Emit(each.lost, each.attempt.policy.on_event, each.attempt) for each in commands if each.lost is not None
@@ -156,7 +156,7 @@ class Recordings:
         for owner, recording in due:
             before_each()
             if not self._advance(owner, recording):
-                # This one pauses, so in the next round the others come before it.
+                # This recording pauses, so in the next round the others come before it.
                 self._left_alone = clocks.elapsed() + self._pause
                 self._pause = min(self._pause * 2, LONGEST_PAUSE)
                 return
@@ -173,7 +173,7 @@ class Recordings:
                 except Exception as error:
                     away = away or isinstance(error, BackendUnavailable)
                     command = recording.steps.throw(error)
-                except BaseException as error:  # whoever wants to end the thread does not end the recording
+                except BaseException as error:  # an error that is meant to end the thread does not end the recording
                     away = True
                     command = recording.steps.throw(BackendUnavailable(f"interrupted by {type(error).__name__}"))
                 else:
@@ -203,7 +203,7 @@ _LOOK = 0.01
 class Pass:
     """One pass over the leases of one heartbeat: how long it may take, and how many were given up.
 
-    ``sparing``: what runs in a thread keeps its lease, since the process, and so the thread, may go on for a while.
+    ``sparing``: a handler that runs in a thread keeps its lease, since the process and the thread may go on for a time.
     """
 
     __slots__ = ("_done", "deadline", "released", "sparing")
@@ -239,7 +239,7 @@ class Pass:
         self._done.set()
 
     def wait(self) -> int:
-        """How many were given up when it ended, or when its time was up."""
+        """Wait until the pass has ended or its time is up. Returns how many leases were given up."""
         self._done.wait(self.left)
         return self.released
 
@@ -296,7 +296,7 @@ def _drain(timeout: float, *, sparing: bool) -> int:
 
 
 def give_up(attempt: Attempt, backend: Backend, report: Callable[[Emit], None]) -> bool:
-    """End an attempt in the middle; whether that is on record. The handler learns of it at its next stage (S-07)."""
+    """End an attempt while it runs. Returns whether that is on record. The handler's next stage notices it (S-07)."""
     lease = attempt.lease
     assert lease is not None
     attempt.lose()
@@ -345,8 +345,8 @@ class Protected(Protocol):
         ...
 
 
-#: the requests on their way in this process; each is in this set until what became of it is on record. Any thread may
-#: add and discard, since sets are changed atomically
+#: the requests that this process handles now; each is in this set until its end is on record. Any thread may add and
+#: discard, since sets are changed atomically
 requests: PerProcess[set[Protected]] = PerProcess(set)
 
 
@@ -358,10 +358,10 @@ def enter(request: Protected) -> set[Protected]:
 
 
 async def settle() -> None:
-    """At a server's shutdown: wait until what it has cancelled is on record, and give up what took no cancellation.
+    """At a server's shutdown: wait until cancelled requests are on record, and give up requests that did not end.
 
-    Some servers cancel the requests that did not end in time, run the application's shutdown, and are gone a moment
-    later. Bounded, since some handlers take no cancellation.
+    Some servers cancel the requests that did not end in time, run the application's shutdown, and exit a moment later.
+    The wait is bounded, since some handlers ignore a cancellation.
 
     A handler that runs in a thread is waited for, and never given up: the process may not end before that thread does,
     so a retry would run beside it (L-09). Its lease is renewed as long as the process lives, and then ends by itself.
@@ -374,7 +374,7 @@ async def settle() -> None:
 async def _wait(seconds: float) -> None:
     """Return when no request is left that may still have to be recorded, or after ``seconds``."""
     deadline = time.monotonic() + seconds
-    await loops.sleep(_LOOK)  # what was cancelled a moment ago learns of it
+    await loops.sleep(_LOOK)  # so that tasks that were just cancelled can run
     while _unsettled() and time.monotonic() < deadline:
         await loops.sleep(_LOOK)
 
