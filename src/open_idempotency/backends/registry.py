@@ -54,7 +54,7 @@ _SYNONYMS = {"postgres": "postgresql", "valkey": "redis", "valkeys": "rediss", "
 _DIALECTS = ("mysql", "mariadb", "postgresql", "sqlite")
 
 
-#: by the package that a client comes from, the module that takes it, and the name of what makes a backend of it
+#: by the package of a client: the module that takes the client, and the name of the function that makes the backend
 _CLIENTS = {
     "redis": Row("open_idempotency.backends.redis", "RedisBackend", "redis", "redis"),
     "psycopg_pool": Row("open_idempotency.backends.postgres", "PostgresBackend", "postgres", "psycopg"),
@@ -132,7 +132,7 @@ def refuse_new_file(file: str | None) -> None:
 
 
 def _row_of_client(backend: object) -> Row | None:
-    """Who makes a backend of this client; found by its package, so that no client library is imported."""
+    """The row of the backend that takes this client, by the client's package, so that no client library is imported."""
     for kind in type(backend).__mro__:
         row = _CLIENTS.get(kind.__module__.partition(".")[0])
         if row is not None:
@@ -204,7 +204,7 @@ def _import(row: Row) -> _BackendClass:
 
 
 def _entries() -> dict[str, EntryPoint]:
-    # Only for a scheme that is not ours; this import costs more than all others of the package.
+    # Only for a scheme of another package: this import costs more than all others of this package.
     from importlib.metadata import entry_points
 
     return {entry.name: entry for entry in entry_points(group=GROUP)}

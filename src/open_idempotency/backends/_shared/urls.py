@@ -29,7 +29,7 @@ def split(url: str) -> SplitResult:
 
 
 def path(parts: SplitResult) -> str:
-    """What follows the slash after the host: ``relative`` of ``scheme:///relative``, ``/x`` of ``scheme:////x``."""
+    """The text after the path's first slash: ``relative`` of ``scheme:///relative``, ``/x`` of ``scheme:////x``."""
     return unquote(parts.path[1:])
 
 
