@@ -36,7 +36,7 @@ class Overtaken(BackendUnavailable):
 
 
 def is_overtaken(error: Error) -> bool:
-    """Whether another transaction was in the way, and this one was undone for it."""
+    """Whether this transaction was rolled back because of a conflict with another one."""
     return isinstance(error, IntegrityError) or _code(error) in _OVERTAKEN
 
 
@@ -47,7 +47,7 @@ def _code(error: Error) -> object:
 
 
 def wrapped(error: Error, alias: str, vendor: str) -> IdempotencyError:
-    """The error as ours; the caller keeps the driver's as the cause."""
+    """The error of this package for an error of Django's; the caller keeps the latter as the cause."""
     if is_overtaken(error):
         return Overtaken(f"Django's database {alias!r}: another call was in the way")
     # A malformed file, or one that is no database, raises this very class; all other errors are subclasses.
@@ -81,7 +81,7 @@ def how_to_migrate(alias: str) -> str:
 
 Options = dict[str, Any]
 
-#: libpq raises shorter ones to this
+#: seconds; libpq raises shorter timeouts to this
 _SHORTEST_CONNECT = 2
 
 
@@ -254,7 +254,7 @@ def with_times(statement: str, clock: str, sent: str) -> str:
 
 @lru_cache(maxsize=512)
 def for_many(statement: str, count: int) -> str:
-    """A statement about so many rows."""
+    """A statement for ``count`` rows."""
     return statement.format(many=", ".join(["%s"] * count))
 
 

@@ -129,14 +129,14 @@ async def _drive_async(steps: Steps[R], send: Callable[[Sequence[Command]], Awai
 
 
 class Calls:
-    """What the sync backend asks of its servers. Safe to use from many threads."""
+    """The calls of the sync backend to its servers. Safe to use from many threads."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._clients: PerProcess[Client] = PerProcess(lambda: topology_of(options).client(options))
         #: how often a client was closed; a call that was in flight then may get any error
         self._closings = 0
-        # those of calls under way; any thread may add and discard, since sets are changed atomically
+        # one for each call under way; any thread may add and discard, since sets are changed atomically
         self._deadlines: set[Deadline] = set()
 
     def client(self) -> Client:
@@ -165,7 +165,7 @@ class Calls:
             return client.execute(evaluation(script, keyed, now, source=True))
 
     def durable(self, script: Script, key: bytes, arguments: Arguments) -> Any:
-        """The same. With ``min_replicas`` it fails unless as many replicas have what the script wrote."""
+        """``script``. With ``min_replicas`` it fails unless that many replicas have what the script wrote."""
         if not self._options.min_replicas:
             return self.script(script, key, arguments)
         keyed = ((key,), arguments)
@@ -220,7 +220,7 @@ class Calls:
 
 
 class AsyncCalls:
-    """What the async backend asks of its servers. ``sync``: makes the calls under trio.
+    """The calls of the async backend to its servers. ``sync``: makes the calls under trio.
 
     A call that is several steps for redis-py is cancelled when its time is over. With one server the timeouts of the
     steps add up to less than that.
@@ -414,7 +414,7 @@ def size_of(arguments: Arguments) -> int:
 
 
 def large_steps(limit: Limit, size: int, actions: Actions) -> Generator[Callable[[], Any], Any, Any]:
-    """Send a large value; its reply. Raises ``RecordTooLarge`` where its size is what is refused."""
+    """Send a large value; its reply. Raises ``RecordTooLarge`` if the value is refused for its size."""
     if limit.due():
         try:
             limit.heed((yield actions.limits))

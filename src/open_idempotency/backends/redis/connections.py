@@ -33,7 +33,7 @@ Reached = tuple[Address | None, int]
 
 _SCRIPTS = ("EVALSHA", "EVAL")
 _REPLACED = "the server is not the primary any more, or may not be"
-#: seconds in which a route is suspected once at most
+#: seconds between two suspicions of a route, at least
 _CALM = 1.0
 
 
@@ -42,7 +42,7 @@ class Route:
 
     def __init__(self, address: Address | None = None) -> None:
         self._address = address
-        #: what connections have to have reached to be used
+        #: a connection is used only while this is what it has reached
         self.current: Reached = (address, 0)
         self._calm_until = 0.0
 
@@ -51,14 +51,14 @@ class Route:
         return self.current
 
     def leave(self, reached: Reached) -> None:
-        """The server there is a replica now. The connections that reached it are made anew."""
+        """Note that the server there is a replica now. Connections that reached it are made anew."""
         if reached == self.current:
             self.current = (self._address, reached[1] + 1)
 
     def suspect(self) -> bool:
-        """The server may have been replaced as the primary: its connections are made anew, at most once a second.
+        """Make connections anew, since the server may have been replaced as the primary. At most once a second.
 
-        Whether they are.
+        Returns whether they are made anew.
         """
         if not self._is_first_suspicion():
             return False
@@ -80,13 +80,13 @@ class Route:
         return says_cut_off(error) and self.suspect()
 
     def switch(self, address: Address) -> None:
-        """The server is at ``address`` now. Connections that reached another one are made anew."""
+        """Note that the server is at ``address`` now. Connections that reached another one are made anew."""
         before, left = self.current
         if before != address:
             self.current = (address, left + 1)
 
     def arrive(self, address: Address, left: int) -> Reached:
-        """The server was found at ``address``, by a search that began when ``left`` servers had been left."""
+        """Note that a search has found ``address``. ``left``: how many servers had been left when the search began."""
         found = (address, left)
         if left == self.current[1]:
             self.current = found
@@ -102,7 +102,7 @@ class AsyncRoute(Route):
 
 
 class Connection(Protocol):
-    """What we use of a sync connection of redis-py's."""
+    """The parts of redis-py's sync connections that are used here."""
 
     def connect(self) -> None: ...
 

@@ -44,13 +44,13 @@ from open_idempotency.exceptions import BackendUnavailable
 
 logger = logging.getLogger("open_idempotency")
 
-# What redis-py has, and has not
+# Private parts of redis-py: which of them exist
 
 _SOCKET, _STREAMS, _CERTIFICATES = "_sock", ("_reader", "_writer"), "ssl_context"
 
 
 def without_missing_parts(options: Options) -> Options:
-    """The options without what the installed redis-py cannot do for us. A missing part is logged as a warning."""
+    """The options without features that the installed redis-py lacks. A missing part is logged as a warning."""
     if options.tls and not hasattr(redis.asyncio.SSLConnection(), _CERTIFICATES):
         logger.warning(
             "%s: redis-py %s has no %s on its connections: after a certificate was renewed this process has to be "
@@ -74,7 +74,7 @@ def without_missing_parts(options: Options) -> Options:
 
 @lru_cache(1)
 def _missing_parts() -> tuple[str, ...]:
-    """The names of the attributes that redis-py's connections should have, and have not."""
+    """The names of the attributes that redis-py's connections should have but lack."""
     sync: Any = redis.Connection
     expected = ((sync(), (_SOCKET,)), (redis.asyncio.Connection(), _STREAMS))
     return tuple(name for connection, names in expected for name in names if not hasattr(connection, name))

@@ -1,4 +1,4 @@
-"""What an error reply of a server means, and what redis-py raises. No I/O here.
+"""The meaning of error replies of servers and of redis-py's exceptions. No I/O here.
 
 Error replies become redis-py's public classes by their code, the first word of the reply. No decision depends on the
 words after it.
@@ -31,7 +31,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from open_idempotency.exceptions import BackendUnavailable
 
-#: what redis-py raises; that of its Cluster client is no RedisError
+#: the exceptions that redis-py raises; that of its Cluster client is no RedisError
 ERRORS = (RedisError, RedisClusterException, OSError)
 #: what a node of a Cluster replies where it does not have all keys of a script; ``MovedError`` is an ``AskError``
 DIVIDED = (AskError, TryAgainError)

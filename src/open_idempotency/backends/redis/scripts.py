@@ -253,7 +253,7 @@ def stage_of(frame: bytes) -> Stage:
     return Stage(name.decode("utf-8", "surrogatepass"), key.decode("utf-8", "surrogatepass"), frame[identity_end:])
 
 
-#: what parsing raises where a reply does not have its form
+#: the errors that parsing raises for a malformed reply
 _MALFORMED = (IndexError, KeyError, TypeError, ValueError, struct.error)
 
 
@@ -292,7 +292,7 @@ def _text(value: Any) -> str:
 
 
 def code(reply: Reply) -> int:
-    """The number at the start of a reply. Errors of ours are raised."""
+    """The number at the start of a reply. Raises the error that a number below 0 stands for."""
     number: int = reply[0]
     if number < 0:
         _ERRORS[number](reply)
@@ -377,7 +377,7 @@ def confirmed(found: Sequence[Any], replicas: int) -> Any:
     Raises ``Unconfirmed`` otherwise.
     """
     reply, having = found
-    # An error of ours wrote nothing, and says more.
+    # A refusal of the script wrote nothing, and says more than Unconfirmed.
     if reply[0] >= 0 and having < replicas:
         raise Unconfirmed(f"Redis: {having} of {replicas} replicas confirmed the write in time (min_replicas)")
     return reply

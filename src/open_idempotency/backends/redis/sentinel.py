@@ -1,8 +1,9 @@
 """A primary that Sentinel names. Each new connection asks a Sentinel, and all connections follow the latest reply.
 
 A thread hears when the Sentinels make another server the primary, since the old one may serve for seconds after that.
-In a planned failover the old one still acknowledges writes when its successor has stopped following it, about a second
-before the Sentinels name that. The thread hears of this moment as well, and then no call is made until they do.
+In a planned failover the old primary still acknowledges writes for about a second after its successor has stopped
+following it, before the Sentinels name the successor. The thread hears of that moment too, and no call is made until
+they do.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ class Sentinels:
 
 
 class _Held(Route):
-    """A route that can be held: its server is left before it is known where the next one is."""
+    """A route that can be held: no calls are made to its server before the next primary is known."""
 
     _held_from: Address | None = None
     _held_until = 0.0
@@ -171,7 +172,7 @@ class _Held(Route):
         return super().arrive(address, left)
 
     def switch(self, address: Address) -> None:
-        """See ``Route.switch``. The server that is held is no news."""
+        """See ``Route.switch``. Ignored for the server that is held."""
         if not self._is_held(address):
             super().switch(address)
 

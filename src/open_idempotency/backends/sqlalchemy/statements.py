@@ -297,18 +297,18 @@ def _raw(column: ColumnElement[Any]) -> ColumnElement[Any]:
 
 
 class _Seconds(TypeDecorator[Any]):
-    """A time as ``_sent`` lets it cross over."""
+    """A time in the form in which ``_sent`` makes the database send it."""
 
     impl = NullType
     cache_ok = True
 
     def result_processor(self, dialect: SqlalchemyDialect, coltype: object) -> Any:
-        """What makes seconds of it again, if need be."""
+        """The function that converts it back to seconds; None if it is in seconds."""
         return sql_verbs.in_seconds if dialect.name == "postgresql" else None
 
 
 class _sent(FunctionElement[Any]):  # noqa: N801 (reads as a function)
-    """A time that the database sends: see ``sql_rows.MICROSECONDS``. Other databases send it as it is."""
+    """A time that the database sends: see ``sql_verbs.MICROSECONDS``. Other databases send it as it is."""
 
     inherit_cache = True
     type = _Seconds()
@@ -412,11 +412,11 @@ class Statements:
         self.needs_clock = database_clock is None
         time: ColumnElement[float] = _NOW if database_clock is None else database_clock
         self.now = select(_sent(time))
-        #: the first one of a write transaction: the time, and settings that bound the transaction
+        #: the first statement of a write transaction: reads the time, and sets limits for the transaction
         self.open = _open(dialect, time, timeout)
         self.peek = select(_sent(time), *HEADER, _raw(_REPLAY)).where(_THIS)
         first_row = or_(stages.c.position.is_(None), stages.c.position == 1)
-        #: a row for each stage, the response with the first one alone: all of one moment, without a transaction
+        #: a row for each stage, only the first one with the response: all of one moment, without a transaction
         self.get = (
             select(_sent(time), *HEADER, _raw(case((first_row, records.c.response))), *_STAGE)
             .select_from(records.outerjoin(stages, stages.c.record_id == records.c.record_id))
