@@ -103,7 +103,7 @@ def without_value(
 
 def no_value(attempt: Attempt, stage: StageId, kind: str, retryable: bool = False) -> OutcomeUnknown:
     """The error for a stage that is done, and on record without its value."""
-    why = "reconcile= did not find it" if retryable else "default= or reconcile= would say what this attempt gets"
+    why = "reconcile= did not find it" if retryable else "default= or reconcile= would give this attempt a value"
     said = f"stage {stage[0]!r} is done, and its value ({kind}) could not be stored; {why}"
     return _unknown(attempt, OutcomeUnknown(said, retryable))
 

@@ -116,7 +116,7 @@ def _from_pairs(name: str, pairs: Callable[[Request], dict[str, list[str]]]) -> 
     def read(request: Request) -> str | None:
         values = pairs(request).get(name, [])
         if len(values) > 1:
-            raise KeyRejected(f"{name} is there {len(values)} times; the key has to be there once")
+            raise KeyRejected(f"{name} is there {len(values)} times; send it once")
         return values[0] if values else None
 
     return read

@@ -110,7 +110,7 @@ class _NeverOpen(BackendUnavailable):
 
 def _away(error: BackendUnavailable | NotRenewable) -> BackendUnavailable:
     why = error.__cause__ if isinstance(error, NotRenewable) else error
-    return BackendUnavailable(f"nothing was run, since the records cannot be asked whether it ran before: {why}")
+    return BackendUnavailable(f"nothing was run, since the backend cannot show whether this ran before: {why}")
 
 
 def _begin(entry: Entry, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
@@ -120,7 +120,7 @@ def _begin(entry: Entry, policy: IdempotencyPolicy) -> Steps[Attempt | Response]
         try:
             awaited = yield from wait_in_slot(claim, result, entry.wait, policy)
         except BackendUnavailable as error:
-            raise _NeverOpen(f"{entry.name}: another attempt was running, and now the backend is away") from error
+            raise _NeverOpen(f"{entry.name}: another attempt was running, and now the backend is down") from error
         result = result if awaited is None else awaited
     match result:
         case Leased(lease, stages):

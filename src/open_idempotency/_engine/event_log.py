@@ -57,7 +57,7 @@ _ADVICE: dict[type[events.Event], str] = {
         "say what each reason means"
     ),
     events.NotRenewable: (
-        "no thread can be started that renews leases, so the request was refused (503), its claim is given back and "
+        "no thread can be started that renews leases, so the request was refused (503), its claim was released and "
         "nothing ran; raise the limit on processes and threads (docker --pids-limit, podPidsLimit of Kubernetes, "
         "ulimit -u, TasksMax of systemd) or the memory, or start fewer threads; the next request tries again"
     ),
@@ -92,9 +92,9 @@ _ADVICE: dict[type[events.Event], str] = {
         "or set required=True, which refuses such a request with 400"
     ),
     events.NameShared: (
-        "the key of this request is held by one that came to another host, as where two services keep their keys under "
-        "one name; if one of them passes its callers' keys on to the other, that one sends 409 or 422 on every try: "
-        'set application="..." to a name of its own in each. If it is one service with several hosts, nothing is wrong'
+        "a request to another host holds the key of this request, so two services may store their keys under one "
+        "name; if one of them passes its callers' keys on to the other, the other sends 409 or 422 on every try: set "
+        'application="..." to a different name in each. If it is one service with several hosts, nothing is wrong'
     ),
     events.ReplayedWithoutCredentials: (
         "the first client was given credentials (a cookie, a token) that are not stored, and this one got the same "
@@ -218,8 +218,8 @@ class Courier:
                 self.dropped += 1
         if not fits and self.dropped == 1:
             _logger.error(
-                "on_event does not return, and %d events wait for it; let it return quickly; it is not called with "
-                "further events, which are logged and counted",
+                "on_event does not return, and %d events wait for it; make it return quickly; further events are "
+                "logged and counted, and not passed to it",
                 MOST_WAITING,
             )
         self.go()
