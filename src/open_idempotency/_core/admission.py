@@ -274,7 +274,7 @@ def refuse_ahead(request: Request, key_headers: Headers, policy: IdempotencyPoli
 
 
 def _begin(claim: Claim, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
-    """Claim the record; then the attempt whose lease is kept alive, or the response to send instead."""
+    """Claim the record. Returns an attempt whose lease is kept alive, or the response to send instead."""
     request = intake.request
     patience: Patience | None = None
     try:
@@ -454,7 +454,7 @@ def _replay(frame: bytes, kind: bytes, claim: Claim, request: Request, policy: I
 def wait_in_slot(
     claim: Claim, busy: Busy, patience: float, policy: IdempotencyPolicy, of: Request | None = None
 ) -> Steps[ClaimResult | None]:
-    """Repeat a refused claim for ``patience`` seconds (O-04); the last result, or None if no duplicate may wait now."""
+    """Repeat a refused claim for ``patience`` seconds (O-04). Returns the last result, or None if it may not wait."""
     if patience <= 0:
         return None
     leave = yield from ask(TakeSlot(policy.max_waiting))

@@ -34,7 +34,7 @@ StageId = tuple[str, str]
 
 
 class End(Enum):
-    """What became of a transaction of the application's, as far as its client library reports it."""
+    """How a transaction of the application has ended, as far as its client library reports it."""
 
     #: neither committed nor rolled back, or closed without either
     OPEN = "open"
@@ -51,7 +51,7 @@ Proof = Callable[[], bool | Awaitable[bool]]
 
 
 class Watch(NamedTuple):
-    """What reports the end of one transaction of the application's.
+    """Reports the end of one transaction of the application. ``end``: returns what the client library knows.
 
     ``proof``: asks the database, on a connection of its own, whether the response was committed. It is sync or async,
     as the caller needs it; None where the database cannot be asked.
@@ -99,7 +99,7 @@ class LedgerState:
             self.stored = self.stored._replace(watch=Watch(lambda: End.COMMITTED))
 
     def end(self) -> End | None:
-        """What became of the response's transaction; None where there is no response."""
+        """How the response's transaction has ended; None if there is no response."""
         return None if self.stored is None else self.stored.watch.end()
 
     def lacks_commit(self, response: Response) -> bool:

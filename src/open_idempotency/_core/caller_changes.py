@@ -26,7 +26,7 @@ _FIELD = b"record"
 
 
 class Session(Protocol):
-    """What an adapter knows of the session of a request. It is asked after ``identify``."""
+    """The session of a request, as an adapter knows it. Its methods are called after ``identify``."""
 
     def carried(self, caller: Caller) -> bytes | None:
         """The id of the record at which this session began, if this very request began it; else None."""

@@ -1,4 +1,4 @@
-"""What the core asks for, and the two drivers that have it carried out, sync and async.
+"""The commands of the core, and the two drivers that carry them out, sync and async.
 
 The order of operations is written once, as generators. A generator yields a command and is resumed with its result; an
 error of the command is thrown into it where it was yielded. So one function shows both the order and what happens on a

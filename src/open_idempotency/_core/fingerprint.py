@@ -239,7 +239,7 @@ VERSION = b"\x01"
 #: a longer JSON body, or one with more punctuation, counts by its exact bytes
 JSON_BYTES = 128 * 1024
 JSON_MARKS = 10_000
-#: the same with ``"jcs"``, whose library takes several times as long
+#: the same limits with ``"jcs"``, whose library takes several times as long
 JCS_MARKS = 2_000
 #: a multipart body with more parts counts by its exact bytes, and so does one with a longer boundary (RFC 2046: 70)
 MULTIPART_PARTS = 2_000
@@ -350,7 +350,7 @@ def _marks(raw: bytes) -> int:
 def _multipart(body: Body, content_type: bytes) -> Steps[bytes]:
     """Digest of the parts between the boundaries: clients choose a new boundary for each attempt (RFC 2046, 5.1).
 
-    Each part counts behind its length, so the body is gone through twice.
+    Each part is digested after its length, so the body is read twice.
     """
     match = _BOUNDARY.search(content_type)
     boundary = b"" if match is None else match[1] or match[2]
@@ -391,7 +391,7 @@ def _find_parts(body: Body, separator: bytes) -> Steps[list[tuple[int, int]] | N
 
 
 def _digest_parts(body: Body, parts: list[tuple[int, int]]) -> Steps[bytes]:
-    """SHA-256 over the parts, each behind its length: what ``digest`` makes of them, piece by piece."""
+    """SHA-256 of the parts, each after its length: the same as ``digest`` of them, but piece by piece."""
     sha = hashlib.sha256()
     later = iter(parts)
     begin, end = next(later)

@@ -31,13 +31,13 @@ _MARK = "\x1f"
 
 @dataclass(frozen=True, slots=True)
 class Found(Generic[T]):
-    """What ``reconcile`` returns where the effect has happened; ``value`` becomes the stage's value."""
+    """What ``reconcile`` returns if the effect has happened. ``value`` becomes the stage's value."""
 
     value: T
 
 
 class Finding(Enum):
-    """What ``reconcile`` returns where there is no value."""
+    """What ``reconcile`` returns if there is no value."""
 
     NOT_DONE = "not_done"
     UNKNOWN = "unknown"

@@ -37,7 +37,7 @@ Read = Callable[[Request], str | None]
 
 
 class KeySource:
-    """What ``key_from`` returns: a callable for ``key=``. Two with the same sources are equal."""
+    """The callable for ``key=`` that ``key_from`` returns. Two with the same sources are equal."""
 
     __slots__ = ("_reads", "reads_body", "sources")
 

@@ -405,7 +405,7 @@ _CUT = "…"
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What is known of a record's request. Each field is empty where it is not known.
+    """The request of a record, as far as it is known. A field is empty if it is not known.
 
     ``method``: in upper case; empty for what is no request. ``route``: the route's template or the path, or the scope
     of what is no request; cut to fit, with ``…`` at its end. ``caller``: 16 bytes that all records of one caller in one
@@ -426,7 +426,7 @@ class About:
 
     @classmethod
     def decode(cls, about: bytes, owner: bytes) -> About:
-        """What the bytes of a record with this owner say. Raises nothing: what cannot be read is unknown."""
+        """Read the bytes of a record with this owner. Raises nothing: parts that cannot be read are unknown."""
         try:
             version, begin, caller, key = _HEAD.unpack_from(about)
             method_length, holder_length = _LENGTHS.unpack_from(about, _HEAD.size)
@@ -447,7 +447,7 @@ class About:
 
     @classmethod
     def of(cls, record: Record) -> About:
-        """What a record says about its request."""
+        """Read what a record says about its request. Raises nothing."""
         return cls.decode(record.about, record.owner)
 
 

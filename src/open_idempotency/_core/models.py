@@ -95,7 +95,7 @@ class Identity(NamedTuple):
 
 
 class Cors(NamedTuple):
-    """What a layer inside has allowed the pages of one origin (R-11).
+    """The CORS headers with which an inner layer has allowed the pages of one origin (R-11).
 
     ``origin``: the ``Origin`` of the request, empty without one; ``headers``: the ``Access-Control-*`` headers, their
     names in lower case.
@@ -270,7 +270,7 @@ ClaimResult = Leased | Busy | Finished | Refused | Mismatch
 
 
 class Renewal(IntEnum):
-    """What ``renew`` found for one lease."""
+    """The result of ``renew`` for one lease."""
 
     OWNED = 0
     LOST = 1

@@ -1,4 +1,4 @@
-"""What a request body says, for the callables of a policy: JSON, and the fields of a form.
+"""Reads a request body for the callables of a policy: JSON, and the fields of a form.
 
 Reading is strict, since a key is taken from what is read: a text that two parsers may understand differently cannot be
 read. ``BodyUnreadable`` says why, in words that a client may be sent; nothing of the body is repeated.

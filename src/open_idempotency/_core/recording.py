@@ -83,7 +83,7 @@ def _save_again(attempt: Attempt, lease: Lease) -> Steps[None]:
 def make_sure(attempt: Attempt) -> Steps[None]:
     """Ask before an effect whether the lease is still this attempt's, where that is no longer sure (S-07, L-03).
 
-    It is not sure if the process stood still, or the backend was away, for a whole lease. The heartbeat may not have
+    It is not sure if the process stood still, or the backend was down, for a whole lease. The heartbeat may not have
     noticed that yet. Raises ``LeaseLost``, ``BackendUnavailable`` after ``respond_within`` seconds of trying.
     """
     lease = attempt.lease
@@ -123,7 +123,7 @@ def ask_whose(attempt: Attempt, lease: Lease) -> Steps[Renewal]:
 def complete(write: Complete, attempt: Attempt, lease: Lease, status: int) -> Steps[Completed]:
     """Make the response durable while the client waits for it, for ``respond_within`` seconds at most.
 
-    Raises ``BackendUnavailable`` after that; then the response goes out, and the recording has been handed over.
+    Raises ``BackendUnavailable`` after that. Then the response is sent, and the recording goes on in the background.
     """
     try:
         return (yield from surely(write, attempt, lease))
@@ -147,7 +147,7 @@ def complete_after(
 
 
 def let_go(write: Fail | Release, attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
-    """End an attempt whose response is not stored, in one try. Raises ``BackendUnavailable``; then it goes on later."""
+    """End an attempt whose response is not stored, in one try. After ``BackendUnavailable`` the background goes on."""
     try:
         yield from surely(write, attempt, lease)
     except BackendUnavailable as error:
@@ -343,7 +343,7 @@ def _recorded_late(write: Write, attempt: Attempt, lease: Lease, status: int | N
 
 
 def ended(write: Fail | Release, attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
-    """What follows when the end of an attempt without a stored response is on record."""
+    """The steps after the end of an attempt without a stored response is on record: its quota, and an event."""
     if attempt.scope_id is not None and isinstance(write, Release) and not has_history(attempt, lease):
         yield from unreserve(attempt, lease, attempt.scope_id)
     event = events.Failed if isinstance(write, Fail) else events.Released

@@ -100,7 +100,7 @@ def finish(attempt: Attempt, response: Response) -> Steps[Fate | Response]:
     """Settle the record of an attempt whose handler has responded. To be called before the last byte leaves.
 
     ``response.body`` is None where it was too large to be stored. The result is the fate of that response, which
-    then goes out, or another response to send instead of it, because a later attempt owns the record by now (L-03).
+    is then sent, or another response to send instead of it, because a later attempt owns the record by now (L-03).
     """
     attempt.end()
     lease = attempt.lease
@@ -381,7 +381,7 @@ def forget(attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
 
 
 def _supersede(attempt: Attempt, lease: Lease, response: Response | None) -> Steps[Fate | Response]:
-    """What the client of a superseded attempt gets: the new owner's response when there is one, else 409 (L-03).
+    """The response to the client of a superseded attempt: the new owner's if there is one, else a 409 (L-03).
 
     If its own response was committed, that is sent: the new owner will find it in the ledger, and replay it (S-06c).
     """
@@ -410,9 +410,9 @@ def _refuse(problem: problems.Problem, attempt: Attempt, lease: Lease) -> Steps[
 
 
 def find_committed(attempt: Attempt, lease: Lease, instead: Command[object] | None = None) -> Steps[Response | None]:
-    """The response of this attempt that was committed; the database is asked where the client library does not know.
+    """The committed response of this attempt, or None. The database is asked if the client library does not know.
 
-    ``instead``: what to send where this is cancelled.
+    ``instead``: the command to send if this is cancelled.
     """
     ledger = attempt.ledger
     if ledger is None:

@@ -150,7 +150,7 @@ def _is_name(name: bytes) -> bool:
 
 
 class StageKind(IntEnum):
-    """What a stage's payload is. A reader that does not know a kind refuses the whole record, and nothing runs.
+    """The meaning of a stage's payload. A reader that does not know a kind refuses the whole record, and nothing runs.
 
     ``VALUE`` is plain JSON, ``TYPED`` is JSON that needs the declared type to be read. Of an intent (``BEGUN``,
     ``WITHDRAWN``) the payload is the number of the attempt. ``NOT_KEPT`` stands for a value or an error that could not
@@ -276,7 +276,7 @@ _NOT_STORED = frozenset(
         TRACE,
     }
 )
-#: what the names of CORS headers begin with
+#: the prefix of the names of CORS headers
 CORS = b"access-control-"
 _NOT_STORED_PREFIXES = (b"proxy-", CORS, CORS_PREFIX)
 # A longer Origin is no browser's. What would break the frame would cost the whole response.
@@ -287,9 +287,9 @@ BODILESS = frozenset({204, 304})
 
 
 def is_stored_status(status: int) -> bool:
-    """Whether responses of this status are stored by default: those that are the outcome of the request.
+    """Whether responses of this status are stored by default: whether they are the outcome of the request.
 
-    Temporary refusals are not, nor are redirects that keep the method and so the key (307, 308).
+    Temporary refusals are not stored, nor are redirects that keep the method and so the key (307, 308).
     """
     return 200 <= status < 500 and status not in _GIVEN_BACK
 
@@ -309,10 +309,10 @@ def is_stored_header(name: bytes, keep: tuple[str, ...] = (), drop: tuple[str, .
 
 
 def storable(response: Response, policy: IdempotencyPolicy, request_headers: Headers = ()) -> Response:
-    """What the policy stores of a live response to a request with these headers, before ``redact=`` is called.
+    """The part of a live response that the policy stores, before ``redact=`` is called.
 
-    The headers that are stored (R-02), with the policy's exceptions (O-21); with a body over ``max_response_bytes`` it
-    is a tombstone (O-11). Of a response with a body also its CORS headers for one origin (R-11), and its note.
+    It has the headers that are stored (R-02), with the policy's exceptions (O-21). If the body is over
+    ``max_response_bytes``, it is a tombstone (O-11), else it has the CORS headers for one origin (R-11) and the note.
     """
     keep, drop = policy.keep_headers, policy.drop_headers
     headers: list[tuple[bytes, bytes]] = []

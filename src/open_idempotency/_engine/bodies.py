@@ -25,7 +25,7 @@ def may_pass(policy: IdempotencyPolicy) -> bool:
 
 
 class RequestBody:
-    """Takes chunks until it is whole, then gives them back as often as asked.
+    """Collects the chunks of a body until it is whole, and then returns them as often as needed.
 
     It holds at most ``spool_bytes`` in memory. ``add`` raises ``BodyTooLarge`` over ``max_request_bytes``. The bytes
     received by then are kept if the request may pass without protection. A long body is hashed while it arrives, so

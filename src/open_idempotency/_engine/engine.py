@@ -141,7 +141,7 @@ def _at_once(keeper: Keeper, slots: Slots) -> dict[type[Command[Any]], Callable[
 
 
 def _meant(command: Command[Any], error: BaseException) -> BaseException:
-    """What an error of an unguarded verb means: a local failure is ``BackendUnavailable`` (B-10a)."""
+    """The error to raise for an error of an unguarded verb: a local failure is ``BackendUnavailable`` (B-10a)."""
     if isinstance(command, Claim | Complete) and isinstance(error, KINDS):
         return translated(error)
     return error
@@ -344,7 +344,7 @@ new_owner: Callable[[], bytes] = partial(os.urandom, 16)
 
 
 class Performers(Protocol):
-    """What carries out stages, sync and async: the adapter's engine."""
+    """The performers that carry out stages, sync and async. The adapter's engine is one."""
 
     @property
     def sync(self) -> Performer:
@@ -388,12 +388,12 @@ PATIENCE = 5.0
 _AT_EXIT = 1.0
 
 _logger = logging.getLogger("open_idempotency")
-#: what runs at exit, inherited by forks
+#: the function that is registered at exit; forks inherit the registration
 _registered: list[object] = []
 
 
 class Opened:
-    """What one engine has opened. It does not refer to the engine, so that it can outlive it.
+    """The resources that one engine has opened. This object does not refer to the engine, so it can outlive it.
 
     ``own``: the backend that the engine has made; None where the application has made it.
     """
@@ -490,7 +490,7 @@ class Covering(Protocol):
 
 
 class Protected(NamedTuple):
-    """What protects an application: its engine, and the routes that are covered, where they are known."""
+    """The protection of an application: its engine, and the covered routes, if they are known."""
 
     engine: Engine
     covering: Covering | None
@@ -501,7 +501,7 @@ finders: list[Callable[[object], Protected | None]] = []
 
 
 def protected_in(application: object) -> list[Protected]:
-    """What protects an application, the outermost first; opens and calls nothing.
+    """Find what protects an application, the outermost first. Opens and calls nothing.
 
     An application whose layers are not built yet, such as Starlette's before its first request, has them built once
     more, for this look alone.

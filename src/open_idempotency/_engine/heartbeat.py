@@ -61,7 +61,7 @@ class _Watched:
         self.began = now
         self.attempt = attempt
         self.lease = lease
-        # The lease has lasted since its claim was asked for, and the reply may have been read long after that.
+        # The lease counts from the moment at which its claim was sent. The reply may have been read long after that.
         self.due = min(now, attempt.sure_until - lease.duration) + lease.duration / BEATS_A_LEASE
         #: when it may be renewed ahead of time if a call has room for it; the first renewal is never early
         self.early = _NEVER
@@ -233,7 +233,7 @@ class _Beats:
                 return
 
     def _due(self, now: float) -> list[_Watched]:
-        """The leases to renew: those that are due, and those that are nearly due as far as the last call has room."""
+        """The leases to renew: all that are due, and as many that are nearly due as the last call has room for."""
         watched = list(self._watched.values())
         due = [entry for entry in watched if entry.due <= now]
         room = -len(due) % BATCH
@@ -283,7 +283,7 @@ class _Beats:
                 order.end()
 
     def _beat(self, due: list[_Watched], now: float) -> bool:
-        """Renew these leases. False if the backend is away: further calls would fail too."""
+        """Renew these leases. False if the backend is down: further calls would fail too."""
         running = [entry for entry in due if self._may_renew(entry, now)]
         if not running:
             return True

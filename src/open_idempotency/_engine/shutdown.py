@@ -6,7 +6,7 @@ attempt fails, with its stages still stored.
 
 A recording that fails is tried again in the background, after the client has its response (L-08). Each recording is a
 generator of the core, which says what to do and how long to pause. Recordings take turns in the heartbeat's thread.
-Before each one the due leases are renewed, and while the backend is away the others wait for the next round. So no
+Before each one the due leases are renewed, and while the backend is down the others wait for the next round. So no
 number of recordings delays a renewal by more than one call.
 
 When the process has to end, requests that are still running are settled, or given up at once (L-06). Everything here is
@@ -148,7 +148,7 @@ class Recordings:
         return max(self._left_alone, min((each.wake for each in list(self.pending.values())), default=inf))
 
     def go_on(self, before_each: Callable[[], object]) -> None:
-        """Carry out what is due, until the backend turns out to be away."""
+        """Carry out the recordings that are due, until the backend turns out to be down."""
         now = clocks.elapsed()
         if now < self._left_alone:
             return
@@ -163,7 +163,7 @@ class Recordings:
             self._pause = FIRST_PAUSE
 
     def _advance(self, owner: bytes, recording: _Recording) -> bool:
-        """Let one go on up to its next pause, or its end; false where the backend was away."""
+        """Let a recording go on up to its next pause or its end. Returns false if the backend was down."""
         away = False
         try:
             command = next(recording.steps)
@@ -341,7 +341,7 @@ class Protected(Protocol):
 
     @property
     def attempt(self) -> Attempt | None:
-        """What it runs; None while it is being admitted."""
+        """The attempt that it runs; None while it is being admitted."""
         ...
 
 

@@ -226,7 +226,7 @@ def _hook_a2wsgi(module: ModuleType) -> bool:
     return True
 
 
-#: what is not hooked yet, by the module that has to be there first
+#: the hooks that are not installed yet, each by the module that has to be imported first
 pending: dict[str, Callable[[ModuleType], bool]] = {
     "anyio.to_thread": _hook_anyio,
     "asgiref.sync": _hook_asgiref,

@@ -1,4 +1,4 @@
-"""What differs between asyncio and trio: which one runs, threads, sleeping, and cleanup under cancellation.
+"""The differences between asyncio and trio: which one runs, threads, sleeping, and cleanup under cancellation.
 
 Neither library is imported here: each has a module of its own, loaded when a task of that library first asks.
 Nothing here knows of backends or commands.
@@ -26,7 +26,7 @@ class Signal(Protocol):
 
 
 class Implementation(Protocol):
-    """What ``on_asyncio`` and ``on_trio`` have in common; the functions below say what each one promises."""
+    """The common interface of ``on_asyncio`` and ``on_trio``. The functions of this module document it."""
 
     @property
     def Signal(self) -> Callable[[], Signal]: ...  # noqa: N802 (a class)

@@ -54,7 +54,7 @@ class PerProcess(Generic[T]):
         return self.by_pid[os.getpid()]
 
     def pop(self) -> T | None:
-        """Take this process's value away, for closing it; None where there is none."""
+        """Remove this process's value and return it, to be closed; None if there is none."""
         return self.by_pid.pop(os.getpid(), None)
 
 
@@ -91,7 +91,7 @@ def limit_requests(seconds: float) -> None:
 
 # Failures of this process that count as those of a backend
 
-#: what to catch, and then to ask ``is_local`` about
+#: the classes of errors to catch; ``is_local`` then decides
 KINDS = (OSError, MemoryError, RuntimeError)
 
 #: texts of the standard library's errors for a thread that cannot be started; they have no class of their own

@@ -91,7 +91,7 @@ class Cache(Protocol):
     def get(self, key: Any, /) -> Any: ...
 
 
-#: what can be given as a backend
+#: the types that can be given as a backend
 Given = str | Backend | AsyncBackend | Client | Pool | Engine | Cache
 
 

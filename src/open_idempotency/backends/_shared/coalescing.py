@@ -196,7 +196,7 @@ class _Waiting(Generic[Q, R]):
 
 @dataclass(slots=True, eq=False)
 class _Lead:
-    """One time of leading. Its owner is ``task``, or the call that holds the lock ``held`` as long as it leads."""
+    """One turn of the lead. The leader is ``task``, or the call that holds the lock ``held`` as long as it leads."""
 
     held: threading.Lock = field(default_factory=threading.Lock)
     task: asyncio.Task[Any] | None = None
@@ -217,7 +217,7 @@ class LoopCoalescer(Generic[Q, R]):
         self._queue: Queue[_Waiting[Q, R]] = Queue(limits)
         #: the batch on its way; the one request that found nothing on its way is not in it
         self._batch: list[_Waiting[Q, R]] = []
-        #: replaced by its owner, or by any call if the owner no longer exists
+        #: replaced by the leader, or by any call if the leader no longer exists
         self._lead = _Lead()
         #: true: certainly no call or task has the lead; false: ``busy`` has to look
         self.idle = True
@@ -227,7 +227,7 @@ class LoopCoalescer(Generic[Q, R]):
 
     @property
     def busy(self) -> bool:
-        """Whether a request would have to wait: the owner of the lead still exists."""
+        """Whether a request would have to wait: the leader still exists."""
         lead = self._lead
         return lead.held.locked() or (lead.task is not None and not lead.task.done())
 
@@ -314,7 +314,7 @@ class LoopCoalescer(Generic[Q, R]):
         self._batch = []
 
     async def _work(self, lead: _Lead) -> None:
-        if self._lead is not lead:  # the lead was lost right before, and has another owner
+        if self._lead is not lead:  # the lead was lost right before, and there is another leader
             return
         lead.task = asyncio.current_task()
         try:
@@ -478,7 +478,7 @@ class ThreadCoalescer(Generic[Q, R]):
 
     @property
     def busy(self) -> bool:
-        """Whether a request would have to wait: a call has the lead, and has not left."""
+        """Whether a request would have to wait: a call leads, and has not left."""
         lead = self._lead
         return lead is not None and lead.locked()
 
@@ -544,7 +544,7 @@ class ThreadCoalescer(Generic[Q, R]):
 
     def _pass_on(self, lead: threading.Lock) -> None:
         """Give the lead to the next call that waits, if this call has it."""
-        if self._lead is not lead:  # while the lead is held, only its owner changes it
+        if self._lead is not lead:  # while a call leads, only that call changes it
             return
         with self._lock:
             group = self._queue.first()

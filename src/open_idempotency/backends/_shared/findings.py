@@ -8,7 +8,7 @@ from open_idempotency.backend import Finding, Level
 
 #: expired records are counted up to here, so that an examination ends soon
 MOST_COUNTED = 10_000
-#: expired records from which on purging is behind, and seconds for which the oldest of them may be there
+#: purging is behind from this number of expired records on, or from this many seconds since the oldest expired
 _MANY, _LATE = 5_000, 86_400.0
 _PURGE = "run `open-idempotency purge` with the backend's URL, or `manage.py idempotency purge`, and then do so daily"
 

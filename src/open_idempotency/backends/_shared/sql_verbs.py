@@ -59,7 +59,7 @@ HEADER = (
     "record_version", "fingerprint", "status", "owner", "token", "attempt",
     "claimed_at", "lease_end", "ttl", "expires_at", "final", "about",
 )  # fmt: skip
-#: those of them that are times and durations, in seconds
+#: the columns that are times and durations, in seconds
 SECONDS = frozenset({"claimed_at", "lease_end", "ttl", "expires_at"})
 _BYTES = (bytes, bytearray, memoryview)
 _SECONDS = (float, int)
@@ -157,7 +157,7 @@ C = TypeVar("C")
 R = TypeVar("R")
 
 _PURGED_PER_RESERVATION = 4
-# Every so many new records, several times as many expired ones are deleted, so that these do not pile up.
+# Every 16th new record deletes up to 64 expired ones, so that these do not pile up.
 _PURGED_EVERY, _PURGED_AT_ONCE = 16, 64
 # Each process begins counting at another number, so that processes which end after a few records purge as well.
 _NEW_RECORDS = PerProcess(lambda: itertools.count(os.getpid()))
@@ -422,7 +422,7 @@ def _save_stage(table: Table, c: SaveStage) -> StageSaved:
         record = table.with_stage(record, c.stage)
     saved, after = decisions.save_stage(record, c, now)
     if after is not record:
-        # Stages of an expired record must not pass for those of the new one.
+        # Stages of an expired record must not be taken for stages of the new one.
         if saved.recreated:
             table.delete_stages(record_id)
         _keep(table, found, after)
@@ -573,7 +573,7 @@ def _unreserve(table: Table, c: Unreserve) -> None:
     table.delete_reservation(c.scope_id, c.record_id)
 
 
-#: what the fronts of SQLAlchemy and Django carry out
+#: the verbs of the fronts of SQLAlchemy and Django
 VERBS = fronts.Verbs(
     claim=Verb(_claim),
     renew=_in_one("write", _renew),

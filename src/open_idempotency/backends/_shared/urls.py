@@ -46,7 +46,7 @@ def options(parts: SplitResult, known: Mapping[str, Parser]) -> dict[str, Any]:
 
 
 def keywords(given: Mapping[str, Any], known: Mapping[str, Parser], where: str = "it") -> dict[str, Any]:
-    """The options given as Python keywords, each read by its parser; those that are None are left out.
+    """The options given as Python keywords, each read by its parser. Keywords that are None are left out.
 
     ``clock`` is for tests, and is no option of a URL. ``where``: the backend, for the error. Raises
     ``ConfigurationError`` by name.

@@ -142,7 +142,7 @@ class DjangoBackend(SyncFront):
         return self._async
 
     def migrate(self) -> Sequence[str]:
-        """Apply the migrations of ``open_idempotency.django`` that the database lacks; their names."""
+        """Apply the migrations of ``open_idempotency.django`` that the database lacks. Returns their names."""
         return migrate(self.alias)
 
     def examine(self) -> Sequence[Finding]:

@@ -233,7 +233,7 @@ EXTEND_SCOPE = f"UPDATE {SCOPES} SET ends = %s WHERE scope_id = %s AND ends < %s
 FIND_EXPIRED_SCOPES = f"SELECT scope_id FROM {SCOPES} WHERE ends <= %s ORDER BY scope_id LIMIT %s"
 DELETE_SCOPES = f"DELETE FROM {SCOPES} WHERE scope_id IN ({{many}})"
 READ_RESERVATION = f"SELECT ends FROM {RESERVATIONS} WHERE scope_id = %s AND record_id = %s"
-# The first end, where there are more than so many. Skipping rows is the cheapest way to count.
+# The first end, if there are more than the last parameter. Skipping rows is the cheapest way to count.
 FIRST_OF_MORE_THAN = f"""
     SELECT (SELECT {{first_end}} FROM {RESERVATIONS} WHERE scope_id = %s AND ends > %s)
     FROM {RESERVATIONS} WHERE scope_id = %s AND ends > %s ORDER BY ends LIMIT 1 OFFSET %s

@@ -242,7 +242,7 @@ class Transaction:
             self._run(dialects.for_many(dialects.DELETE_SCOPES, len(expired)), *expired)
 
     def _expired(self, statement: str, now: float, most: int) -> list[Any]:
-        """The ids in expired rows, which are locked; those that another transaction has locked may be left out."""
+        """The ids in expired rows, which are locked. Rows that another transaction has locked may be left out."""
         lock = self._dialect.lock
         if lock and self._skips_locked():
             lock += " SKIP LOCKED"

@@ -53,7 +53,7 @@ class Options:
 
 
 def options_of(url: str | Any, given: dict[str, Any]) -> Options:
-    """The options of a URL or a pool, overruled by those given as keywords that are not None.
+    """The options of a URL or a pool. Keywords in ``given`` that are not None override them.
 
     Raises ``ConfigurationError``.
     """

@@ -128,7 +128,7 @@ class ClusterClient(_Nodes):
         broken: Exception | None = None
         for number, (node, indexes) in enumerate(by_node):
             try:
-                # A node that is away may not use up the time of the nodes after it.
+                # A node that is down must not use up the time of the nodes after it.
                 with Deadline((seconds_left() or 0.0) / (len(by_node) - number)):
                     self._fill(replies, node, indexes, commands)
             except ERRORS as error:

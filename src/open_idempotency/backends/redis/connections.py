@@ -94,7 +94,7 @@ class Route:
 
 
 class AsyncRoute(Route):
-    """The same on asyncio, for one event loop."""
+    """``Route`` on asyncio, for one event loop."""
 
     async def look(self) -> Reached:
         """See ``Route.find``."""
@@ -116,7 +116,7 @@ class Connection(Protocol):
 
 
 class _Deadlines(redis.connection.AbstractConnection):
-    """What a sync connection needs to keep the thread's deadline, and to follow its ``route`` where it has one."""
+    """The part of a sync connection that keeps the thread's deadline, and follows its ``route`` if it has one."""
 
     def __init__(self, *, route: Route | None = None, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -210,15 +210,15 @@ class DeadlineConnection(_Deadlines, redis.Connection):
 
 
 class DeadlineSSLConnection(_Deadlines, redis.SSLConnection):
-    """The same with TLS."""
+    """A sync connection to a host and a port, with TLS."""
 
 
 class DeadlineUnixConnection(_Deadlines, _Unix):
-    """The same to a path."""
+    """A sync connection to the path of a socket."""
 
 
 class _Following(redis.asyncio.connection.AbstractConnection):
-    """What a connection on asyncio needs to follow its ``route``.
+    """The part of a connection on asyncio that follows its ``route``.
 
     ``reached``: what the route said when it connected.
     """
@@ -265,20 +265,20 @@ class FreshSSLConnection(redis.asyncio.SSLConnection):
 
 
 class AsyncSSLConnection(_Following, FreshSSLConnection):
-    """The same with TLS."""
+    """A connection on asyncio to a host and a port, with TLS."""
 
 
 class AsyncUnixConnection(_Following, redis.asyncio.UnixDomainSocketConnection):
-    """The same to a path."""
+    """A connection on asyncio to the path of a socket."""
 
 
 def no_retry() -> Retry:
-    """redis-py tries once."""
+    """The setting with which redis-py tries once."""
     return Retry(NoBackoff(), 0)
 
 
 def no_async_retry() -> AsyncRetry:
-    """The same on asyncio."""
+    """The setting with which redis-py on asyncio tries once."""
     return AsyncRetry(NoBackoff(), 0)
 
 

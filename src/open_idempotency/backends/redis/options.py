@@ -227,7 +227,7 @@ def _single(scheme: str, path: str) -> dict[str, Any]:
 
 
 def check_library(topology: str, scheme: str) -> None:
-    """Sentinel and Cluster need a redis-py whose connections may be used from many threads at once."""
+    """Raise ``ConfigurationError`` for a redis-py whose connections for Sentinel and Cluster are not thread-safe."""
     found = redis.__version__
     major, minor = (int(part) for part in found.split(".")[:2])
     if topology != SINGLE and (major, minor) < _LIBRARY:
@@ -348,7 +348,7 @@ class _Thread(threading.local):
     deadline: _Lookup = staticmethod(_none)
 
 
-#: what ``Deadline`` sets; read directly, since it is read in each step of each call
+#: the thread's deadline, which ``Deadline`` sets; read without a function, since each step of each call reads it
 current = _Thread()
 
 

@@ -292,7 +292,7 @@ class _Stream(asyncio.Protocol):
         self._in_flight.append(exchange)
         try:
             self._writer.transport.write(written)
-        except BaseException:  # such as MemoryError: the next replies must not be taken for those to these commands
+        except BaseException:  # such as MemoryError: later replies must not be matched with these commands
             exchange.outcome.cancel()
             self.drop(RedisConnectionError("the commands could not be written"))
             raise
@@ -300,7 +300,7 @@ class _Stream(asyncio.Protocol):
 
     def _time_out(self, exchange: _Exchange) -> None:
         exchange.fail(RedisTimeoutError(LATE))
-        # The exchanges behind it have time left for another connection.
+        # The exchanges after this one have time left for another connection.
         self.drop(RedisConnectionError("the server did not reply to the batch before"))
 
     def data_received(self, data: bytes) -> None:
@@ -442,7 +442,7 @@ class Batches:
         self._other: LoopCoalescer[_Request, Any] = second
 
     def ask(self, script: Script, keyed: Keyed) -> Awaitable[Any]:
-        """Run one script on one key; its reply. Raises ``BackendUnavailable``."""
+        """Run one script on one key. Returns its reply. Raises ``BackendUnavailable``."""
         (key,), arguments = keyed
         now = self._options.now()
         command = packed((*script.called, key, now, *arguments))
@@ -473,7 +473,7 @@ class Batches:
                 retried = True
 
     async def _without_errors(self, batch: Sequence[_Request], replies: list[Any], until: float) -> list[Any]:
-        """Send the scripts that the server forgot in full; every other error becomes one of ours."""
+        """Send the scripts that the server forgot in full. Other errors become ``BackendUnavailable``."""
         forgotten = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if forgotten:
             again = await self._send([_in_full(batch[index]) for index in forgotten], until)

@@ -111,7 +111,7 @@ _GLOB_CHARACTERS = frozenset(b"*?[]\\")
 
 
 class Keys:
-    """The names of our keys on the servers, behind a prefix."""
+    """The names of the backend's keys on the servers, after a prefix."""
 
     __slots__ = ("_prefix",)
 
@@ -123,7 +123,7 @@ class Keys:
         return self._prefix + record_id.hex().encode()
 
     def reservations(self, scope_id: bytes) -> bytes:
-        """The key of a caller's reservations. No record's key has a colon behind the prefix."""
+        """The key of a caller's reservations. No record's key has a colon after the prefix."""
         return self._prefix + _RESERVATIONS + scope_id.hex().encode()
 
     def is_reservations(self, key: bytes) -> bool:
@@ -131,14 +131,14 @@ class Keys:
         return key.startswith(self._prefix + _RESERVATIONS)
 
     def record_id(self, key: bytes) -> bytes | None:
-        """The id of the record at a key; None for a key that is not ours."""
+        """The id of the record at a key; None for a key that is no record's."""
         try:
             return bytes.fromhex(key[len(self._prefix) :].decode("ascii"))
         except ValueError:
             return None
 
     def pattern(self, beginning: bytes = b"") -> bytes:
-        """The pattern for ``SCAN`` that matches our keys. ``beginning``: hexadecimal digits behind the prefix."""
+        """The pattern for ``SCAN`` of the backend's keys. ``beginning``: hexadecimal digits after the prefix."""
         escaped = b"".join(b"\\%c" % byte if byte in _GLOB_CHARACTERS else b"%c" % byte for byte in self._prefix)
         return escaped + beginning + b"*"
 
@@ -334,7 +334,7 @@ _CLAIMED: dict[int, Callable[[Claim, Reply], ClaimResult]] = {
 
 
 def claimed(c: Claim, reply: Reply) -> ClaimResult:
-    """What ``claim.lua`` replied."""
+    """The result in a reply of ``claim.lua``."""
     try:
         return _CLAIMED.get(reply[0], _no_result)(c, reply)
     except _MALFORMED as error:
@@ -348,13 +348,13 @@ def is_running(status: Any) -> bool:
 
 @_strictly
 def renewed(reply: Reply) -> Sequence[Renewal]:
-    """What ``renew.lua`` replied, for each key."""
+    """The results in a reply of ``renew.lua``, one for each key."""
     return [Renewal(number) for number in reply]
 
 
 @_strictly
 def stage_saved(reply: Reply) -> StageSaved:
-    """What ``save_stage.lua`` replied."""
+    """The result in a reply of ``save_stage.lua``."""
     number = code(reply)
     return StageSaved(stage_of(reply[1]).frame, recreated=number == 1)
 
@@ -384,7 +384,7 @@ def confirmed(found: Sequence[Any], replicas: int) -> Any:
 
 
 def completed(reply: Reply) -> Completed:
-    """What ``complete.lua`` replied."""
+    """The result in a reply of ``complete.lua``."""
     try:
         return Completed(recreated=code(reply) == 1)
     except _MALFORMED as error:
@@ -396,13 +396,13 @@ _FREED = tuple(Freed)
 
 @_strictly
 def freed(reply: Reply) -> Freed:
-    """What ``free.lua`` replied."""
+    """The result in a reply of ``free.lua``."""
     return _FREED[code(reply)]
 
 
 @_strictly
 def reserved(reply: Reply) -> ReserveResult:
-    """What ``reserve.lua`` replied."""
+    """The result in a reply of ``reserve.lua``."""
     return OverQuota(reply[1] / _MICRO) if code(reply) == 1 else Reserved()
 
 

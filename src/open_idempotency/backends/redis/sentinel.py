@@ -67,7 +67,7 @@ class _Named(NamedTuple):
 
 
 class Search:
-    """Which Sentinels are asked, and which reply counts. ``clients``: redis-py's, one for each Sentinel.
+    """The order in which Sentinels are asked, and the reply that counts. ``clients``: redis-py's, one for each.
 
     The Sentinel that replied last is asked first. In a failover some Sentinels name the old primary for a while: the
     one that leads it until the end, the others until they hear of it. Such a reply counts only where no Sentinel has a
@@ -266,7 +266,7 @@ class SwitchListener:
         self._subscribe_at = time.monotonic() + _SUBSCRIBE_AGAIN
         for index, made in enumerate(self._arguments):
             if index not in self._heard and not self._closing:
-                with suppress(*ERRORS):  # it is away, or its user may not subscribe: it is asked instead
+                with suppress(*ERRORS):  # it is down, or its user may not subscribe: it is asked instead
                     self._heard[index] = _subscribed(self._options, made)
 
     def _follow(self) -> None:
@@ -355,7 +355,7 @@ class SentinelRoute(_Held):
 
 
 class AsyncSentinelRoute(_Held, AsyncRoute):
-    """The same on asyncio, for one event loop."""
+    """``SentinelRoute`` on asyncio, for one event loop."""
 
     def __init__(self, options: Options) -> None:
         super().__init__()
@@ -415,7 +415,7 @@ class SentinelClient(OneServer):
 
 
 class AsyncSentinelClient(AsyncOneServer):
-    """The same on asyncio."""
+    """An asyncio client of the primary."""
 
     def __init__(self, options: Options) -> None:
         self._way = AsyncSentinelRoute(options)

@@ -50,7 +50,7 @@ _FULL = 0.9
 
 
 class MemoryWatch:
-    """What is known about the servers' eviction policy; a forked process goes on with what its parent knew.
+    """The servers' eviction policy, as far as it is known. A forked process starts with what its parent knew.
 
     A race between threads costs one more ``INFO``.
     """
@@ -199,7 +199,7 @@ class AsyncClient(Protocol):
 
     @property
     def durably_in_batch(self) -> InBatch:
-        """The same; a reply counts when ``min_replicas`` replicas confirmed it."""
+        """See ``in_batch``. A reply counts when ``min_replicas`` replicas have confirmed it."""
         ...
 
     async def each(self, commands: Sequence[Command]) -> list[Any]: ...

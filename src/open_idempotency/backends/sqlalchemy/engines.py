@@ -63,7 +63,7 @@ class Options:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is SQLite, whose locks a fork breaks."""
+        """Whether the database is SQLite, whose locks a fork breaks."""
         return self.url.get_backend_name() == "sqlite"
 
     @property

@@ -149,7 +149,7 @@ def migrate(connection: Connection) -> list[str]:
 
 
 def _add_column(connection: Connection, column: Column[Any]) -> bool:
-    """Add a column of a later version to a table of an earlier one; whether it was missing. It has no default."""
+    """Add a column of a later version to a table of an earlier one. Returns whether it was missing."""
     name = column.table.name
     if _has_column(connection, column):
         return False
@@ -246,7 +246,7 @@ DIALECTS: Mapping[str, Dialect] = {
         reading="AUTOCOMMIT",
         writing="READ COMMITTED",
         clock=literal_column("CAST(extract(epoch FROM clock_timestamp()) AS double precision)", Double()),
-        # Of the transaction alone: behind a pooler the session belongs to another client next.
+        # Set for the transaction only: behind a pooler the session belongs to another client next.
         limits=("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"),
         largest=sizes.OF_POSTGRESQL,
         again=frozenset({"40001", "40P01"}),
@@ -381,7 +381,7 @@ EXTEND_RESERVATION = update(reservations).where(*_RESERVATION).values(ends=_END)
 DELETE_RESERVATION = delete(reservations).where(*_RESERVATION)
 DELETE_SCOPE = delete(scopes).where(scopes.c.scope_id == bindparam("scope"))
 _TAKEN = (reservations.c.scope_id == bindparam("scope"), reservations.c.ends > _NOW)
-# The first end, where there are more than so many. Skipping rows is the cheapest way to count them.
+# The first end, if there are more than ``others`` reservations. Skipping rows is the cheapest way to count them.
 FIRST_OF_MORE_THAN = (
     select(select(_sent(func.min(reservations.c.ends))).where(*_TAKEN).scalar_subquery())
     .select_from(reservations)

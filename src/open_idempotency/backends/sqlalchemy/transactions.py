@@ -25,7 +25,7 @@ from open_idempotency.backends.sqlalchemy.statements import Dialect, Statements,
 
 @dataclass
 class Settings:
-    """What all transactions of a backend share. ``clock``: instead of the database's; ``timeout``: in seconds."""
+    """The settings of all transactions of a backend. ``clock``: instead of the database's. ``timeout``: seconds."""
 
     dialect: Dialect
     timeout: float
@@ -60,7 +60,7 @@ class Transaction:
         self._settings = settings
         self._statements = settings.statements
         self.began = 0.0
-        # Connections of ours that can bound each of their waits (``engines``).
+        # Only connections of some drivers can bound each of their waits (see ``engines``).
         driver: Any = connection.connection.driver_connection
         if hasattr(driver, "deadline"):
             driver.deadline = self._deadline

@@ -47,7 +47,7 @@ from open_idempotency.exceptions import RecordUnreadable
 # Statements, and rows
 
 RECORD_VERSION = 1
-# The schema of a version is made by its script and those before it, so that an older database is brought up.
+# The script of each version upgrades the schema of the version before, so that an older database is brought up to date.
 SCHEMAS = [
     (files("open_idempotency.backends.sqlite") / name).read_text(encoding="utf-8")
     for name in ("schema.sql", "reservations.sql")
@@ -147,7 +147,7 @@ SCAN_HEADERS = f"SELECT record_id, {_HEADER}, NULL, about {_AFTER}"
 # record_version, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final
 _TYPES = (int, bytes, int, bytes, int, int, float, float, float, float, int)
 _SOUND = {(*_TYPES, bytes), (*_TYPES, type(None))}
-#: those, and the response; ``about`` may follow
+#: the columns of the header, and the response; ``about`` may follow
 _COLUMNS = len(_TYPES) + 1
 _STATUSES = {int(status): status for status in Status if status is not Status.NONE}
 
