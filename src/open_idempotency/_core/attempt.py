@@ -64,11 +64,11 @@ class Watch(NamedTuple):
 class LedgerResponse(NamedTuple):
     """A response in the ledger."""
 
-    #: as it is stored, without the headers that belong to one connection or one moment
+    #: in its stored form, without the headers that belong to one connection or one moment
     response: Response
-    #: the bytes that are stored of it
+    #: the stored bytes
     frame: bytes
-    #: whether its body is in them
+    #: whether the stored bytes contain the body
     whole: bool
     #: the transaction that it was written in, as ``Transaction.entered`` identifies it
     transaction: object

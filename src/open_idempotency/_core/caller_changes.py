@@ -1,9 +1,9 @@
 """Requests whose view changes the caller: a login, a logout, a registration, a new password (O-14).
 
-The scope of a request is fixed at the claim. Its retry comes from the caller that the view has left behind, whose scope
-would lead to another record. The session leads the retry to the right record: a new session carries the id of the
-record at which it began, and for a session that the view has ended, a pointer to the record is stored under the digest
-of the session's secret. No other client has the new session or that secret.
+The scope of a request is fixed at the claim. Its retry comes from the new caller, whose scope would lead to another
+record. The session leads the retry to the right record. A new session carries the id of the record at which it began.
+If the view has ended a session, a pointer to the record is stored under the digest of the session's secret. No other
+client has the new session or that secret.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Session(Protocol):
     """The session of a request, as an adapter knows it. Its methods are called after ``identify``."""
 
     def carried(self, caller: Caller) -> bytes | None:
-        """The id of the record at which this session began, if this very request began it; else None."""
+        """The id of the record at which this session began, if an attempt at this request began it; else None."""
         ...
 
     def lost(self) -> str | None:

@@ -1,8 +1,8 @@
 """Stages in doubt (S-04): what is recorded before an external effect, and what is decided if its end is unknown.
 
-An intent is a stage of its own, beside the one that it belongs to, so a backend needs no verb for it and a saved value
-never changes (B-06). The intents of one stage are numbered, and the last one counts: begun, or withdrawn because the
-effect is known not to have happened. A stage that was begun last, and has no value, is in doubt.
+An intent is saved as a separate stage, so backends need no verb for intents, and a saved value never changes (B-06).
+The intents of one stage are numbered, and the last one counts: begun, or withdrawn because the effect is known not to
+have happened. A stage is in doubt if its last intent is begun and it has no value.
 """
 
 from __future__ import annotations

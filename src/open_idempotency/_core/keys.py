@@ -4,11 +4,11 @@ The header is an RFC 9651 Item of type String (draft-ietf-httpapi-idempotency-ke
 parses RFC 9651. Nothing here touches a backend: a malformed key is refused before any call. A record id is a digest of
 the application, the caller and the key. ``Caller`` has the record ids that a request would have with other callers.
 
-A claim also says something of its request that no decision depends on. Its owner carries a digest of the host, so that
-two services which store their keys under one application name are found out (O-22). And for operators it carries
-``about``, at most ``MOST_ABOUT`` opaque bytes to a backend, not encrypted: method, route, caller, key and the worker
-that runs it (P-02). What belongs to the route and the worker is encoded once. Whatever cannot be read, such as a form
-of a later version, is unknown and never an error.
+A claim also carries data about its request on which no decision depends. Its owner contains a digest of the host, which
+reveals two services that store their keys under one application name (O-22). For operators it has ``about``: method,
+route, caller, key and the worker that runs it (P-02), in at most ``MOST_ABOUT`` bytes, opaque to backends and not
+encrypted. The part of the route and the worker is encoded once. Parts that cannot be read, such as those of a later
+version, are unknown and never an error.
 
 Caller and key are digests there, so that all records of a caller, and all callers of a key, are found although neither
 is stored. With ``secret=`` they are HMACs. Without it, a reader of the records can try out names of callers. The

@@ -107,12 +107,12 @@ class Cors(NamedTuple):
 
 @dataclass(slots=True)
 class Response:
-    """A whole response. ``body`` is None where it was too large to be stored (a tombstone).
+    """A whole response. ``body`` is None if it was too large to be stored (a tombstone).
 
-    ``omitted``: of a stored one, the names of the credentials that its first client was given and that are not stored.
-    ``cors``: of a stored one, the ``Access-Control-*`` headers that its first client was given, with that client's
-    ``Origin``. ``note``: what an adapter needs to make its framework's response of a replay. ``first_trace``: the trace
-    of the request that made it, where it was stored with telemetry on. No client is sent these.
+    Stored responses have four more attributes, which are never sent. ``omitted``: the names of credentials that the
+    first client was given and that are not stored. ``cors``: the ``Access-Control-*`` headers that the first client was
+    given, with its ``Origin``. ``note``: data with which an adapter makes its framework's response of a replay.
+    ``first_trace``: the trace of the first request, if it was stored with telemetry on.
     """
 
     status: int
@@ -200,8 +200,8 @@ class Lease:
 class Record:
     """A stored record as operators and the decision table see it. ``response`` and stages are frames.
 
-    ``about``: what the claim that leased it last said about itself, for operators; empty in records of earlier versions
-    and where a vanished record was made anew.
+    ``about``: for operators, the ``about`` of the claim that leased it last; empty in records of earlier versions, and
+    if a vanished record was made anew.
     """
 
     record_id: bytes

@@ -66,7 +66,7 @@ def forbidden(detail: str) -> Problem:
     return Problem("forbidden", 403, "Forbidden", detail)
 
 
-# Added if the service has no name of its own: it may be one of two that share their keys by accident.
+# Added if the service has no ``application=``: then two services may share their keys by accident.
 _UNNAMED = " If this service passes its callers' keys on to another service, give each service its own application=."
 
 

@@ -241,7 +241,7 @@ def wants_kept(attempt: Attempt, lease: Lease, response: Response) -> Steps[bool
     if attempt.stored is not None and _is_same(attempt.stored[0], response, policy):  # offered to the ledger before
         wish = attempt.stored[1]
     elif policy.store is not None:
-        # A copy: what the hook does to it changes neither the response that leaves nor the one that is stored.
+        # A copy, so that the hook can change neither the response that is sent nor the one that is stored.
         asked = Response(response.status, list(response.headers), response.body)
         try:
             wish = policy.store(asked)

@@ -48,7 +48,7 @@ class RequestBody:
         self.size = 0
         #: whether all of it was received, as far as its reader has noted that
         self.whole = False
-        #: whether it is one file, so that its readers share one position in it
+        #: whether the body is in one file, whose readers share one position
         self.spooled = False
 
     def bound(self, limit: int, *, keeps_all: bool = False) -> None:

@@ -4,8 +4,8 @@ Cancelling a task does not stop its threads. If the request ended at once, its r
 a cancellation waits for the thread, and for ``GRACE`` seconds more, in which the response is made and recorded. Then it
 goes on. If no thread runs, it goes on at once.
 
-asyncio cancels a task by cancelling the future that it waits for. ``Hold.run`` carries the application out and puts
-one future of its own before each of those, which passes cancellations on or keeps them. That needs no further task, no
+asyncio cancels a task by cancelling the future that it waits for. ``Hold.run`` drives the application, and lets the
+task wait for a future of its own instead, which passes cancellations on or keeps them. That needs no further task, no
 further turn of the event loop and no copy of the context. anyio and trio cancel scopes, and a task notices that at its
 next checkpoint. So if there is a scope around the request, a scope with a shield is put around the application.
 """

@@ -135,7 +135,7 @@ def report(command: Emit) -> None:
 
 
 def _take_trace(command: Emit, telemetry: events.Telemetry) -> None:
-    """Read the trace that a request runs in. An attempt keeps the one that it was claimed in, for its response."""
+    """Read the trace in which a request runs. An attempt keeps the trace of its claim, for its response."""
     try:
         trace = telemetry.traceparent()
         if not is_traceparent(trace):

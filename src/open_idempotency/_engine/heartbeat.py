@@ -2,12 +2,12 @@
 
 It is a thread so that a blocked event loop does not starve it. A lease is renewed once a third of it has passed, so a
 handler that is faster costs no call. Nothing here decides who owns a record: the backend says so, and an attempt that
-lost its lease is marked for its next stage to notice. It knows every running lease, so it also gives them up when the
-process has to end (``drain``), reports handlers that hang (L-12), and records what the backend did not take while the
-client was waiting (L-08).
+lost its lease is marked for its next stage to notice. The heartbeat knows every running lease. So it also gives them up
+when the process has to end (``drain``), reports handlers that hang (L-12), and goes on with recordings that failed
+while the client waited (L-08).
 
-Each claim relies on the thread. If it cannot be started, the claim is not handed out (L-11). No error ends it. If it
-has died all the same, the next claim starts it again.
+Each claim relies on the thread. If it cannot be started, the claim is not handed out (L-11). No error ends the thread.
+If it has died all the same, the next claim starts another one.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class _Watched:
         self.mark = now + min(lease.duration * _LEASES_OF_A_HANG, attempt.policy.max_run / 4)
 
     def renewed(self, now: float) -> None:
-        """Note that the backend has renewed it."""
+        """Note that the backend has replied about it, and when its next renewal is due."""
         self.due = now + self.lease.duration / BEATS_A_LEASE
         self.early = self.due - self.lease.duration / LOOKS_A_LEASE
 

@@ -1,18 +1,18 @@
 """Work that outlives a response or its client, and how it ends when the process has to end.
 
 A stream whose client has left may go on for ``stream_grace`` seconds; the rule is the same for all adapters (L-05a). If
-it ends by then, its response is stored. If it does not, or if it outgrows ``max_response_bytes``, it is closed and its
-attempt fails, with its stages still stored.
+it ends by then, its response is stored. A stream that does not, or that outgrows ``max_response_bytes``, is closed. Its
+attempt fails, and the stages stay.
 
 A recording that fails is tried again in the background, after the client has its response (L-08). Each recording is a
 generator of the core, which says what to do and how long to pause. Recordings take turns in the heartbeat's thread.
 Before each one the due leases are renewed, and while the backend is down the others wait for the next round. So no
 number of recordings delays a renewal by more than one call.
 
-When the process has to end, requests that are still running are settled, or given up at once (L-06). Everything here is
-of one process: the requests on their way through an adapter, and the heartbeats, each of which knows its running leases
-and gives them up in its own thread. So ``drain`` takes no lock that its caller could hold, and may be called from any
-thread, at the interpreter's exit, and in a signal handler.
+When the process has to end, requests that are still running are settled, or given up at once (L-06). All state here is
+of one process: the requests on their way through an adapter, and the heartbeats. Each heartbeat gives up its running
+leases in its own thread. So ``drain`` takes no lock that its caller could hold, and may be called from any thread, at
+the interpreter's exit, and in a signal handler.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def name() -> str:
     return names.get()
 
 
-# Seconds between the server's start of a request and this library's, and to end a request before the server does.
+# Seconds of margin: the server counts from an earlier start of the request, and ending a request takes time.
 _MARGIN = 2.0
 
 #: seconds after its beginning by which the response to a request has to leave; infinite where the server sets no limit

@@ -29,7 +29,7 @@ class Row(NamedTuple):
     library: str | None = None
 
 
-#: by scheme; one that ends in + stands for all that begin with it
+#: by scheme; a scheme that ends in + stands for all schemes that begin with it
 BACKENDS = {
     "django": Row("open_idempotency.backends.django_orm", "DjangoBackend", "django", "django"),
     "django-cache": Row("open_idempotency.backends.redis.caches", "DjangoCacheBackend", "redis", "redis"),
@@ -102,10 +102,10 @@ class _BackendClass(Protocol):
 
 
 def open_backend(backend: Given, **options: Any) -> Backend:
-    """The backend that a URL names, or the given one, as its sync front (``.to_async()`` returns the async one).
+    """The backend that a URL names, or the given backend, as its sync front (``.to_async()`` returns the async front).
 
-    A client of the application's may stand for the URL: redis-py's, a pool of ``psycopg_pool``, an engine of
-    SQLAlchemy's, or a cache on Redis. ``options`` are keyword arguments of the backend's ``from_url``. Nothing is
+    Instead of a URL it takes a client of the application: of redis-py, a pool of ``psycopg_pool``, an engine of
+    SQLAlchemy, or a cache on Redis. ``options`` are keyword arguments of the backend's ``from_url``. Nothing is
     connected yet. Raises ``ConfigurationError`` for an unknown scheme, option or value, ``MissingExtra`` without the
     client library.
     """

@@ -78,7 +78,7 @@ class Queue(Generic[A]):
     def add(self, waiting: A) -> None:
         """Let a request wait for a batch. Raises ``BackendUnavailable`` if too many requests wait."""
         if self._count + waiting.count > self._limits.waiting:
-            raise BackendUnavailable(f"{self._count} calls wait for the backend already")
+            raise BackendUnavailable(f"too many calls wait for the backend: {self._count}")
         self.waiting.append(waiting)
         self._count += waiting.count
 
@@ -132,11 +132,11 @@ def interrupted() -> BackendUnavailable:
 
 
 def shared(error: BaseException) -> Exception:
-    """A copy of a batch's error for one of its requests: one object that is raised for several requests would mix
-    their tracebacks.
+    """A copy of a batch's error for one of its requests: if several requests raised one object, their tracebacks would
+    mix.
 
-    An error that no backend raises, such as the time limit of the thread that carried out the batch, is a missing
-    response to the other requests, which may be tried again.
+    An error that no backend raises, such as the time limit of the thread that carried out the batch, concerns only that
+    thread. For the other requests it becomes ``BackendUnavailable``, after which they may be tried again.
     """
     if isinstance(error, IdempotencyError):
         if type(error).__init__ is not IdempotencyError.__init__:

@@ -205,7 +205,7 @@ class Table(Protocol):
         ...
 
     def with_stage(self, record: Record, stage: Stage) -> Record:
-        """The record with the one stage of this name and key, if it has it."""
+        """The record with only the stage of this name and key, if there is one."""
         ...
 
     def with_first_stage(self, record: Record) -> Record:

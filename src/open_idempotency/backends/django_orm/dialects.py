@@ -1,10 +1,10 @@
-"""The databases under Django: what their errors mean, what differs between them, and the SQL of them all.
+"""The databases under Django: the meaning of their errors, their differences, and the SQL statements.
 
 Django raises the errors of every driver as its own classes, with the driver's error as the cause. Each is wrapped once.
 
 Databases differ in their clocks, in how a transaction begins, and in how each wait is bounded. Nothing depends on a
-session: PostgreSQL's settings last for one transaction, so a pooler may stand in between. MySQL has no such settings;
-there they are made once, on a connection of the backend's own.
+session: PostgreSQL's settings last for one transaction, so a pooler may be in between. MySQL has no such settings, so
+they are made once for each connection of the backend.
 
 No value ever becomes part of a statement. ``transactions`` appends what locks rows, and what skips rows that others
 have locked. ``with_times`` fills in how the database sends a time.

@@ -82,9 +82,9 @@ class PostgresBackend(SyncFront):
     ``timeout``: seconds to wait for a connection, and then for a reply (default 2). ``max_connections``: for each
     process and event loop (default 10). ``listen``: false where no connection may be kept for notifications, as
     behind a pooler in transaction mode; waiting duplicates then poll. ``coalesce``: whether requests that arrive while
-    many others are on their way go out with them, in one statement and one commit (default true). ``prepare``: whether
-    a connection prepares what it sends often, where nothing in between prevents it (default true). ``clock``: seconds,
-    for tests; without it the server's clock decides. Raises ``ConfigurationError``. Since 0.1.
+    many others are on their way are sent together, in one statement and one commit (default true). ``prepare``: whether
+    a connection prepares statements that it sends often, unless a pooler prevents it (default true). ``clock``:
+    seconds, for tests; without it the server's clock decides. Raises ``ConfigurationError``. Since 0.1.
     """
 
     def __init__(

@@ -160,7 +160,7 @@ def _run_prepared(
 
 
 class Tries:
-    """The tries of one call, which may be sent twice (B-08), and the time that all of them have."""
+    """The tries of one call, and the time for all of them. A call may be sent twice (B-08)."""
 
     __slots__ = ("_started", "_timeout", "until")
 

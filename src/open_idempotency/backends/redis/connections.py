@@ -1,7 +1,7 @@
 """The connections to servers, sync and on asyncio: our timeouts, our deadlines, and no retries but our own.
 
-A connection may have a ``Route``, which says where the primary is. It leaves a server that says it is a replica, and it
-reconnects where the route has changed since it was made.
+A connection may have a ``Route``, which says where the primary is. The connection leaves a server that says that it is
+a replica, and it reconnects if the route has changed.
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ class _Deadlines(redis.connection.AbstractConnection):
         self._connected = False
         sock = socket_of(self)
         if sock is not None and self._reader not in (None, threading.get_ident()):
-            # Another thread waits for this socket. Were it closed here, a socket that is opened next could have its
-            # number, and the thread would wait for that one. The thread reads the end of the stream, and closes it.
+            # Another thread waits for this socket. If it were closed here, the next socket could get its number, and
+            # that thread would wait for the wrong one. Instead that thread reads the end of the stream, and closes it.
             self._given_up = True
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)

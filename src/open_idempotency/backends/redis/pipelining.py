@@ -9,7 +9,7 @@ anything goes wrong is dropped, and the next batch has a new one, so no request 
 that a server redirects, as in a Cluster, is left to redis-py's own client.
 
 The servers' protocol (RESP 2) is written and read here. redis-py does that for one command and one reply at a time,
-and it is most of what a call costs there.
+which is most of the cost of its calls.
 
 ``without_missing_parts`` looks for the private parts when a backend is made. Where one is missing the backend works
 without it, through redis-py's pools, and logs a warning.

@@ -144,7 +144,7 @@ class Keys:
 
 
 def evaluation(script: Script, keyed: Keyed, now: Argument, source: bool = False) -> tuple[Any, ...]:
-    """The command that runs a script by its digest, or by its ``source`` where the server does not know it."""
+    """The command that runs a script by its digest, or with ``source`` in full, for a server that does not know it."""
     keys, arguments = keyed
     words = ("EVAL", script.source) if source else ("EVALSHA", script.sha)
     return (*words, len(keys), *keys, now, *arguments)
@@ -372,9 +372,9 @@ class Unconfirmed(BackendUnavailable):
 
 
 def confirmed(found: Sequence[Any], replicas: int) -> Any:
-    """The reply of a script, where the reply to the ``WAIT`` after it says that enough replicas have what it wrote.
+    """The reply of a script, after a check of the reply to ``WAIT``: ``replicas`` replicas must have what it wrote.
 
-    Raises ``Unconfirmed`` otherwise.
+    Raises ``Unconfirmed`` if fewer have it.
     """
     reply, having = found
     # A refusal of the script wrote nothing, and says more than Unconfirmed.

@@ -69,9 +69,9 @@ class _Named(NamedTuple):
 class Search:
     """The order in which Sentinels are asked, and the reply that counts. ``clients``: redis-py's, one for each.
 
-    The Sentinel that replied last is asked first. In a failover some Sentinels name the old primary for a while: the
-    one that leads it until the end, the others until they hear of it. Such a reply counts only where no Sentinel has a
-    better one. It shows by the Sentinel's flags, or by an epoch that is lower than the latest.
+    The Sentinel that replied last is asked first. In a failover Sentinels name the old primary for a while: the leading
+    Sentinel until the end of the failover, the others until they hear of it. Such a reply counts only if no Sentinel
+    has a better one. It is recognised by the Sentinel's flags, or by an epoch that is lower than the latest.
     """
 
     def __init__(self, service: str, clients: list[Any], epochs: list[int]) -> None:
@@ -183,8 +183,8 @@ class _Held(Route):
 class SwitchListener:
     """Listens to the Sentinels in one thread, and updates the route when another server becomes the primary.
 
-    It subscribes to ``+switch-master`` on every Sentinel, and to the event by which the leading one promotes a replica,
-    where its user may. While one of them cannot be heard it asks every second. It ends when it is closed, or when the
+    It subscribes to ``+switch-master`` on every Sentinel, and if permitted to the event by which the leading Sentinel
+    promotes a replica. While it cannot hear a Sentinel, it asks every second. It ends when it is closed, or when the
     route is garbage.
     """
 

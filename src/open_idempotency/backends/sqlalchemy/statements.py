@@ -179,7 +179,7 @@ def _create(connection: Connection, name: str) -> bool:
             made = True
         except DBAPIError:
             connection.rollback()
-            # Of two processes that create it at the same moment one fails, in a way that differs with each database.
+            # If two processes create the table at the same moment, one fails, with an error that differs by database.
             if not inspect(connection).has_table(name):
                 raise
     return made
