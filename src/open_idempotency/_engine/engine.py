@@ -503,8 +503,8 @@ finders: list[Callable[[object], Protected | None]] = []
 def protected_in(application: object) -> list[Protected]:
     """Find what protects an application, the outermost first. Opens and calls nothing.
 
-    An application whose layers are not built yet, such as Starlette's before its first request, has them built once
-    more, for this look alone.
+    If the layers of an application are not built yet, as those of Starlette before the first request, they are built
+    only for this call.
     """
     found: list[Protected] = []
     for each in _layers(application, set(), _DEEPEST):

@@ -271,7 +271,7 @@ def dismiss(leases: Leases) -> None:
 
 
 def drain(timeout: float = PATIENCE) -> int:
-    """Give up every request that runs in this process, so that its retry elsewhere need not wait for its lease.
+    """Give up all requests that run in this process, so that retries in other processes need not wait for leases.
 
     For a process that ends before its handlers can, and only then: a handler that goes on after this has lost its
     lease. Its next stage raises ``LeaseLost`` and its response becomes a 409, but what it does between two stages may

@@ -220,8 +220,8 @@ class AsyncPostgresBackend(AsyncFront):
         await in_thread(self._sync.close)
 
 
-# The examination: settings of the server, privileges, tables, indexes and purging (P-17). It uses one connection of its
-# own, in one read-only transaction with limits, so that it works behind a pooler.
+# The examination: settings of the server, privileges, tables, indexes and purging (P-17). It uses a separate connection
+# and one read-only transaction with limits, so that it works behind a pooler.
 
 Connection = psycopg.Connection[Any]
 

@@ -105,7 +105,7 @@ _ENCODERS: dict[str, Encoder] = {
 class Statement:
     """A statement whose parameters are written as ``{type}``; no value ever becomes part of it.
 
-    ``older``: its form for a database that lacks the latest migrations, which takes the first of its parameters.
+    ``older``: the form for a database that lacks the latest migrations. It takes only the first of the parameters.
     """
 
     __slots__ = ("_encoders", "formats", "name", "older", "text")
@@ -118,8 +118,8 @@ class Statement:
             return f"${len(types)}::{found[1]}"
 
         self.text = re.sub(r"\{([^}]+)\}", numbered, text).encode()
-        #: the name under which it may be prepared. It depends on the text alone, so a prepared statement of this name
-        #: on a shared connection is this very statement, whoever prepared it
+        #: the name under which it may be prepared. The name depends only on the text, so a prepared statement of this
+        #: name on a shared connection is the same statement, whichever client prepared it
         self.name = b"open_idempotency_" + hashlib.sha256(self.text).hexdigest()[:32].encode()
         self._encoders = [_ENCODERS[kind] for kind in types]
         #: every parameter is binary

@@ -144,7 +144,7 @@ class Keys:
 
 
 def evaluation(script: Script, keyed: Keyed, now: Argument, source: bool = False) -> tuple[Any, ...]:
-    """The command that runs a script by its digest, or with ``source`` in full, for a server that does not know it."""
+    """The command that runs a script by its digest. ``source``: send it in full, to a server that does not know it."""
     keys, arguments = keyed
     words = ("EVAL", script.source) if source else ("EVALSHA", script.sha)
     return (*words, len(keys), *keys, now, *arguments)
