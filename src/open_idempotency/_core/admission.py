@@ -83,7 +83,7 @@ from open_idempotency.policy import ANONYMOUS, IdempotencyPolicy
 #: seconds after which a waiting duplicate claims again without a notification, from the first pause to the longest
 FIRST_LOOK, LONGEST_LOOK = 1.0, 5.0
 
-# More digits than any length has; Python refuses to convert very long ones.
+# No real Content-Length has more digits, and Python refuses to convert very long numbers.
 _MOST_DIGITS = 20
 _PREFER_WAIT = re.compile(rb"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})\"?\s*(?:$|[,;])", re.IGNORECASE)
 
@@ -110,9 +110,9 @@ class Intake:
     ``identify`` returns the framework's verified user, None without one, or an ``Identity`` if the user belongs to a
     tenant or a session may name the caller. ``receive`` reads the whole body and raises ``BodyTooLarge``. ``owner``: 16
     random bytes. ``advice``: the engine's, shared by all its requests. ``session``: finds the record of a request that
-    began under another caller (O-14), for adapters that know sessions. ``renders``: whether the framework makes a
-    response of an exception with which ``scope=`` refuses the request; then the exception is raised into the framework
-    (O-20). ``holder``: this worker, as ``processes.name`` has it.
+    began under another caller (O-14), for adapters that know sessions. ``renders``: whether the framework turns the
+    given exception of ``scope=`` into a response; if so, ``admit`` raises that exception (O-20). ``holder``: this
+    worker, as ``processes.name`` has it.
     """
 
     request: Request
@@ -130,7 +130,7 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
     """Decide what happens to a covered request: return an attempt to run, or the response to send instead.
 
     The attempt has no lease if the request has no key, or if the backend is down and the policy fails open. Raises
-    ``ScopeUnknown``, ``KeyUnknown``, what the adapter's callables raise, and a refusal of ``scope=`` that is rendered.
+    ``ScopeUnknown``, ``KeyUnknown``, errors of the adapter's callables, and a refusal of ``scope=`` that is rendered.
     """
     request, key = intake.request, None
     try:
@@ -140,7 +140,7 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
         found: Identified = yield Call(intake.identify)
         identity = found if isinstance(found, Identity) else Identity(found)
         scope = caller_scope(request, identity, key, policy)
-        # Last of these: a request that is refused for its key or its caller has its body unread.
+        # The body comes last: if the key or the caller is refused, it is never read.
         if policy.key is None or request.body is None:
             request.body = yield Call(intake.receive)
     except (KeyRejected, BodyTooLarge, ScopeRefused) as error:
@@ -165,7 +165,7 @@ def admit(intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response
             return _echoing(instead, key, intake, policy)
     if (advice := _advice(claim, scope, identity, intake, policy)) is not None:
         yield from warn(policy, advice, request)
-    # Not begun yet: a reservation, where there is one, comes before the claim.
+    # A generator that has not started: a reservation, if the policy has a quota, comes before the claim.
     steps = _begin(claim, intake, policy)
     if policy.max_live_keys is not None:
         steps = _counted(steps, claim, scope, intake, policy)
@@ -183,8 +183,8 @@ def _find_earlier(
 ) -> Steps[Attempt | Response | None]:
     """Claim the record of the caller under whom the request began, if there is one (O-14).
 
-    The retry of a login or logout comes from another caller, and so with another record id. The result is what to do
-    instead of the claim, where that cannot be known.
+    The retry of a login or logout comes from another caller, and so with another record id. If the record cannot be
+    looked up, the result is what to return instead of making the claim; otherwise None.
     """
     try:
         claim.record_id = (yield from find_record(caller, session)) or claim.record_id
@@ -239,7 +239,7 @@ def _refuse_scope(refused: ScopeRefused, intake: Intake, policy: IdempotencyPoli
 def _advice(
     claim: Claim, scope: str, identity: Identity, intake: Intake, policy: IdempotencyPolicy
 ) -> events.Event | None:
-    """What to report, once: that callers are known by credentials alone, or that callers with cookies are anonymous."""
+    """The advice to report once: callers are known by credentials alone, or callers with cookies are anonymous."""
     advice = intake.advice
     if by_credentials(scope):
         return events.CredentialScoped(events.short(claim.record_id)) if advice.due(events.CredentialScoped) else None
@@ -274,7 +274,7 @@ def refuse_ahead(request: Request, key_headers: Headers, policy: IdempotencyPoli
 
 
 def _begin(claim: Claim, intake: Intake, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
-    """Claim the record; then the attempt whose lease is kept alive, or the response to send instead."""
+    """Claim the record. Returns an attempt whose lease is kept alive, or the response to send instead."""
     request = intake.request
     patience: Patience | None = None
     try:
@@ -337,10 +337,10 @@ def _look_for_another_service(claim: Claim, request: Request, advice: Advice, po
 def _counted(
     begin: Steps[Attempt | Response], claim: Claim, scope: str, intake: Intake, policy: IdempotencyPolicy
 ) -> Steps[Attempt | Response]:
-    """The steps ``begin`` for a key that counts towards its caller's quota. A caller over it makes no record."""
+    """Run the steps ``begin`` for a key that counts towards its caller's quota. A caller over it creates no record."""
     try:
         admission = yield from quotas.within_quota(begin, claim, scope, policy, intake.request)
-    except (BackendUnavailable, RecordUnreadable) as error:  # of the reservation: errors of the claim became responses
+    except (BackendUnavailable, RecordUnreadable) as error:  # the reservation's: errors of the claim became responses
         return (yield from _without_backend(error, "reserve", claim, intake.request, policy))
     if isinstance(admission, problems.Problem):
         return (yield from _refuse(admission, intake.request, policy, claim.record_id))
@@ -411,7 +411,7 @@ def _no_further_attempt(refused: Refused, claim: Claim, request: Request, policy
             known = yield from ask(Look(policy.ledger, claim.record_id, claim.fingerprint))
         except ConfigurationError:
             raise
-        except Exception as error:  # of the database: whether there is a response will be known later
+        except Exception as error:  # the database failed, so a later retry has to find out
             yield from warn(policy, events.BackendFailed.of(events.short(claim.record_id), "ledger", error), request)
             return (yield from _refuse(problems.ledger_unreachable(), request, policy, claim.record_id))
         if known is not None:
@@ -433,7 +433,7 @@ def _not_renewable(attempt: Attempt, lease: Lease, error: BackendUnavailable) ->
 def readable_stages(
     stages: tuple[Stage, ...], lease: Lease, policy: IdempotencyPolicy, of: Request | None = None
 ) -> Steps[tuple[Stage, ...]]:
-    """The stages, decrypted. An unreadable stage raises here, since the view would find it halfway through (B-08b)."""
+    """The stages, decrypted. An unreadable stage raises here, before the view runs, not in the middle of it (B-08b)."""
     try:
         plain = tuple([unseal_stage(stage, lease, policy) for stage in stages])
         for stage in plain:
@@ -454,7 +454,7 @@ def _replay(frame: bytes, kind: bytes, claim: Claim, request: Request, policy: I
 def wait_in_slot(
     claim: Claim, busy: Busy, patience: float, policy: IdempotencyPolicy, of: Request | None = None
 ) -> Steps[ClaimResult | None]:
-    """Repeat a refused claim for ``patience`` seconds (O-04); the last result, or None if no duplicate may wait now."""
+    """Repeat a refused claim for ``patience`` seconds (O-04). Returns the last result, or None if it may not wait."""
     if patience <= 0:
         return None
     leave = yield from ask(TakeSlot(policy.max_waiting))
@@ -490,7 +490,7 @@ def make_claim(claim: Claim, policy: IdempotencyPolicy, of: Request | None = Non
     try:
         result: ClaimResult = yield claim
         return result
-    except (Exception, GeneratorExit):  # a suspended engine that is thrown away can send nothing more
+    except (Exception, GeneratorExit):  # GeneratorExit: a discarded generator can yield no further command
         raise
     except BaseException:
         # Cancelled before the reply arrived: the claim may stand, or still be on its way (B-08c).
@@ -502,7 +502,7 @@ def _withdraw(claim: Claim, policy: IdempotencyPolicy, of: Request | None) -> St
     try:
         try:
             yield from ask(Withdraw(claim))
-        except BackendUnavailable:  # perhaps of the connection on which the claim hangs; the next try takes another
+        except BackendUnavailable:  # perhaps only the claim's own connection hangs; the next try uses another one
             yield from ask(Withdraw(claim))
     except Exception as error:
         yield from warn(policy, events.BackendFailed.of(events.short(claim.record_id), "withdraw", error), of)
@@ -511,7 +511,7 @@ def _withdraw(claim: Claim, policy: IdempotencyPolicy, of: Request | None) -> St
 def _give_back(lease: Lease, policy: IdempotencyPolicy, of: Request | Attempt | None) -> Steps[None]:
     try:
         yield from _release(lease, policy, of)
-    except (Exception, GeneratorExit):  # a suspended engine that is thrown away can send nothing more
+    except (Exception, GeneratorExit):  # GeneratorExit: a discarded generator can yield no further command
         raise
     except BaseException:
         # Cancelled before it is known whether it has arrived. Sent twice it succeeds (B-08).

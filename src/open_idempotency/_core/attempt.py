@@ -34,12 +34,12 @@ StageId = tuple[str, str]
 
 
 class End(Enum):
-    """What became of a transaction of the application's, as far as its client library reports it."""
+    """How a transaction of the application has ended, as far as its client library reports it."""
 
     #: neither committed nor rolled back, or closed without either
     OPEN = "open"
     COMMITTED = "committed"
-    #: the rows and what the ledger has with them are gone, or at least no COMMIT was seen
+    #: the rows and their ledger entries were discarded, or at least no COMMIT was seen
     ROLLED_BACK = "rolled back"
     #: the COMMIT raised, so it may have arrived or not
     DOUBTFUL = "doubtful"
@@ -51,7 +51,7 @@ Proof = Callable[[], bool | Awaitable[bool]]
 
 
 class Watch(NamedTuple):
-    """What reports the end of one transaction of the application's.
+    """Reports the end of one transaction of the application. ``end``: returns what the client library knows.
 
     ``proof``: asks the database, on a connection of its own, whether the response was committed. It is sync or async,
     as the caller needs it; None where the database cannot be asked.
@@ -64,11 +64,11 @@ class Watch(NamedTuple):
 class LedgerResponse(NamedTuple):
     """A response in the ledger."""
 
-    #: as it is stored, without the headers that belong to one connection or one moment
+    #: in its stored form, without the headers that belong to one connection or one moment
     response: Response
-    #: the bytes that are stored of it
+    #: the stored bytes
     frame: bytes
-    #: whether its body is in them
+    #: whether the stored bytes contain the body
     whole: bool
     #: the transaction that it was written in, as ``Transaction.entered`` identifies it
     transaction: object
@@ -99,11 +99,11 @@ class LedgerState:
             self.stored = self.stored._replace(watch=Watch(lambda: End.COMMITTED))
 
     def end(self) -> End | None:
-        """What became of the response's transaction; None where there is no response."""
+        """How the response's transaction has ended; None if there is no response."""
         return None if self.stored is None else self.stored.watch.end()
 
     def lacks_commit(self, response: Response) -> bool:
-        """Whether a transaction that the view's response speaks of was left open, or its own was not committed."""
+        """Whether one of its transactions was left open, or the transaction of this response was not committed."""
         own = self.end()
         if own is End.OPEN or any(watch.end() is End.OPEN for watch in self._stages.values()):
             return True
@@ -118,7 +118,7 @@ class LedgerState:
         return self.stored.response if self.stored is not None and self.end() is End.COMMITTED else None
 
     def missing_proof(self) -> Proof | None:
-        """What asks the database for the response, where the client library does not know and it can be asked."""
+        """The function that asks the database for the response; None if the end is known or it cannot be asked."""
         if self.stored is None or self.end() not in (End.UNREPORTED, End.DOUBTFUL):
             return None
         return self.stored.watch.proof
@@ -160,16 +160,16 @@ class Threads(Protocol):
 
     @property
     def running(self) -> bool:
-        """Whether some runs at this moment."""
+        """Whether any of that code runs at this moment."""
         ...
 
     @property
     def left_behind(self) -> bool:
-        """Whether some still runs although the task that awaited it was cancelled."""
+        """Whether any of that code still runs although the task that awaited it was cancelled."""
         ...
 
     def ran_within(self, seconds: float) -> bool:
-        """Whether some runs, or has ended so many seconds ago at most."""
+        """Whether any of that code runs, or ended at most ``seconds`` ago."""
         ...
 
 
@@ -184,7 +184,7 @@ class Calls(Protocol):
 class NotRenewable(Exception):
     """No thread can be started that renews the lease of an attempt, so its claim was released.
 
-    ``first``: whether nothing of the record is left, since there was no earlier attempt.
+    ``first``: whether this was the first attempt, so that the record is gone.
     """
 
     def __init__(self, first: bool) -> None:
@@ -192,17 +192,16 @@ class NotRenewable(Exception):
 
 
 class Attempt:
-    """A running request. Without a lease it is a covered request without a key: stages run plainly.
+    """A running request. Without a lease it is a covered request without a key: its stages run unrecorded.
 
-    Not slotted: one is made for each request that passes through without a key too, and a class's defaults cost
-    nothing there.
+    Not slotted: requests without a key make one too, and the defaults on the class save them setting each attribute.
     """
 
     lease: Lease | None = None
     #: frames by (name, key), in the order in which they were saved
     stages: Mapping[StageId, bytes] = _NO_STAGES
     _recorded: dict[StageId, bytes]
-    #: what downstream keys derive from; random, and made when it is asked for, where there is no lease
+    #: the seed of downstream keys; without a lease it is random, and made on first use
     seed: bytes = b""
     #: the caller whose quota the key counts towards, where there is one
     scope_id: bytes | None = None
@@ -217,28 +216,28 @@ class Attempt:
     phase: Phase = Phase.RUNNING
     #: another attempt owns the record, as the heartbeat or a refused verb has found
     lost: bool = False
-    #: what interrupted the view before its own end: a stage in doubt, or a ledger that knows another request or the
-    #: response
+    #: the error that interrupted the view: a stage is in doubt, or the ledger has the response already, or another
+    #: request under this key
     interrupted: OutcomeUnknown | KeyReused | AlreadyCommitted | None = None
-    #: what it has put into a ledger; None as long as there is nothing
+    #: the stages and the response that it has put into a ledger; None while there are none
     ledger: LedgerState | None = None
     #: the values of this attempt's own stages that could not be stored
     live: Mapping[StageId, object] = _NO_VALUES
-    #: what ``store=`` said, of which response; it is asked once
+    #: a response and the result of ``store=`` for it, so that the hook is called once
     stored: tuple[Response, bool | None] | None = None
     #: seconds on the clock of ``Now`` until which the lease is known to last
     sure_until: float = inf
-    #: its response is on record, or went out while that was not possible: retries will, or may, be sent it
+    #: its response is on record, or was sent unrecorded: a retry will, or may, get it
     recorded: bool = False
     #: the headers of the request, whose origin is read if a layer inside sets CORS headers
     request_headers: Headers = ()
-    #: the server works at no other request in this process meanwhile
+    #: the server handles no other request in this process meanwhile
     alone: bool = False
     #: seconds on the monotonic clock at which the server ends the request, where that is known
     ends_at: float = inf
-    #: its code that runs in threads; None where none is known of
+    #: its code that runs in threads; None if there is none
     threads: Threads | None = None
-    #: who sent the request, where the adapter knows sessions that may lead to another caller (O-14)
+    #: who sent the request, if the adapter knows sessions that may lead to another caller (O-14)
     caller: Caller | None = None
     #: the view has changed its caller's session, whose cookie the framework sets around the middleware
     session_changed: bool = False
@@ -246,7 +245,7 @@ class Attempt:
     keep: bool | None = None
     #: the attempt in whose code this one was begun, where it is a call of ``Once``
     outer: Attempt | None = None
-    #: what makes a response of the result that is handed to ``idem.atomic``; None where that is a response itself
+    #: makes a response of the result that is given to ``idem.atomic``; None if the result is a response itself
     as_response: Callable[[object], Response] | None = None
     _used: set[StageId] | None = None
     #: the coroutines of its stages; None where it has none
@@ -298,14 +297,14 @@ class Attempt:
         attempt.sure_until = asked + lease.duration
         return attempt
 
-    # Who sent the request, and what its server says of it
+    # Who sent the request, and the limits of its server
 
     def send_back(self, echo: tuple[bytes, bytes]) -> None:
         """Note the header that sends the key back with each response."""
         self.echo = echo
 
     def know_request(self, request: Request) -> None:
-        """Note the request for ``on_replay=``. It is forgotten at the end, as it may have the attempt."""
+        """Note the request for ``on_replay=``. It is forgotten at the end, as it may refer to the attempt."""
         self.hook_request = request
 
     def forget_request(self) -> None:
@@ -317,8 +316,8 @@ class Attempt:
         self.caller = caller
 
     def take_caller(self) -> Caller | None:
-        """Hand over who sent the request. The caller has the request, and the request may have the attempt: no cycle
-        is left to the garbage collector.
+        """Return who sent the request, and forget it. The caller refers to the request, which may refer to the attempt:
+        no cycle is left to the garbage collector.
         """
         caller, self.caller = self.caller, None
         return caller
@@ -340,7 +339,7 @@ class Attempt:
         self.ends_at = seconds
 
     def run_in_threads(self, threads: Threads) -> None:
-        """Note what knows of its code that runs in threads, instead of what was noted before."""
+        """Note the attempt's code that runs in threads. Replaces what was noted before."""
         self.threads = threads
 
     # A call of ``Once``
@@ -363,31 +362,31 @@ class Attempt:
     # What it does
 
     def saved(self, stage: Stage) -> None:
-        """Note that a stage is on record. The mapping itself changes, since several threads may be here at once."""
+        """Note that a stage is on record. The mapping changes in place, since several threads may call this at once."""
         self._recorded[stage.name, stage.key] = stage.frame
 
     def kept_live(self, stage: StageId, value: object) -> None:
-        """Remember a value that cannot be stored, for as long as this attempt runs. Threads may be here at once."""
+        """Remember a value that cannot be stored while this attempt runs. Several threads may call this at once."""
         vars(self).setdefault("live", {})[stage] = value
 
     def seeded(self, make: Callable[[], bytes]) -> bytes:
-        """What downstream keys derive from; made by ``make`` where there is no lease to derive it from."""
+        """The seed of downstream keys. ``make``: makes one if there is no lease to derive it from."""
         if not self.seed:
             self.seed = make()
         return self.seed
 
     def in_ledger(self) -> LedgerState:
-        """What it has put into a ledger, to be added to."""
+        """The state of its ledgers, made on first use, to add a stage or a response to."""
         if self.ledger is None:
             self.ledger = LedgerState()
         return self.ledger
 
     def leave_ledger(self) -> None:
-        """Forget what it has put into a ledger: the transactions belong to the request, which is over."""
+        """Forget the state of its ledgers: the transactions belong to the request, which is over."""
         self.ledger = None
 
     def expect(self, calls: Calls) -> None:
-        """Note what knows of the coroutines of its stages."""
+        """Note the coroutines of its stages."""
         self.calls = calls
 
     # What became of it
@@ -398,7 +397,7 @@ class Attempt:
         return first
 
     def interrupt(self, error: Interruption) -> Interruption:
-        """Note what interrupts the view, whatever the view makes of it; the error, to be raised."""
+        """Note the error that interrupts the view, even if the view catches it. Returns the error, to be raised."""
         self.interrupted = error
         return error
 
@@ -413,27 +412,27 @@ class Attempt:
         self.keep = keep
 
     def hear_store(self, response: Response, wish: bool | None) -> None:
-        """Note what ``store=`` said of a response, so that it is asked once."""
+        """Note the result of ``store=`` for a response, so that the hook is called once."""
         self.stored = response, wish
 
     def record(self, recorded: bool = True) -> None:
-        """Note that its response is on record or goes out unrecorded; or that neither is so after all."""
+        """Note that its response is on record or is sent unrecorded. False takes that back."""
         self.recorded = recorded
 
     def confirmed(self, asked: float) -> None:
-        """The backend has granted or renewed the lease. ``asked``: when it was asked to, on the monotonic clock."""
+        """Note that the backend has granted or renewed the lease. ``asked``: monotonic seconds before that call."""
         assert self.lease is not None
         self.sure_until = asked + self.lease.duration
 
     def check_running(self) -> None:
-        """Every stage boundary notices that the attempt ended (ERR_COMPLETED) or lost its lease (S-07)."""
+        """Check the attempt at a stage boundary (S-07). Raises ``AlreadyCompleted`` at its end, and ``LeaseLost``."""
         if self.phase is Phase.ENDED:
             raise AlreadyCompleted("the response is recorded already; stages belong before it")
         if self.lost:
             raise LeaseLost("another attempt has taken this request over; stop here")
 
     def enter(self, stage: StageId) -> None:
-        """Note that this attempt runs a stage. Twice is a conflict: which of the two would a retry mean?"""
+        """Note that this attempt runs a stage. Raises ``StageConflict`` for a second use: a retry could mean either."""
         if self._used is None:
             self._used = set()
         if stage in self._used:

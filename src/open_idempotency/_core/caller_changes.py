@@ -1,9 +1,9 @@
 """Requests whose view changes the caller: a login, a logout, a registration, a new password (O-14).
 
-The scope of a request is fixed at the claim. Its retry comes from the caller that the view has left behind, whose scope
-would lead to another record. The session leads the retry to the right record: a new session carries the id of the
-record at which it began, and for a session that the view has ended, a pointer to the record is stored under the digest
-of the session's secret. Nobody else has either of them.
+The scope of a request is fixed at the claim. Its retry comes from the new caller, whose scope would lead to another
+record. The session leads the retry to the right record. A new session carries the id of the record at which it began.
+If the view has ended a session, a pointer to the record is stored under the digest of the session's secret. No other
+client has the new session or that secret.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _FIELD = b"record"
 
 
 class Session(Protocol):
-    """What an adapter knows of the session of a request. It is asked after ``identify``."""
+    """The session of a request, as an adapter knows it. Its methods are called after ``identify``."""
 
     def carried(self, caller: Caller) -> bytes | None:
-        """The id of the record at which this session began, if this very request began it; else None."""
+        """The id of the record at which this session began, if an attempt at this request began it; else None."""
         ...
 
     def lost(self) -> str | None:
@@ -49,7 +49,7 @@ class Change:
 
 
 def read_change(change: Callable[[], Change | None]) -> Change | None:
-    """Call the adapter's session for a change. An error counts as a change that nothing carries.
+    """Ask the adapter's session for a change. An error counts as a change that no session carries.
 
     The view has run by then, so no error of its session may lose its outcome.
     """
@@ -90,7 +90,7 @@ def follow(attempt: Attempt, caller: Caller, change: Change, owner: bytes) -> St
     if change.lost is not None:
         try:
             found = (yield from _point(attempt, caller, caller.of_session(change.lost), owner)) or found
-        except Exception as error:  # whatever it is, the view has run, and its outcome is not lost for it
+        except Exception as error:  # the view has run, and no error here may lose its outcome
             yield from warn(
                 attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "follow", error), attempt
             )

@@ -1,4 +1,4 @@
-"""What the core asks for, and the two drivers that have it carried out, sync and async.
+"""The commands of the core, and the two drivers that carry them out, sync and async.
 
 The order of operations is written once, as generators. A generator yields a command and is resumed with its result; an
 error of the command is thrown into it where it was yielded. So one function shows both the order and what happens on a
@@ -51,7 +51,7 @@ class AtOnce(Command[R_co]):
 
 @dataclass(slots=True)
 class Claim(Command[ClaimResult]):
-    """Take the record if it is free, else report what it is.
+    """Take the record if it is free, else report its state.
 
     ``owner``: 16 random bytes, made once for each request. ``lease``, ``ttl``: seconds. The next three say which
     takeovers the caller wants; the result is ``Refused`` for one that it does not want. ``about``: at most
@@ -90,13 +90,13 @@ class SaveStage(Command[StageSaved]):
 class Complete(Command[Completed]):
     """Make the response durable; the record is final until its TTL, which starts now, ends.
 
-    The command's lease says how long: it may be less than what the claim has said, and is the record's from now on.
+    The TTL is that of the command's lease. It may be shorter than the claim's, and replaces it in the record.
     ``asked``: not for backends.
     """
 
     lease: Lease
     response: bytes
-    #: when it was first asked for, on the clock of ``Now``; set by the driver where it is not set, and else long ago
+    #: when it was first sent, on the clock of ``Now``; the driver sets it, and until then it is long ago
     asked: float = field(default=-inf, compare=False)
 
 
@@ -136,7 +136,7 @@ class Get(Command[Record | None]):
 
 @dataclass(slots=True)
 class Forget(Command[bool]):
-    """Delete a record whatever its state; whether there was one. Compares no token: the engine makes sure before."""
+    """Delete a record in any state. The result is whether there was one. Compares no token: the engine has checked."""
 
     record_id: bytes
 
@@ -173,7 +173,7 @@ class Reserve(Command[ReserveResult]):
 
 @dataclass(slots=True)
 class Unreserve(Command[None]):
-    """The key counts no more, since nothing is left of its record."""
+    """Stop counting a key towards its caller's quota, since its record is gone."""
 
     scope_id: bytes
     record_id: bytes
@@ -239,7 +239,7 @@ class Sleep(Command[None]):
 class Now(AtOnce[float]):
     """Seconds on a clock that only grows, and goes on while the machine sleeps (``_runtime.clocks``).
 
-    For deadlines of our own, and for how long a lease surely lasts; no backend sees it.
+    For the engine's own deadlines, and for how long a lease lasts at least. No backend sees it.
     """
 
 
@@ -329,19 +329,19 @@ class Driver:
             return result
 
     def _meant(self, command: Command[Any], error: BaseException) -> BaseException:
-        """What an error of a command means to the engine. Here itself: a subclass knows more."""
+        """The error to throw into the engine for an error of a command: by default the same one."""
         return error
 
 
 class AsyncDriver:
-    """The same, async. What the handlers return is awaited, except for commands that are ``AtOnce``."""
+    """Runs engines async. What the handlers return is awaited, except for commands that are ``AtOnce``."""
 
     def __init__(self, handlers: Handlers, clock: Clock | None = None) -> None:
         self._handlers = handlers
         self._clock = clock
 
     async def run(self, steps: Steps[T], *, guarded: bool = False) -> T:
-        """Run an engine to its end. Once it was cancelled, the rest (its cleanup) is carried out under ``_shield``.
+        """Run an engine to its end. After a cancellation the rest, its cleanup, is carried out under ``_shield``.
 
         ``guarded``: shield from the start, for the end of a request that is being cancelled already.
         """
@@ -373,5 +373,5 @@ class AsyncDriver:
         return error
 
     async def _shield(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Carry a call out although this task is being cancelled. Here without any protection: a subclass has it."""
+        """Carry out a call although this task is being cancelled. A subclass protects the call; this class does not."""
         return await call()

@@ -126,11 +126,11 @@ def claim(record: Record | None, c: Claim, now: float, *, withdrawn: bool = Fals
 
 
 def rebased(record: Record, now: float) -> Record:
-    """The record as a claim at ``now`` has to see it: the same one, unless the backend's clock was put back behind it.
+    """The record as a claim at ``now`` has to see it. It differs only if the backend's clock was put back.
 
-    An attempt that was claimed later than now has its lease from another time. It is given the same length again, from
-    now on, and the record is to be written. A live owner's next renewal shortens that; a dead owner blocks its key for
-    as long as its attempt had run and one lease more, and not for as long as the clock was put back. Since 0.1.
+    An attempt that was claimed later than now has a lease from another time. The lease begins anew now, with the same
+    length, and the record is to be written. A live owner's next renewal shortens it. A dead owner blocks its key for
+    the time that its attempt had run and one lease more, not for the time that the clock was put back. Since 0.1.
     """
     if record.status is not Status.IN_PROGRESS or record.claimed_at <= now + _APART:
         return record
@@ -158,7 +158,7 @@ def _claim(record: Record | None, c: Claim, now: float) -> tuple[ClaimResult, Re
 
 
 def _refusal(record: Record, state: State, c: Claim) -> Refusal | None:
-    # Attempt 0: every attempt was given back, so none has failed.
+    # Attempt 0: every claim was released, so no attempt has failed.
     if state is State.FINAL or (state is State.FAILED and record.attempt and not c.resume_failed):
         return Refusal.FAILED
     if state is State.ABANDONED and not c.resume_abandoned:
@@ -272,7 +272,7 @@ def save_stage(record: Record | None, c: SaveStage, now: float) -> tuple[StageSa
 
 
 def complete(record: Record | None, c: Complete, now: float) -> tuple[Completed, Record]:
-    """Keep the response for the lease's ``ttl`` seconds from now; a completion sent twice keeps the first (B-08)."""
+    """Store the response for the lease's ``ttl`` seconds from now. A completion sent twice keeps the first (B-08)."""
     found, _ = _owned(record, c.lease, Complete, now)
     if found is State.COMPLETED and record is not None:
         return Completed(), record
@@ -319,8 +319,8 @@ def withdraw(record: Record | None, c: Withdraw, now: float) -> tuple[None, Reco
 def free(record: Record | None, c: Free, now: float) -> tuple[Freed, Record | None]:
     """Free a key for an operator, who has seen the record at ``c.token`` and in ``c.status`` (P-20).
 
-    With ``keep_stages`` the record stays, at a token that no owner has. Its attempts no longer count, as if each had
-    been given back: so no policy refuses the next one. Since 0.1.
+    With ``keep_stages`` the record stays, at a token that no owner has. Its attempts no longer count, as if each claim
+    had been released, so no policy refuses the next one. Since 0.1.
     """
     state = state_of(record, now)
     if record is None or state is State.ABSENT:

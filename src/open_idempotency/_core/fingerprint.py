@@ -32,7 +32,7 @@ from open_idempotency.policy import ALL_PARTS, IdempotencyPolicy
 
 # Canonical JSON
 
-#: deeper texts have no canonical form: the interpreter's own limit depends on who calls
+#: deeper texts have no canonical form: Python's own limit depends on the depth of the call stack
 MAX_DEPTH = 100
 
 _CONSTANTS = {True: "true", False: "false", None: "null"}
@@ -59,11 +59,11 @@ def canonical_json(raw: bytes, ignore: Sequence[str] = ()) -> bytes:
 def by_orjson(raw: bytes, ignore: Sequence[str] = ()) -> bytes | None:
     """The canonical form of a text that orjson writes back byte for byte; None for another one, or without orjson.
 
-    orjson drops repeated members and the lexemes of numbers. Where what it has read makes the same bytes again,
-    there was nothing that it could drop, and sorting is all that is left to do.
+    orjson drops repeated members and the lexemes of numbers. If it writes the same bytes again, nothing was dropped,
+    and the members need only be sorted.
     """
     orjson = _orjson()
-    # White space behind a colon is what most writers that use any put there; such a text does not come back.
+    # Most writers that use white space put it after a colon, and orjson does not write such a text back the same.
     if orjson is None or b'": ' in raw or raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
         return None
     try:
@@ -72,7 +72,7 @@ def by_orjson(raw: bytes, ignore: Sequence[str] = ()) -> bytes | None:
             return None
         _remove_all(value, ignore)
         form: bytes = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-    except ValueError:  # orjson's own errors are; what it refuses, the other way may take
+    except ValueError:  # orjson's own errors are ValueErrors; the standard library may read the text
         return None
     return form
 
@@ -93,9 +93,9 @@ def parse(raw: bytes, ignore: Sequence[str] = ()) -> Any:
 
 
 def write(value: Any) -> bytes:
-    """The second half. Raises ``NotCanonical``."""
+    """The second half of ``by_standard_library``: the bytes. Raises ``NotCanonical``."""
     try:
-        # What cannot be encoded is half of a surrogate pair, and this is how JSON escapes it.
+        # Only half of a surrogate pair cannot be encoded, and JSON escapes it like this.
         return _write(value, 0).encode("utf-8", "backslashreplace")
     except (ValueError, RecursionError) as error:
         raise NotCanonical(str(error)) from None
@@ -107,7 +107,7 @@ def write(value: Any) -> bytes:
 def canonical_by_value(raw: bytes, ignore: Sequence[str] = ()) -> bytes:
     """The JCS form of a JSON text (RFC 8785), without the members in ``ignore``. Raises ``NotCanonical``.
 
-    That is also for an integer which no double holds exactly: two amounts could be one value otherwise.
+    It also raises that for an integer that no double holds exactly, since two different amounts could become one value.
     """
     try:
         value = _JCS_DECODER.decode(raw.decode("utf-8"))
@@ -239,7 +239,7 @@ VERSION = b"\x01"
 #: a longer JSON body, or one with more punctuation, counts by its exact bytes
 JSON_BYTES = 128 * 1024
 JSON_MARKS = 10_000
-#: the same with ``"jcs"``, whose library takes several times as long
+#: the same limits with ``"jcs"``, whose library takes several times as long
 JCS_MARKS = 2_000
 #: a multipart body with more parts counts by its exact bytes, and so does one with a longer boundary (RFC 2046: 70)
 MULTIPART_PARTS = 2_000
@@ -255,7 +255,7 @@ def fingerprint(request: Request, policy: IdempotencyPolicy) -> bytes:
 
 
 def fingerprint_steps(request: Request, policy: IdempotencyPolicy) -> Steps[bytes]:
-    """The same as steps that pause after each piece of work, so that an event loop is never held up for long."""
+    """``fingerprint`` as steps that pause after each piece of work, so that no event loop is held up for long."""
     content_type = b", ".join(request.header(b"content-type"))
     media_type = content_type.partition(b";")[0].strip().lower()
     method, path, query = request.method.encode(), request.path, request.query
@@ -343,14 +343,14 @@ def _short(body: Body, limit: int) -> bytes | None:
 
 
 def _marks(raw: bytes) -> int:
-    """How much work a JSON text may be, as both ways of reading it count it: its punctuation."""
+    """How much work it may be to parse a JSON text, for both parsers: the number of its punctuation marks."""
     return sum(map(raw.count, (b",", b":", b"[", b"{")))
 
 
 def _multipart(body: Body, content_type: bytes) -> Steps[bytes | None]:
     """Digest of the parts between the boundaries: clients choose a new boundary for each attempt (RFC 2046, 5.1).
 
-    Each part counts behind its length, so the body is gone through twice.
+    Each part is digested after its length, so the body is read twice.
     """
     match = _BOUNDARY.search(content_type)
     boundary = b"" if match is None else match[1] or match[2]
@@ -365,7 +365,7 @@ def _multipart(body: Body, content_type: bytes) -> Steps[bytes | None]:
 def _find_parts(body: Body, separator: bytes) -> Steps[list[tuple[int, int]] | None]:
     """Where the parts begin and end, as ``bytes.split`` makes them; None for more than ``MULTIPART_PARTS``.
 
-    Counted in the body behind a line break, as the first boundary may stand at its very beginning.
+    Offsets count in the body with a line break before it, since the first boundary may be at its very beginning.
     """
     parts: list[tuple[int, int]] = []
     begin = offset = 0  # of the part; of the window
@@ -391,7 +391,7 @@ def _find_parts(body: Body, separator: bytes) -> Steps[list[tuple[int, int]] | N
 
 
 def _digest_parts(body: Body, parts: list[tuple[int, int]]) -> Steps[bytes]:
-    """SHA-256 over the parts, each behind its length: what ``digest`` makes of them, piece by piece."""
+    """SHA-256 of the parts, each after its length: the same as ``digest`` of them, but piece by piece."""
     sha = hashlib.sha256()
     later = iter(parts)
     begin, end = next(later)
@@ -415,7 +415,7 @@ def _digest_parts(body: Body, parts: list[tuple[int, int]]) -> Steps[bytes]:
 
 
 def _in_turns(body: Body) -> Iterator[memoryview | None]:
-    """A line break and the body in pieces; None where it is another's turn."""
+    """A line break and the body in pieces; None where other tasks may run."""
     yield memoryview(b"\r\n")
     worked = 0
     for chunk in body.chunks():

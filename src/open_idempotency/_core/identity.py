@@ -3,8 +3,8 @@
 A ``scope=`` callable may refuse a request as not authenticated or not permitted (O-20): by ``NotAuthenticated``, or by
 what its framework raises for a 401 or a 403. Such exceptions are recognised by the names of their classes, so no
 framework is imported here. Every other exception of the callable is a mistake in it, also one that has a status: the
-clients of other services raise exceptions with the status that those services responded with, and a 401 to this server
-is none to its own client.
+clients of other services raise exceptions with the status that those services responded with, and a 401 that this
+server got is not meant for its own client.
 
 A decoded session names a caller (O-19) as reliably as a user that a framework passes on: an outer layer has verified
 its signature, or found its record on the server. The text of a cookie proves nothing, since sessions are signed anew

@@ -1,8 +1,8 @@
-"""Stages in doubt (S-04): what is recorded before an effect outside, and what is decided where its end is unknown.
+"""Stages in doubt (S-04): what is recorded before an external effect, and what is decided if its end is unknown.
 
-An intent is a stage of its own, beside the one that it belongs to, so a backend needs no verb for it and a saved value
-never changes (B-06). The intents of one stage are numbered, and the last one counts: begun, or withdrawn because the
-effect is known not to have happened. A stage that was begun last, and has no value, is in doubt.
+An intent is saved as a separate stage, so backends need no verb for intents, and a saved value never changes (B-06).
+The intents of one stage are numbered, and the last one counts: begun, or withdrawn because the effect is known not to
+have happened. A stage is in doubt if its last intent is begun and it has no value.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _MARK = "\x1f"
 
 @dataclass(frozen=True, slots=True)
 class Found(Generic[T]):
-    """What ``reconcile`` returns where the effect has happened; ``value`` becomes the stage's value."""
+    """What ``reconcile`` returns if the effect has happened. ``value`` becomes the stage's value."""
 
     value: T
 
 
 class Finding(Enum):
-    """What ``reconcile`` returns where there is no value."""
+    """What ``reconcile`` returns if there is no value."""
 
     NOT_DONE = "not_done"
     UNKNOWN = "unknown"
@@ -63,10 +63,10 @@ def stage_of(intent: StageId) -> StageId:
 
 
 def begin(attempt: Attempt, stage: StageId, on_doubt: OnDoubt, inquire: Inquiry | None) -> Steps[Found[Any] | None]:
-    """Record the intent of an effect outside, before it; the value that it had already, if it is found to have one.
+    """Record the intent of an external effect. Returns None if the effect may be made now, or the value it already had.
 
-    None: the effect may be made now. Where an earlier use of the stage is in doubt, ``inquire`` asks the other side,
-    else ``on_doubt`` decides. Raises ``OutcomeUnknown``, and as ``recording.save_stage`` does: then nothing may run.
+    If an earlier use of the stage is in doubt, ``inquire`` asks the other side; without it ``on_doubt`` decides. Raises
+    ``OutcomeUnknown`` and the errors of ``recording.save_stage``: then nothing may run.
     """
     if attempt.lease is None:
         return None
@@ -88,7 +88,7 @@ def without_value(
 ) -> Steps[Found[Any]]:
     """The value of a stage that is done, and on record without its value (S-02a).
 
-    ``inquire`` asks the other side. Where that does not know, and where there is none, the value is ``default``.
+    ``inquire`` asks the other side. If that does not know, or ``inquire`` is None, the value is ``default``.
     ``kind``: the name of its type. Raises ``OutcomeUnknown``: whatever the other side says, the stage does not run.
     """
     if inquire is not None:
@@ -103,7 +103,7 @@ def without_value(
 
 def no_value(attempt: Attempt, stage: StageId, kind: str, retryable: bool = False) -> OutcomeUnknown:
     """The error for a stage that is done, and on record without its value."""
-    why = "reconcile= did not find it" if retryable else "default= or reconcile= would say what this attempt gets"
+    why = "reconcile= did not find it" if retryable else "default= or reconcile= would give this attempt a value"
     said = f"stage {stage[0]!r} is done, and its value ({kind}) could not be stored; {why}"
     return _unknown(attempt, OutcomeUnknown(said, retryable))
 
@@ -142,7 +142,7 @@ def _asked(attempt: Attempt, stage: StageId, inquire: Inquiry) -> Steps[Reconcil
 
 
 def _unknown(attempt: Attempt, error: OutcomeUnknown) -> OutcomeUnknown:
-    """The error to raise; noted, since a framework may make a plain 500 of it on its way out."""
+    """Note the error in the attempt, since a framework may turn it into a plain 500. Returns it, to be raised."""
     attempt.interrupt(error)
     return error
 
@@ -154,7 +154,7 @@ def _report(attempt: Attempt, stage: StageId, finding: str) -> Steps[None]:
 
 def last_intent(stages: Mapping[StageId, bytes], stage: StageId) -> tuple[int, StageKind | None]:
     """The number of the last intent on record, from 1, and its kind; 0 and None where there is none."""
-    # Not the number of them: one whose recording was interrupted may be missing.
+    # The highest number, not the count: an intent whose recording was interrupted may be missing.
     name, beginning = stage[0], stage[1] + _MARK
     numbers = [
         int(key[len(beginning) :])
@@ -174,7 +174,7 @@ def _record(attempt: Attempt, stage: StageId, number: int, kind: StageKind) -> S
 
 
 def _announce(attempt: Attempt, stage: StageId, number: int) -> Steps[None]:
-    """Record the intent; where that is interrupted, take it back, for it may have arrived and nothing has begun."""
+    """Record the intent. If that is interrupted, withdraw it: it may have arrived, and the effect has not begun."""
     try:
         yield from _record(attempt, stage, number, StageKind.BEGUN)
     except (LeaseLost, GeneratorExit):

@@ -1,4 +1,4 @@
-"""A key from somewhere else than the header: what ``key=`` of a policy returns, and ``key_from``.
+"""Keys that are not in the header: the callable ``key=`` of a policy, and ``key_from``, which makes one.
 
 A key that is made here has the limits of one in a header, and is refused with the same problems, before any backend
 call (H-15 to H-20). Where the request cannot be read, a route that requires a key refuses the request, and any other
@@ -37,7 +37,7 @@ Read = Callable[[Request], str | None]
 
 
 class KeySource:
-    """What ``key_from`` returns: a callable for ``key=``. Two with the same sources are equal."""
+    """The callable for ``key=`` that ``key_from`` returns. Two with the same sources are equal."""
 
     __slots__ = ("_reads", "reads_body", "sources")
 
@@ -45,7 +45,7 @@ class KeySource:
         made = [_source(source) for source in sources]
         self.sources = sources
         self._reads = [read for read, _ in made]
-        #: whether the body has to be there before it is called
+        #: whether the body has to be received before the call
         self.reads_body = any(source.startswith(("json:", "form:")) for source in sources)
 
     def __call__(self, request: Request) -> str | None:
@@ -82,7 +82,7 @@ def key_from(source: str, *others: str) -> KeySource:
 
 
 def _source(source: object) -> tuple[Read, str]:
-    """What reads the source, and where it is in words."""
+    """The function that reads the source, and the name of the source in words."""
     kind, colon, name = source.partition(":") if isinstance(source, str) else ("", "", "")
     if not colon:
         raise ConfigurationError(f"key_from: {source!r} names no part of a request; name one, {_HOW}")
@@ -116,7 +116,7 @@ def _from_pairs(name: str, pairs: Callable[[Request], dict[str, list[str]]]) -> 
     def read(request: Request) -> str | None:
         values = pairs(request).get(name, [])
         if len(values) > 1:
-            raise KeyRejected(f"{name} is there {len(values)} times; the key has to be there once")
+            raise KeyRejected(f"{name} is there {len(values)} times; send it once")
         return values[0] if values else None
 
     return read
@@ -142,7 +142,7 @@ def _digits(number: int) -> str:
 
 
 def reads_body(key: Callable[[Request], str | None]) -> bool:
-    """Whether ``key=`` may need the body, which is received before it is called then."""
+    """Whether ``key=`` may need the body. Then the body is received before the call."""
     return not isinstance(key, KeySource) or key.reads_body
 
 

@@ -4,11 +4,11 @@ The header is an RFC 9651 Item of type String (draft-ietf-httpapi-idempotency-ke
 parses RFC 9651. Nothing here touches a backend: a malformed key is refused before any call. A record id is a digest of
 the application, the caller and the key. ``Caller`` has the record ids that a request would have with other callers.
 
-A claim also says something of its request that no decision depends on. Its owner carries a digest of the host, so that
-two services which store their keys under one application name are found out (O-22). And for operators it carries
-``about``, at most ``MOST_ABOUT`` opaque bytes to a backend, not encrypted: method, route, caller, key and the worker
-that runs it (P-02). What belongs to the route and the worker is encoded once. Whatever cannot be read, such as a form
-of a later version, is unknown and never an error.
+A claim also carries data about its request on which no decision depends. Its owner contains a digest of the host, which
+reveals two services that store their keys under one application name (O-22). For operators it has ``about``: method,
+route, caller, key and the worker that runs it (P-02), in at most ``MOST_ABOUT`` bytes, opaque to backends and not
+encrypted. The part of the route and the worker is encoded once. Parts that cannot be read, such as those of a later
+version, are unknown and never an error.
 
 Caller and key are digests there, so that all records of a caller, and all callers of a key, are found although neither
 is stored. With ``secret=`` they are HMACs. Without it, a reader of the records can try out names of callers. The
@@ -59,8 +59,8 @@ _BY_CREDENTIALS = "authorization:"
 _ANONYMOUS = "anonymous:"
 # A tenant or a host, as a digest in hexadecimal digits, and then the caller's own scope.
 _WITHIN = "within:"
-#: match a scope whose caller is known by its credentials alone, so that new credentials make a new caller; and a scope
-#: of whose caller nothing is known, who shares it with all other anonymous callers
+#: match the scope of a caller that is known by its credentials alone, so that new credentials make a new caller; and
+#: the scope that all anonymous callers share
 by_credentials, is_anonymous = (
     re.compile(f"(?:{_WITHIN}[0-9a-f]{{64}}:)?{kind}").match for kind in (_BY_CREDENTIALS, _ANONYMOUS)
 )
@@ -405,7 +405,7 @@ _CUT = "…"
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What is known of a record's request. Each field is empty where it is not known.
+    """The request of a record, as far as it is known. A field is empty if it is not known.
 
     ``method``: in upper case; empty for what is no request. ``route``: the route's template or the path, or the scope
     of what is no request; cut to fit, with ``…`` at its end. ``caller``: 16 bytes that all records of one caller in one
@@ -426,7 +426,7 @@ class About:
 
     @classmethod
     def decode(cls, about: bytes, owner: bytes) -> About:
-        """What the bytes of a record with this owner say. Raises nothing: what cannot be read is unknown."""
+        """Read the bytes of a record with this owner. Raises nothing: parts that cannot be read are unknown."""
         try:
             version, begin, caller, key = _HEAD.unpack_from(about)
             method_length, holder_length = _LENGTHS.unpack_from(about, _HEAD.size)
@@ -447,7 +447,7 @@ class About:
 
     @classmethod
     def of(cls, record: Record) -> About:
-        """What a record says about its request."""
+        """Read what a record says about its request. Raises nothing."""
         return cls.decode(record.about, record.owner)
 
 
@@ -468,7 +468,7 @@ def about_request(
     route = request.route
     if route is None:
         route = "" if policy.encryption is not None else request.path.decode("latin-1")
-    # As in caller_of and key_of; written out here, since each request passes.
+    # The same as caller_of and key_of, written out since every request with a key comes here.
     application = policy.application.encode()
     caller = digest(policy.secret, SCOPE_PARAMETER, application, scope.encode())[:CALLER_OCTETS]
     of_key = digest(policy.secret, _KEY_PARAMETER, application, key.encode())[:KEY_OCTETS]
@@ -476,14 +476,14 @@ def about_request(
 
 
 def about_work(name: str, scope: str, key: str, owner: bytes, holder: str, policy: IdempotencyPolicy) -> bytes:
-    """What a claim says about a piece of work that is no request. ``name``: of its kind, where a request has a route.
+    """What a claim says about a piece of work that is no request.
 
-    ``scope``: what stands where a request has its caller.
+    ``name``: the kind of work, in the position of a route. ``scope``: in the position of a caller.
     """
     return About("", name, caller_of(scope, policy), holder, key_of(key, policy)).encode(owner)
 
 
-# An application has few routes. The bound is for paths that stand for themselves.
+# An application has few routes. The bound is for requests whose path is used because no template is known.
 @lru_cache(maxsize=512)
 def _constant(method: str, route: str, holder: str) -> bytes:
     """The part that the requests of one route to one worker have in common; cut so that the whole is short enough."""
@@ -494,7 +494,7 @@ def _constant(method: str, route: str, holder: str) -> bytes:
 
 
 def _cut(text: str, most: int, *, keep_end: bool = False) -> bytes:
-    """A text in at most so many bytes. ``keep_end``: it is cut at its beginning, as the end of a holder is its pid."""
+    """A text in at most ``most`` bytes. ``keep_end``: cut its beginning, since a holder ends with its pid."""
     octets = text.encode("utf-8", "replace")
     if len(octets) <= most:
         return octets

@@ -1,4 +1,4 @@
-"""The nouns of the protocol: requests, responses, records, and what a claim can result in.
+"""The values of the protocol: requests, responses, records, and the possible results of a claim.
 
 Adapters translate requests and responses from and to these values. Headers and bodies are bytes, in order, with
 duplicates; names of request headers are lower-case.
@@ -34,7 +34,7 @@ class Body(Protocol):
         ...
 
     def digest(self) -> bytes:
-        """The SHA-256 of the bytes, which were hashed as they arrived where they are many."""
+        """The SHA-256 of the bytes. A long body was hashed while it arrived."""
         ...
 
 
@@ -43,7 +43,7 @@ class Request:
     """A covered request, as the callables of a policy see it: ``key=``, ``scope=``, ``fingerprint=``, ``on_replay=``.
 
     ``path`` and ``query`` are raw (percent-encoded). ``native`` is the framework's own request: the ASGI scope, the
-    WSGI environ, Django's or Flask's request. ``body`` is None until it was received. ``alone``: the server works at no
+    WSGI environ, Django's or Flask's request. ``body`` is None until it was received. ``alone``: the server handles no
     other request in this process meanwhile. ``route``: the template of the route as the framework writes it
     (``/orders/{id}``); None where it is not known before the claim.
     """
@@ -95,7 +95,7 @@ class Identity(NamedTuple):
 
 
 class Cors(NamedTuple):
-    """What a layer inside has allowed the pages of one origin (R-11).
+    """The CORS headers with which an inner layer has allowed the pages of one origin (R-11).
 
     ``origin``: the ``Origin`` of the request, empty without one; ``headers``: the ``Access-Control-*`` headers, their
     names in lower case.
@@ -107,12 +107,12 @@ class Cors(NamedTuple):
 
 @dataclass(slots=True)
 class Response:
-    """A whole response. ``body`` is None where it was too large to be stored (a tombstone).
+    """A whole response. ``body`` is None if it was too large to be stored (a tombstone).
 
-    ``omitted``: of a stored one, the names of the credentials that its first client was given and that are not stored.
-    ``cors``: of a stored one, the ``Access-Control-*`` headers that its first client was given, with that client's
-    ``Origin``. ``note``: what an adapter needs to make its framework's response of a replay. ``first_trace``: the trace
-    of the request that made it, where it was stored with telemetry on. No client is sent these.
+    Stored responses have four more attributes, which are never sent. ``omitted``: the names of credentials that the
+    first client was given and that are not stored. ``cors``: the ``Access-Control-*`` headers that the first client was
+    given, with its ``Origin``. ``note``: data with which an adapter makes its framework's response of a replay.
+    ``first_trace``: the trace of the first request, if it was stored with telemetry on.
     """
 
     status: int
@@ -126,8 +126,8 @@ class Response:
     def __eq__(self, other: object) -> bool:
         """Whether status, headers and body are equal. Raises ``TypeError`` for a number.
 
-        ``store=`` is given a response. A hook that takes it for a status would find each one different from 200, and
-        so have every outcome forgotten.
+        ``store=`` is given a response. A hook that compares it with 200, as if it were a status, would never find them
+        equal, and no response would be stored.
         """
         if isinstance(other, int):
             raise TypeError(f"a response was compared with the number {other}; compare response.status")
@@ -200,8 +200,8 @@ class Lease:
 class Record:
     """A stored record as operators and the decision table see it. ``response`` and stages are frames.
 
-    ``about``: what the claim that leased it last said about itself, for operators; empty in records of earlier versions
-    and where a vanished record was made anew.
+    ``about``: for operators, the ``about`` of the claim that leased it last; empty in records of earlier versions, and
+    if a vanished record was made anew.
     """
 
     record_id: bytes
@@ -230,7 +230,7 @@ class Leased:
 
 @dataclass(slots=True)
 class Busy:
-    """Somebody else owns it: since ``elapsed`` seconds, for at least ``remaining`` seconds more."""
+    """Another owner has had the record for ``elapsed`` seconds, and has it for at least ``remaining`` seconds more."""
 
     elapsed: float
     remaining: float
@@ -270,7 +270,7 @@ ClaimResult = Leased | Busy | Finished | Refused | Mismatch
 
 
 class Renewal(IntEnum):
-    """What ``renew`` found for one lease."""
+    """The result of ``renew`` for one lease."""
 
     OWNED = 0
     LOST = 1
@@ -304,7 +304,7 @@ ReserveResult = Reserved | OverQuota
 
 
 class Freed(Enum):
-    """What became of an operator's wish to free a key. Only ``DONE`` has changed the record."""
+    """The result of an operator's command to free a key. Only ``DONE`` has changed the record."""
 
     DONE = "done"
     ABSENT = "absent"

@@ -17,7 +17,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
 # seconds
 _BETWEEN_LOOKS = 10.0
-#: the refusal by one record from which on that record is read; how many records are remembered
+#: how often a record has to refuse before it is read; how many refusing records are remembered
 _REFUSALS, _REMEMBERED = 3, 64
 
 

@@ -1,8 +1,8 @@
-"""Admission and settlement of a call of ``Once``: the rules of a request, with results and exceptions for responses.
+"""Admission and settlement of a call of ``Once``: the rules of a request, with results and errors instead of responses.
 
-A call has no headers, no caller and no client that could be sent a problem. So what a request gets as a problem is
-raised here. What it returns is a ``Response`` like any other: a backend, the ledger and every tool that reads records
-know one kind of record. The generators yield commands, and their order is the rule.
+A call has no headers, no caller and no client that could be sent a problem. So it raises an exception where a request
+gets a problem. Its result is stored as a ``Response``, so that backends, the ledger and every tool that reads records
+know only one kind of record. The generators yield commands, and the order of the commands is the rule.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True, frozen=True)
 class Entry:
-    """A call that asks to run. ``name``: of what is called, for the log. ``scope_id``: whose quota its key counts to.
+    """A call to admit. ``name``: of the function, for the log. ``scope_id``: the scope whose quota the key counts to.
 
     ``wait``: seconds for which it waits while another attempt runs.
     """
@@ -86,7 +86,7 @@ def admit_call(entry: Entry, policy: IdempotencyPolicy) -> Steps[Attempt | Respo
 
 
 def _or_unprotected(steps: Steps[T], claim: Claim, policy: IdempotencyPolicy, verb: str) -> Steps[T | Attempt]:
-    """Carry the steps out. Where the backend is away the error, or with ``fail_open`` an attempt without a lease."""
+    """Carry out the steps. If the backend is down: raise the error, or with ``fail_open`` run without a lease."""
     record = events.short(claim.record_id)
     try:
         return (yield from steps)
@@ -105,12 +105,12 @@ def _or_unprotected(steps: Steps[T], claim: Claim, policy: IdempotencyPolicy, ve
 
 
 class _NeverOpen(BackendUnavailable):
-    """An attempt is known of, and the backend or the ledger is away: the call does not run, not even by fail_open."""
+    """An attempt is known, and the backend or the ledger is down: the call does not run, even with ``fail_open``."""
 
 
 def _away(error: BackendUnavailable | NotRenewable) -> BackendUnavailable:
     why = error.__cause__ if isinstance(error, NotRenewable) else error
-    return BackendUnavailable(f"nothing was run, since the records cannot be asked whether it ran before: {why}")
+    return BackendUnavailable(f"nothing was run, since the backend cannot show whether this ran before: {why}")
 
 
 def _begin(entry: Entry, policy: IdempotencyPolicy) -> Steps[Attempt | Response]:
@@ -120,7 +120,7 @@ def _begin(entry: Entry, policy: IdempotencyPolicy) -> Steps[Attempt | Response]
         try:
             awaited = yield from wait_in_slot(claim, result, entry.wait, policy)
         except BackendUnavailable as error:
-            raise _NeverOpen(f"{entry.name}: another attempt was running, and now the backend is away") from error
+            raise _NeverOpen(f"{entry.name}: another attempt was running, and now the backend is down") from error
         result = result if awaited is None else awaited
     match result:
         case Leased(lease, stages):
@@ -169,7 +169,7 @@ def _no_further_attempt(refused: Refused, entry: Entry, policy: IdempotencyPolic
             known = yield from ask(Look(policy.ledger, claim.record_id, claim.fingerprint))
         except ConfigurationError:
             raise
-        except Exception as error:  # of the database: whether there is a result will be known later
+        except Exception as error:  # the database failed, so a later call has to find out
             yield from warn(policy, events.BackendFailed.of(events.short(claim.record_id), "ledger", error))
             raise _NeverOpen(
                 f"{entry.name}: the database of ledger= cannot be asked now whether this was carried out; try again"
@@ -184,10 +184,10 @@ def _no_further_attempt(refused: Refused, entry: Entry, policy: IdempotencyPolic
 
 
 def make_sure_of(attempt: Attempt) -> Steps[Response | None]:
-    """Ask whose the lease is before the function starts, where that is not known any more (L-10).
+    """Check before the function starts who owns the lease, if that is no longer sure (L-10).
 
-    None: it may start. Otherwise the response of the attempt that took over. Raises ``LeaseLost`` where that has none,
-    ``BackendUnavailable`` and ``RecordUnreadable``; then nothing has run, and this attempt is over.
+    Returns None if the function may start, else the response of the attempt that took over. Raises ``LeaseLost`` if it
+    has none, ``BackendUnavailable`` and ``RecordUnreadable``. Then nothing has run, and this attempt is over.
     """
     lease = attempt.lease
     assert lease is not None
@@ -206,8 +206,8 @@ def make_sure_of(attempt: Attempt) -> Steps[Response | None]:
 def finish_call(attempt: Attempt, response: Response) -> Steps[Response]:
     """Settle the record of an attempt whose function has returned. Returns the response that counts.
 
-    That is another one where the ledger had the result already, or where another attempt took over and has ended.
-    Raises ``NotCommitted`` where the result says more than was committed, and ``LeaseLost`` where another attempt runs.
+    It is another response if the ledger had the result already, or if another attempt took over and has ended. Raises
+    ``NotCommitted`` if the transaction of the result was not committed, and ``LeaseLost`` if another attempt runs.
     """
     attempt.end()
     lease = attempt.lease
@@ -227,7 +227,7 @@ def finish_call(attempt: Attempt, response: Response) -> Steps[Response]:
 def abort_call(attempt: Attempt, error: BaseException) -> Steps[Response | None]:
     """Settle the record of an attempt whose function raised or was cancelled (L-04); its stages stay.
 
-    Returns the result that stands for the error, where the ledger or a later attempt has it; None: raise the error.
+    Returns the result that replaces the error, if the ledger or a later attempt has one; None if it is to be raised.
     """
     attempt.end()
     lease = attempt.lease
@@ -278,9 +278,9 @@ def _settle(attempt: Attempt, lease: Lease, response: Response) -> Steps[Respons
 
 
 def _committed_before(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Response]:
-    """The ledger has the result although the record was lost: the record gets it again (S-06)."""
+    """Record a result that the ledger has although its record was lost (S-06)."""
     policy, record = attempt.policy, events.short(lease.record_id)
-    # Of its own result, which it met again in the transaction that it was written in (S-06a).
+    # The call has met its own result, in the transaction in which it was written (S-06a).
     if is_in_ledger(attempt) and (yield from find_committed(attempt, lease)) is None:
         yield from warn(policy, events.Uncommitted(record))
         yield from let_go(attempt, lease, Fail(lease), None)
@@ -294,7 +294,7 @@ def _committed_before(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Res
     attempt.record()
     try:
         yield from recording.complete(Complete(lease, frame), attempt, lease, stored.status)
-    except BackendUnavailable:  # it goes on in the background, and the ledger still has it
+    except BackendUnavailable:  # the recording goes on in the background, and the ledger still has the result
         pass
     except RecordUnreadable as error:
         yield from warn(policy, events.BackendFailed.of(record, "complete", error))

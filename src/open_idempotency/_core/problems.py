@@ -1,8 +1,8 @@
 """The library's own error responses: application/problem+json (RFC 9457), never stored, never replayed.
 
-Time alone mends a problem with a ``Retry-After``: the same request may be sent again then, with the same key. Every
-other one needs a person, or a program that knows more than this library, so a client stops (O-31). No problem carries
-anything of another caller, nor the key itself.
+A problem with a ``Retry-After`` is temporary: the same request may be sent again after that time, with the same key.
+For any other problem a client stops, since a person, or a program that knows more than this library, has to decide
+(O-31). No problem contains the key, or any data of another caller.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TYPE_PREFIX = "urn:problem-type:open-idempotency:"
 class Problem:
     """One problem, before it is rendered.
 
-    ``retry_after``: seconds until the same request may be sent again, with the same key; None where that mends nothing.
+    ``retry_after``: seconds until the same request may be sent again, with the same key; None if a retry cannot help.
     ``extra``: further members. ``challenge``: the value of ``WWW-Authenticate``, which a 401 must have (RFC 9110,
     section 15.5.2). ``reference``: a random id that is in the log too, made when the problem is sent (O-32).
     """
@@ -66,7 +66,7 @@ def forbidden(detail: str) -> Problem:
     return Problem("forbidden", 403, "Forbidden", detail)
 
 
-# Added if the service has no name of its own: it may be one of two that share their keys by accident.
+# Added if the service has no ``application=``: then two services may share their keys by accident.
 _UNNAMED = " If this service passes its callers' keys on to another service, give each service its own application=."
 
 
@@ -149,7 +149,7 @@ def not_replayable(status: int, location: str | None) -> Problem:
     return Problem("not-replayable", 409, "Response not replayable", detail, extra=extra)
 
 
-# seconds: no client is sent away for more than a day, since keys may be released before they expire
+# seconds: no client is asked to wait longer than a day, since keys may be released before they expire
 _LONGEST_RETRY_AFTER = 86_400
 
 
@@ -198,7 +198,7 @@ def response_unreachable() -> Problem:
 
 
 def record_unreadable() -> Problem:
-    """B-08b: the record of this key cannot be read. The request is not run, and the record is not overwritten."""
+    """B-08b: the record of this key cannot be read. The request does not run, and the record is not overwritten."""
     return Problem(
         "record-unreadable",
         503,

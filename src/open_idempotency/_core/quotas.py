@@ -3,7 +3,7 @@
 The decision of ``reserve`` is a pure function, which backends with a lock or a transaction run; the engine's steps
 around it are here too. A policy without ``max_live_keys`` calls nothing of this module. A reservation stands for one
 key of one caller. It is made before the claim, so that a caller over its quota makes no record. It says how much is
-stored, never whether a request may run again: that is the record's.
+stored, never whether a request may run again: the record decides that.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from open_idempotency.policy import IdempotencyPolicy
 def decide(
     end: float | None, taken: int, earliest: float, c: Reserve, now: float
 ) -> tuple[ReserveResult, float | None]:
-    """Decide a reservation; the result, and the end to write, None where nothing is to be written.
+    """Decide a reservation. Returns the result and the end to write, or None if nothing is to be written.
 
-    ``end``: that of this key's reservation, None where there is none. ``taken``: how many of the scope end after
-    ``now``, and ``earliest``: the first end of those; neither matters where this key is one of them. All in seconds
-    on the backend's clock.
+    ``end``: of this key's reservation, or None. ``taken``: how many reservations of the scope end after ``now``.
+    ``earliest``: the first of those ends. Neither matters if this key's reservation is among them. All times are
+    seconds on the backend's clock.
     """
     reserved = end is not None and end > now
     if not reserved and taken >= c.limit:
@@ -46,8 +46,8 @@ def within_quota(
 ) -> Steps[Attempt | Response | problems.Problem]:
     """Count a key towards its caller's quota, and then begin its request by the steps ``begin``.
 
-    The problem to refuse it with where the caller is over the quota. Raises ``BackendUnavailable`` and
-    ``RecordUnreadable`` of the reservation, and what ``begin`` raises.
+    Returns the problem to refuse the request with if the caller is over the quota. Raises ``BackendUnavailable`` and
+    ``RecordUnreadable`` for the reservation, and what ``begin`` raises.
     """
     assert policy.max_live_keys is not None
     reservation = Reserve(scope_id(scope, policy), claim.record_id, policy.max_live_keys, claim.lease, claim.ttl)
@@ -60,7 +60,7 @@ def within_quota(
         if error.first:
             yield from take_back(reservation, policy, request)
         raise
-    except (Exception, GeneratorExit):  # a suspended engine that is thrown away can send nothing more
+    except (Exception, GeneratorExit):  # GeneratorExit: a discarded generator can yield no further command
         raise
     except BaseException:
         yield from take_back(reservation, policy, request)
@@ -71,7 +71,7 @@ def within_quota(
 
 
 def reserve(c: Reserve, policy: IdempotencyPolicy, request: Request | None = None) -> Steps[problems.Problem | None]:
-    """Count a key before its claim; what to refuse the request with, None where it may go on to its claim."""
+    """Count a key before its claim. Returns the problem to refuse the request with, or None if it may be claimed."""
     result = yield from ask(c)
     if not isinstance(result, OverQuota):
         return None
@@ -83,7 +83,7 @@ def reserve(c: Reserve, policy: IdempotencyPolicy, request: Request | None = Non
 
 
 def take_back(c: Reserve, policy: IdempotencyPolicy, request: Request | None = None) -> Steps[None]:
-    """After a request that was cancelled before it ran: the key counts no more, unless there is a record of it."""
+    """Stop counting the key of a request that was cancelled before it ran, unless the key has a record."""
     try:
         if (yield from ask(Get(c.record_id))) is None:
             yield from ask(Unreserve(c.scope_id, c.record_id))
@@ -92,7 +92,7 @@ def take_back(c: Reserve, policy: IdempotencyPolicy, request: Request | None = N
 
 
 def unreserve(attempt: Attempt, lease: Lease, scope_id: bytes) -> Steps[None]:
-    """The record is gone: its key counts no more. ``scope_id``: the attempt's."""
+    """Stop counting the key of a record that is gone. ``scope_id``: the attempt's."""
     try:
         yield from ask(Unreserve(scope_id, lease.record_id))
     except Exception as error:  # it counts until it expires; the response is the same

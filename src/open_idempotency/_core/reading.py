@@ -1,4 +1,4 @@
-"""What a request body says, for the callables of a policy: JSON, and the fields of a form.
+"""Reads a request body for the callables of a policy: JSON, and the fields of a form.
 
 Reading is strict, since a key is taken from what is read: a text that two parsers may understand differently cannot be
 read. ``BodyUnreadable`` says why, in words that a client may be sent; nothing of the body is repeated.
@@ -16,7 +16,7 @@ from open_idempotency.exceptions import BodyUnreadable
 
 #: a form with more fields, or a query with more parameters, cannot be read
 MAX_FIELDS = 1_000
-# What clients name JSON that they do not name properly: fetch() sends text/plain for a string, and some name nothing.
+# Media types of JSON that clients do not declare as JSON: fetch() sends text/plain for a string, and some send no type.
 _READ_AS_JSON = frozenset({b"application/json", b"text/json", b"text/plain", b""})
 _FORM = b"application/x-www-form-urlencoded"
 _MULTIPART = b"multipart/form-data"
@@ -29,7 +29,7 @@ def media_type(content_type: Iterable[bytes]) -> bytes:
 
 
 def is_json(kind: bytes) -> bool:
-    """Whether a body of this media type is read as JSON, where it is JSON (H-13). Forms and other types are not."""
+    """Whether a body of this media type is parsed as JSON, if it can be (H-13). Forms and other types are not."""
     return kind in _READ_AS_JSON or kind.endswith(b"+json")
 
 

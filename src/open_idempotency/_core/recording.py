@@ -1,6 +1,6 @@
 """Recording: how a running attempt writes, and how a write that must not be lost is tried again (L-08).
 
-There are two times. The client waits for ``respond_within`` seconds at most. The recording goes on in the background,
+There are two limits. The client waits for ``respond_within`` seconds at most. The recording goes on in the background,
 where leases are renewed, until it succeeds, until a later attempt owns the record, or until ``record_within`` is over.
 """
 
@@ -35,14 +35,14 @@ from open_idempotency.policy import IdempotencyPolicy
 
 Write = Complete | Fail | Release
 
-#: seconds that a response waits to be recorded where it keeps a thread from other requests
+#: seconds that a response may wait to be recorded while it occupies a thread that other requests need
 BRIEF = 1.0
 
 
 def save_stage(attempt: Attempt, stage: Stage, done: bytes | None = None) -> Steps[bytes]:
-    """Record a stage of a running attempt; the frame that is on record, which is the first one saved (B-06).
+    """Record a stage of a running attempt. Returns the frame on record, which is the first one saved (B-06).
 
-    ``done``: what says in plain bytes that its effect has happened, for where it cannot be sealed (S-02a).
+    ``done``: a frame without the value, recorded unsealed if the value cannot be sealed (S-02a).
     Raises ``AlreadyCompleted``, ``LeaseLost``, and ``BackendUnavailable`` once the lease may have ended.
     """
     attempt.check_running()
@@ -83,7 +83,7 @@ def _save_again(attempt: Attempt, lease: Lease) -> Steps[None]:
 def make_sure(attempt: Attempt) -> Steps[None]:
     """Ask before an effect whether the lease is still this attempt's, where that is no longer sure (S-07, L-03).
 
-    It is not sure if the process stood still, or the backend was away, for a whole lease. The heartbeat may not have
+    It is not sure if the process stood still, or the backend was down, for a whole lease. The heartbeat may not have
     noticed that yet. Raises ``LeaseLost``, ``BackendUnavailable`` after ``respond_within`` seconds of trying.
     """
     lease = attempt.lease
@@ -97,10 +97,10 @@ def make_sure(attempt: Attempt) -> Steps[None]:
 
 
 def save(command: SaveStage, attempt: Attempt, lease: Lease) -> Steps[StageSaved]:
-    """Record a stage, whose effect has happened: tried for as long as the lease may live.
+    """Record a stage whose effect has happened. Tries as long as the lease may last.
 
-    That is a lease from the first failure on, or from the last renewal. Raises ``BackendUnavailable`` after that, and
-    before the server ends the request, where it is known when; ``RecordTooLarge`` at once.
+    That is one lease from the first failure, or from the last renewal. Raises ``BackendUnavailable`` after that, or
+    earlier if the server is known to end the request before; ``RecordTooLarge`` at once.
     """
 
     def until(first: float) -> float:
@@ -123,7 +123,7 @@ def ask_whose(attempt: Attempt, lease: Lease) -> Steps[Renewal]:
 def complete(write: Complete, attempt: Attempt, lease: Lease, status: int) -> Steps[Completed]:
     """Make the response durable while the client waits for it, for ``respond_within`` seconds at most.
 
-    Raises ``BackendUnavailable`` after that; then the response goes out, and the recording has been handed over.
+    Raises ``BackendUnavailable`` after that. Then the response is sent, and the recording goes on in the background.
     """
     try:
         return (yield from surely(write, attempt, lease))
@@ -135,7 +135,7 @@ def complete_after(
     error: BackendUnavailable, write: Complete, attempt: Attempt, lease: Lease, status: int
 ) -> Steps[Completed]:
     """The tries after the first one, which has failed with ``error``. Raises as ``complete`` does."""
-    # From before the first try on: it may take as long as the slowest call.
+    # Counted from before the first try, which may have taken as long as the slowest call.
     began = write.asked
     until = min(began + _client_waits(attempt.policy), attempt.ends_at)
     try:
@@ -147,7 +147,7 @@ def complete_after(
 
 
 def let_go(write: Fail | Release, attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
-    """End an attempt whose response is not stored, in one try. Raises ``BackendUnavailable``; then it goes on later."""
+    """End an attempt whose response is not stored, in one try. After ``BackendUnavailable`` the background goes on."""
     try:
         yield from surely(write, attempt, lease)
     except BackendUnavailable as error:
@@ -157,7 +157,7 @@ def let_go(write: Fail | Release, attempt: Attempt, lease: Lease, status: int | 
 
 
 def surely(command: Command[R], attempt: Attempt, lease: Lease, instead: Command[object] | None = None) -> Steps[R]:
-    """Carry out a command; cancelled in the middle, send it (or ``instead``) once more, shielded, then be cancelled.
+    """Carry out a command. If cancelled meanwhile, send it or ``instead`` once more, shielded; then raise.
 
     A write that its owner sends twice succeeds (B-08), so it does not matter whether the first one arrived. If the
     second one fails, the recording goes on in the background.
@@ -171,10 +171,10 @@ def surely(command: Command[R], attempt: Attempt, lease: Lease, instead: Command
                 raise
             raise BackendUnavailable(str(error)) from error
         return (yield from surely(command, attempt, lease, instead))
-    except (Exception, GeneratorExit):  # a suspended engine that is thrown away can ask nothing more
+    except (Exception, GeneratorExit):  # GeneratorExit: a discarded generator can yield no further command
         raise
     except BaseException:
-        if attempt.lost:  # a record that is there by now, or is gone, is not this attempt's to write or to make anew
+        if attempt.lost:  # the record is another attempt's: this one may neither write it nor make it anew
             raise
         # The cancelled call may have arrived or not. To send it again is safe, and then the outcome is known.
         again = instead or command
@@ -189,9 +189,9 @@ def surely(command: Command[R], attempt: Attempt, lease: Lease, instead: Command
 
 
 def _reduce(command: Command[object], attempt: Attempt, lease: Lease, error: RecordTooLarge) -> Steps[bool]:
-    """Store a tombstone instead of a response that the backend refuses for its size (O-11); whether it is smaller.
+    """Replace a response that the backend refuses for its size by a tombstone (O-11). False if none is smaller.
 
-    Nothing can record what is too large, so each retry would run again.
+    A response that is too large can never be recorded, so without this each retry would run again.
     """
     yield from _failed(command, attempt, lease, error)
     if not isinstance(command, Complete | Fail) or command.response is None:
@@ -240,9 +240,9 @@ def _again(
 ) -> Steps[R]:
     """After a try that failed, try again while the backend is down.
 
-    ``until``: from the time of the first failure, when to give up. No try is made that would end after that, if it
-    took as long as the one before. ``began``: when a client began to wait for it; it waits only briefly where the
-    request finds no slot, since it keeps a thread from others.
+    ``until``: returns when to give up, from the time of the first failure. No try is made that would end later if it
+    took as long as the one before. ``began``: when a client began to wait. If the request finds no slot, that wait is
+    short, since it occupies a thread that other requests need.
     """
     pause, first, leave = FIRST_PAUSE, None, None
     asked = began
@@ -286,7 +286,7 @@ def _hand_over(write: Write, attempt: Attempt, lease: Lease, status: int | None,
     if now >= until:
         yield from _give_up(write, attempt, lease, status, "time")
         return
-    # The background outlives the request, and so the transactions of its ledger.
+    # The recording outlives the request, to which the transactions of its ledger belong.
     attempt.leave_ledger()
     # What waits takes memory, so it counts towards a limit of the process.
     size = len(write.response or b"") if isinstance(write, Complete | Fail) else 0
@@ -343,7 +343,7 @@ def _recorded_late(write: Write, attempt: Attempt, lease: Lease, status: int | N
 
 
 def ended(write: Fail | Release, attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
-    """What follows when the end of an attempt without a stored response is on record."""
+    """The steps after the end of an attempt without a stored response is on record: its quota, and an event."""
     if attempt.scope_id is not None and isinstance(write, Release) and not has_history(attempt, lease):
         yield from unreserve(attempt, lease, attempt.scope_id)
     event = events.Failed if isinstance(write, Fail) else events.Released

@@ -146,13 +146,13 @@ _FORMS: Mapping[str | None, Callable[[Problem, IdempotencyPolicy], Response]] = 
 
 # A stored response, sent again
 
-# What a replay gets here, or its server writes; on_replay= can set none of them.
+# Headers that a replay gets here or from its server; on_replay= cannot set them.
 _OF_REPLAYS = frozenset({REPLAYED[0], b"connection", b"content-length", b"date", b"transfer-encoding"})
 
 
 def replayed(stored: Response, request_headers: Headers = ()) -> Response:
-    """A stored response as it is sent again: marked, with its length counted anew, and with CORS headers for the origin
-    that they are for. ``request_headers``: of the request that gets it.
+    """A stored response as it is sent again: marked, with its length counted anew. CORS headers are sent only to the
+    origin that they were made for. ``request_headers``: of the request that gets it.
     """
     headers = [*stored.headers, REPLAYED]
     if stored.cors and stored.cors.origin == origin_of(request_headers):
@@ -185,7 +185,7 @@ def sendable(
 
 
 def _changed(stored: Response, of: Request | Attempt, record_id: bytes, policy: IdempotencyPolicy) -> Steps[Response]:
-    """The stored response as ``on_replay=`` returns it; as it is where the hook fails, since nothing may run again."""
+    """The stored response as ``on_replay=`` returns it; unchanged if the hook fails, since nothing may run again."""
     request = of if isinstance(of, Request) else of.hook_request
     if policy.on_replay is None or request is None:
         return stored

@@ -1,7 +1,7 @@
-"""Settlement: how an attempt ends, before its handler or behind it.
+"""Settlement: how an attempt ends, before its handler starts or after it has ended.
 
-Generators that yield commands; the order in which they do is the rule. A response is durable before its last byte
-leaves, a stale owner's response never goes out, and a cancelled attempt still finishes what it had begun to record.
+The generators yield commands, and the order of the commands is the rule. A response is durable before its last byte
+leaves, a stale owner's response is never sent, and a cancelled attempt still finishes what it had begun to record.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from open_idempotency.exceptions import (
 )
 from open_idempotency.policy import IdempotencyPolicy
 
-#: errors of the view that are replaced by another response, where nothing of the view's own has left yet
+#: errors of the view that another response replaces, if nothing of the view's own response has been sent yet
 REPLACED = (LeaseLost, OutcomeUnknown, KeyReused, AlreadyCommitted)
 
 
@@ -60,7 +60,7 @@ _LOOK = 0.05
 
 
 class Fate(Enum):
-    """What became of a response that goes out as the handler made it."""
+    """What became of a response that is sent as the handler made it."""
 
     KEPT = "kept"
     NOT_KEPT = "not kept"
@@ -100,7 +100,7 @@ def finish(attempt: Attempt, response: Response) -> Steps[Fate | Response]:
     """Settle the record of an attempt whose handler has responded. To be called before the last byte leaves.
 
     ``response.body`` is None where it was too large to be stored. The result is the fate of that response, which
-    then goes out, or another response to send instead of it, because a later attempt owns the record by now (L-03).
+    is then sent, or another response to send instead of it, because a later attempt owns the record by now (L-03).
     """
     attempt.end()
     lease = attempt.lease
@@ -122,7 +122,7 @@ def finish(attempt: Attempt, response: Response) -> Steps[Fate | Response]:
 def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Response]:
     """Settle the record of an attempt whose handler raised or was cancelled (L-04); its stages stay.
 
-    The result is as for ``finish``; the error itself is the adapter's to raise on, unless it is one of ``REPLACED``.
+    The result is as for ``finish``. The adapter raises the error again, unless it is one of ``REPLACED``.
     """
     attempt.end()
     lease = attempt.lease
@@ -145,13 +145,13 @@ def abort(attempt: Attempt, error: BaseException) -> Steps[Fate | Response]:
 
 
 def _settle(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate | Response]:
-    """The steps that settle the response; which ones is decided here."""
+    """Decide which steps settle the response, and return them."""
     status = response.status
-    # The client learns what interrupted the view, unless the view responded otherwise: frameworks make a 500 of an
-    # error that nobody catches. A view whose response was committed before has not run, whatever was made of that.
+    # The error that interrupted the view decides. A status below 500 shows that the view caught it and made its own
+    # response; frameworks make a 500 of an uncaught error. After AlreadyCommitted the view's work has not run.
     if attempt.interrupted is not None and (status >= 500 or isinstance(attempt.interrupted, AlreadyCommitted)):
         return _stop(attempt, lease, attempt.interrupted, status)
-    # A refusal may well leave its rows behind.
+    # A response from 400 on may be sent although its rows were not committed.
     if attempt.ledger is not None and status < 400 and attempt.ledger.lacks_commit(response):
         return _uncommitted(attempt, lease)
     if attempt.unawaited and status < 400:
@@ -183,14 +183,14 @@ def _fail(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]:
 
 
 def _uncommitted(attempt: Attempt, lease: Lease) -> Steps[Response]:
-    """The view has not committed what its response says. Neither counts, and the response says so (S-05)."""
+    """The view has not committed the rows of its response. The response is not stored, and a 500 is sent (S-05)."""
     yield from warn(attempt.policy, events.Uncommitted(events.short(lease.record_id)), attempt)
     yield from let_go(attempt, lease, Fail(lease), None)
     return (yield from _refuse(problems.uncommitted(), attempt, lease))
 
 
 def _unawaited(attempt: Attempt, lease: Lease) -> Steps[Response]:
-    """The view has responded before its stages have begun. Nothing is stored, and the response says so (O-36)."""
+    """The view has responded before its stages have begun. The response is not stored, and a 500 is sent (O-36)."""
     yield from warn(attempt.policy, events.NotAwaited(events.short(lease.record_id), attempt.unawaited[0]), attempt)
     yield from let_go(attempt, lease, Fail(lease), None)
     return (yield from _refuse(problems.not_awaited(), attempt, lease))
@@ -201,7 +201,7 @@ def _stop(
 ) -> Steps[Response]:
     """End an attempt that went no further; the response says why (S-04, S-06)."""
     if isinstance(error, AlreadyCommitted):
-        # Of its own response, which it met again in the transaction that it was written in (S-06a).
+        # The attempt has met its own response, in the transaction in which it was written (S-06a).
         if is_in_ledger(attempt) and (yield from find_committed(attempt, lease)) is None:
             return (yield from _uncommitted(attempt, lease))
         return (yield from _respond_again(attempt, lease, error.frame))
@@ -214,7 +214,7 @@ def _stop(
 
 
 def _respond_again(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Response]:
-    """The ledger has the response although the record was lost: the record and the client get it (S-06)."""
+    """Record and send a response that the ledger has although its record was lost (S-06)."""
     policy, record = attempt.policy, events.short(lease.record_id)
     try:
         stored = decode_response(unseal(frame, RESPONSE, lease, policy))
@@ -224,7 +224,7 @@ def _respond_again(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Respon
         return (yield from _refuse(problems.record_unreadable(), attempt, lease))
     try:
         yield from recording.complete(Complete(lease, frame), attempt, lease, stored.status)
-    except BackendUnavailable:  # it goes on in the background, and the ledger still has it
+    except BackendUnavailable:  # the recording goes on in the background, and the ledger still has the response
         pass
     except RecordUnreadable as error:
         yield from warn(policy, events.BackendFailed.of(record, "complete", error), attempt)
@@ -233,7 +233,7 @@ def _respond_again(attempt: Attempt, lease: Lease, frame: bytes) -> Steps[Respon
 
 
 def wants_kept(attempt: Attempt, lease: Lease, response: Response) -> Steps[bool]:
-    """The view's wish, then the policy's ``store=``, then the status."""
+    """Whether to store a response: by the view's wish, else by the policy's ``store=``, else by the status."""
     policy = attempt.policy
     if attempt.keep is not None:
         return attempt.keep
@@ -241,7 +241,7 @@ def wants_kept(attempt: Attempt, lease: Lease, response: Response) -> Steps[bool
     if attempt.stored is not None and _is_same(attempt.stored[0], response, policy):  # offered to the ledger before
         wish = attempt.stored[1]
     elif policy.store is not None:
-        # A copy: what the hook does to it changes neither the response that leaves nor the one that is stored.
+        # A copy, so that the hook can change neither the response that is sent nor the one that is stored.
         asked = Response(response.status, list(response.headers), response.body)
         try:
             wish = policy.store(asked)
@@ -261,7 +261,7 @@ def _is_same(one: Response, other: Response, policy: IdempotencyPolicy) -> bool:
 
 
 def _form_in_ledger(ledger: LedgerState, response: Response, policy: IdempotencyPolicy) -> tuple[bytes, bool] | None:
-    """What is stored of the response, where the ledger has this very one: its bytes are used, and hooks run once."""
+    """The stored form of a response that is in the ledger, so that hooks run once; None if it is not there."""
     stored = ledger.stored
     if stored is None:
         return None
@@ -271,7 +271,7 @@ def _form_in_ledger(ledger: LedgerState, response: Response, policy: Idempotency
 
 
 def complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]:
-    """Record the response. Raises ``LeaseLost``; while the backend is away the recording goes on behind the client."""
+    """Record the response. Raises ``LeaseLost``. If the backend is down, the recording goes on in the background."""
     policy = attempt.policy
     attempt.record()
     form = None if attempt.ledger is None else _form_in_ledger(attempt.ledger, response, policy)
@@ -305,9 +305,8 @@ def complete(attempt: Attempt, lease: Lease, response: Response) -> Steps[Fate]:
 def _of_error(attempt: Attempt, lease: Lease, status: int) -> Lease:
     """The lease with the time for which a response from 400 on is stored.
 
-    An error that left something behind is kept as long as a success: stages, or what a transaction has committed, would
-    be repeated by a request that runs again (B-26). So would the effect behind a status that is stored only because the
-    view or ``store=`` says so.
+    An error is kept as long as a success if another run would repeat an effect (B-26): if it left stages or committed
+    rows, or if its status is stored only because the view or ``store=`` says so.
     """
     if not is_stored_status(status) or has_history(attempt, lease) or attempt.ledger is not None:
         return lease
@@ -329,7 +328,7 @@ def _record_end(attempt: Attempt, lease: Lease, command: Fail | Release, status:
             committed = yield from find_committed(attempt, lease, command)
         else:
             committed = attempt.ledger.committed_response()
-        if committed is not None:  # what went wrong did so after the COMMIT: a retry gets that response (S-06b)
+        if committed is not None:  # it went wrong after the COMMIT: a retry gets the committed response (S-06b)
             yield from complete(attempt, lease, committed)
             return Fate.NOT_KEPT
     try:
@@ -345,9 +344,9 @@ def _record_end(attempt: Attempt, lease: Lease, command: Fail | Release, status:
 
 
 def _threads_end(attempt: Attempt) -> Steps[BaseException | None]:
-    """Wait for threads that a cancellation has left running: no retry may begin beside them (L-09).
+    """Wait for threads that a cancellation has left running: no retry may begin while they run (L-09).
 
-    The result is the last cancellation that arrived meanwhile, which goes on when the end is on record.
+    Returns the last cancellation that arrived meanwhile, or None. It is raised when the end is on record.
     """
     cancelled: BaseException | None = None
     while attempt.threads is not None and attempt.threads.left_behind:
@@ -356,19 +355,19 @@ def _threads_end(attempt: Attempt) -> Steps[BaseException | None]:
         except GeneratorExit:
             raise
         except BaseException as error:
-            if not isinstance(error, Exception):  # else a shield whose time was up, which says nothing of the thread
+            if not isinstance(error, Exception):  # an Exception is a shield that timed out, not the end of the thread
                 cancelled = error
     return cancelled
 
 
 def forget(attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
-    """Leave nothing of a request that took another's key: a record with its fingerprint would refuse the right one."""
+    """Delete the record of a request that used another request's key: its fingerprint would refuse the right one."""
     if not has_history(attempt, lease):
         yield from let_go(attempt, lease, Release(lease), status)
         return
     record = events.short(lease.record_id)
     try:
-        # Right before the deletion, which compares no token: no other attempt is admitted for a lease from now on.
+        # The deletion compares no token. This renewal ensures that no other attempt is admitted for one lease.
         (found,) = yield from surely(Renew([lease]), attempt, lease, instead=Release(lease))
         if found is Renewal.LOST:
             raise LeaseLost("another attempt has taken this request over")
@@ -382,9 +381,9 @@ def forget(attempt: Attempt, lease: Lease, status: int | None) -> Steps[None]:
 
 
 def _supersede(attempt: Attempt, lease: Lease, response: Response | None) -> Steps[Fate | Response]:
-    """What the client of a superseded attempt gets: the new owner's response when there is one, else 409 (L-03).
+    """The response to the client of a superseded attempt: the new owner's if there is one, else a 409 (L-03).
 
-    A response of its own that was committed is the one that the new owner will find in the ledger, and replay (S-06c).
+    If its own response was committed, that is sent: the new owner will find it in the ledger, and replay it (S-06c).
     """
     policy, asked = attempt.policy, attempt.request_headers
     problem = problems.superseded()
@@ -411,9 +410,9 @@ def _refuse(problem: problems.Problem, attempt: Attempt, lease: Lease) -> Steps[
 
 
 def find_committed(attempt: Attempt, lease: Lease, instead: Command[object] | None = None) -> Steps[Response | None]:
-    """The response of this attempt that was committed; the database is asked where the client library does not know.
+    """The committed response of this attempt, or None. The database is asked if the client library does not know.
 
-    ``instead``: what to send where this is cancelled.
+    ``instead``: the command to send if this is cancelled.
     """
     ledger = attempt.ledger
     if ledger is None:
@@ -423,7 +422,7 @@ def find_committed(attempt: Attempt, lease: Lease, instead: Command[object] | No
         return ledger.committed_response()
     try:
         found = yield from surely(Call(proof), attempt, lease, instead=instead)
-    except Exception as error:  # the database's: then it is not known
+    except Exception as error:  # the database failed, so it is not known
         yield from warn(
             attempt.policy, events.BackendFailed.of(events.short(lease.record_id), "ledger", error), attempt
         )

@@ -34,16 +34,16 @@ from open_idempotency.policy import CREDENTIALS_OF_RESPONSES, IdempotencyPolicy
 RESPONSE_VERSION = 1
 STAGE_VERSION = 1
 TOMBSTONE = 0x01
-#: the first header of a frame whose response lacks credentials: their names. It is never sent. Earlier versions, which
-#: do not know it, send it, where it is true and does no harm.
+#: the first header of a frame whose response lacks credentials: their names. It is never sent. Earlier versions do not
+#: know it and send it, which does no harm.
 OMITTED = b"idempotency-omitted"
-#: the next header of a frame that holds CORS headers: the origin that they are for. They follow, each with a prefix:
-#: earlier versions, which would send them to any origin, send what no browser reads.
+#: the next header of a frame that holds CORS headers: the origin that they are for. The CORS headers follow, each with
+#: a prefix: earlier versions send them to any origin, and no browser reads names with that prefix.
 ORIGIN = b"idempotency-origin"
 _PREFIX = b"idempotency-"
 CORS_PREFIX = _PREFIX + b"access-control-"
 
-#: the next header of a frame whose response Django has made: what else a replay has there (O-29)
+#: the next header of a frame whose response Django has made: what Django needs for a replay (O-29)
 NOTE = b"idempotency-django-response"
 #: the next header of a frame that was stored with telemetry on: the trace of its request (P-31), as ``traceparent``.
 #: Earlier versions send it, to the same caller.
@@ -75,7 +75,7 @@ def encode_response(response: Response) -> bytes:
 
 
 def _with_notes(response: Response) -> Headers:
-    """The headers, behind those that no client is sent."""
+    """The headers of a frame: first the notes, which no client is sent, then the response's own."""
     notes = [(OMITTED, response.omitted)] if response.omitted else []
     if response.cors:
         notes.append((ORIGIN, response.cors.origin))
@@ -150,7 +150,7 @@ def _is_name(name: bytes) -> bool:
 
 
 class StageKind(IntEnum):
-    """What a stage's payload is. A reader that does not know a kind refuses the whole record, and nothing runs.
+    """The meaning of a stage's payload. A reader that does not know a kind refuses the whole record, and nothing runs.
 
     ``VALUE`` is plain JSON, ``TYPED`` is JSON that needs the declared type to be read. Of an intent (``BEGUN``,
     ``WITHDRAWN``) the payload is the number of the attempt. ``NOT_KEPT`` stands for a value or an error that could not
@@ -276,7 +276,7 @@ _NOT_STORED = frozenset(
         TRACE,
     }
 )
-#: what the names of CORS headers begin with
+#: the prefix of the names of CORS headers
 CORS = b"access-control-"
 _NOT_STORED_PREFIXES = (b"proxy-", CORS, CORS_PREFIX)
 # A longer Origin is no browser's. What would break the frame would cost the whole response.
@@ -287,9 +287,9 @@ BODILESS = frozenset({204, 304})
 
 
 def is_stored_status(status: int) -> bool:
-    """Whether responses of this status are stored by default: those that are the outcome of the request.
+    """Whether responses of this status are stored by default: whether they are the outcome of the request.
 
-    Temporary refusals are not, nor are redirects that keep the method and so the key (307, 308).
+    Temporary refusals are not stored, nor are redirects that keep the method and so the key (307, 308).
     """
     return 200 <= status < 500 and status not in _GIVEN_BACK
 
@@ -309,10 +309,10 @@ def is_stored_header(name: bytes, keep: tuple[str, ...] = (), drop: tuple[str, .
 
 
 def storable(response: Response, policy: IdempotencyPolicy, request_headers: Headers = ()) -> Response:
-    """What the policy stores of a live response to a request with these headers, before ``redact=`` is called.
+    """The part of a live response that the policy stores, before ``redact=`` is called.
 
-    The headers that are stored (R-02), with the policy's exceptions (O-21); with a body over ``max_response_bytes`` it
-    is a tombstone (O-11). Of a response with a body also its CORS headers for one origin (R-11), and its note.
+    It has the headers that are stored (R-02), with the policy's exceptions (O-21). If the body is over
+    ``max_response_bytes``, it is a tombstone (O-11), else it has the CORS headers for one origin (R-11) and the note.
     """
     keep, drop = policy.keep_headers, policy.drop_headers
     headers: list[tuple[bytes, bytes]] = []
@@ -346,7 +346,7 @@ def omitted(stored: Response, live: Headers, drop: tuple[str, ...]) -> bytes:
 def _cors(live: Headers, request_headers: Headers, policy: IdempotencyPolicy) -> Cors | None:
     """The CORS headers of a live response, which are replayed to the same origin only (R-11); None without any.
 
-    Of those that ``keep_headers`` names every origin gets a copy, and of those in ``drop_headers`` nobody does.
+    Headers in ``keep_headers`` are replayed to every origin, and headers in ``drop_headers`` to none.
     """
     dropped = {name.lower() for name in policy.drop_headers}
     lower = [(name.lower(), value) for name, value in live]
@@ -362,7 +362,7 @@ def _cors(live: Headers, request_headers: Headers, policy: IdempotencyPolicy) ->
 
 
 def origin_of(request_headers: Headers) -> bytes | None:
-    """The ``Origin`` of a request, empty without one; None where it is none that a browser sends."""
+    """The ``Origin`` of a request, empty without one; None for a value that no browser sends."""
     found = [value for name, value in request_headers if name == b"origin"]
     if len(found) > 1 or not all(map(_is_origin, found)):
         return None
@@ -453,9 +453,9 @@ def stored_form(
     policy: IdempotencyPolicy,
     attempt: Attempt | None = None,
 ) -> Steps[tuple[bytes, bool]]:
-    """What is stored of a response, and whether its body is in it. ``kind``: ``sealing.RESPONSE`` or ``FAILURE``.
+    """The stored form of a response, and whether it has the body. ``kind``: ``RESPONSE`` or ``FAILURE``.
 
-    ``attempt``: whose response it is; None where nothing of it is known but the response.
+    ``attempt``: the attempt that made the response; None if it is not known.
     """
     small, live = storable(response, policy, () if attempt is None else attempt.request_headers), response.headers
     if attempt is not None:
@@ -508,9 +508,9 @@ def _bare_tombstone(status: int) -> bytes:
 
 
 def smaller(frame: bytes, kind: bytes, lease: Lease, policy: IdempotencyPolicy) -> bytes | None:
-    """What is stored instead of a stored form that the backend refuses for its size: a tombstone (O-11).
+    """The tombstone that replaces a stored form that the backend refuses for its size (O-11).
 
-    First one with the headers, then one with the status alone. None: there is nothing smaller.
+    At first it keeps the headers, the next time only the status. None if there is nothing smaller.
     """
     try:
         stored = decode_response(unseal(frame, kind, lease, policy))

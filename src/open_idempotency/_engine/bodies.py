@@ -15,7 +15,7 @@ PIECE = 64 * 1024
 #: bytes after which an event loop's other tasks may run
 TURN = 512 * 1024
 _MAX_DIGITS = 20
-# More chunks than this are kept in one buffer: each chunk is an object, and clients choose how many there are.
+# Above this number the chunks are joined into one buffer: each is an object, and clients choose how many they send.
 _CHUNKS = 1024
 
 
@@ -25,7 +25,7 @@ def may_pass(policy: IdempotencyPolicy) -> bool:
 
 
 class RequestBody:
-    """Takes chunks until it is whole, then gives them back as often as asked.
+    """Collects the chunks of a body until it is whole, and then returns them as often as needed.
 
     It holds at most ``spool_bytes`` in memory. ``add`` raises ``BodyTooLarge`` over ``max_request_bytes``. The bytes
     received by then are kept if the request may pass without protection. A long body is hashed while it arrives, so
@@ -48,7 +48,7 @@ class RequestBody:
         self.size = 0
         #: whether all of it was received, as far as its reader has noted that
         self.whole = False
-        #: whether it is one file, so that its readers share one position in it
+        #: whether the body is in one file, whose readers share one position
         self.spooled = False
 
     def bound(self, limit: int, *, keeps_all: bool = False) -> None:
@@ -65,7 +65,7 @@ class RequestBody:
         """Raise ``BodyTooLarge`` for a Content-Length over the limit, before anything is read."""
         if not declared or not declared.isascii() or not declared.isdigit():
             return
-        # More digits than any length has are not converted: Python refuses very long ones with an error of its own.
+        # A number with more digits than any real length is not converted: Python raises an error for very long ones.
         if len(declared) > _MAX_DIGITS or int(declared) > self._limit:
             raise BodyTooLarge(f"over {self._limit} bytes")
 
@@ -111,14 +111,14 @@ class RequestBody:
         return result
 
     def add_in_turns(self, chunk: bytes) -> Iterator[None]:
-        """``add`` in pieces, with a pause now and then: some servers hand over much at once."""
+        """``add`` in pieces, with pauses between them, since some servers hand over large chunks."""
         for start in range(0, len(chunk), TURN):
             before = self.size
             try:
                 self.add(chunk[start : start + TURN])
             except BodyTooLarge:
                 if self._keeps_all and start + TURN < len(chunk):
-                    self.add(chunk[start + TURN :])  # which raises too
+                    self.add(chunk[start + TURN :])  # keeps the rest, and raises too
                 raise
             if self.size // TURN > before // TURN:
                 yield

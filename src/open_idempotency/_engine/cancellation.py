@@ -4,10 +4,10 @@ Cancelling a task does not stop its threads. If the request ended at once, its r
 a cancellation waits for the thread, and for ``GRACE`` seconds more, in which the response is made and recorded. Then it
 goes on. If no thread runs, it goes on at once.
 
-asyncio cancels a task by cancelling the future that it waits for. ``Hold.run`` carries the application out and puts
-one future of its own before each of those, which passes cancellations on or keeps them. That needs no further task, no
-further turn of the event loop and no copy of the context. anyio and trio cancel scopes, which ask at each checkpoint:
-if there is a scope around the request, one of ours with a shield is put around the application.
+asyncio cancels a task by cancelling the future that it waits for. ``Hold.run`` drives the application, and lets the
+task wait for a future of its own instead, which passes cancellations on or keeps them. That needs no further task, no
+further turn of the event loop and no copy of the context. anyio and trio cancel scopes, and a task notices that at its
+next checkpoint. So if there is a scope around the request, a scope with a shield is put around the application.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Hold:
             self._before = task.cancelling()
 
     def run(self, awaitable: Awaitable[None]) -> Awaitable[None]:
-        """Await it, and hold cancellations back as long as needed. Raises what it does, and what was held back."""
+        """Await the application, and hold cancellations back while needed. Raises its error, or the cancellation."""
         backend = sys.modules.get("anyio._backends._asyncio")
         if backend is not None and _is_in_scope(self._task, backend):
             return self._run_in_scope(awaitable)
@@ -137,7 +137,7 @@ class Hold:
                 self._armed = False
                 return None if self._is_stale() else self._cancelled()
         elif isinstance(error, asyncio.CancelledError) and (future is None or not future.cancelled()):
-            # Otherwise it is the end of what was awaited, and not of this task.
+            # Otherwise the awaited future was cancelled, and not this task.
             return None if self.keeps_back(error.args[0] if error.args else None) else error
         return error
 
@@ -206,7 +206,7 @@ class Hold:
         return sys.version_info >= (3, 11) and self._task.cancelling() <= self._before
 
     def begun(self) -> bool:
-        """The response begins to leave. Returns whether it should not, since the request is cancelled."""
+        """Note that the response begins to leave. Returns true if it must not, since the request is cancelled."""
         self._begun = True
         if self._attempt.threads is not None:
             self._patience = Patience(self._attempt.threads)

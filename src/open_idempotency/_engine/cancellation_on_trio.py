@@ -1,4 +1,4 @@
-"""Holds the cancellation of a request back on trio; see ``holding``. Imported when a trio task first asks for it."""
+"""Holds the cancellation of a request back on trio; see ``cancellation``. Imported when a trio task first needs it."""
 
 from __future__ import annotations
 

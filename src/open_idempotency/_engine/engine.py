@@ -100,7 +100,7 @@ class _Count:
             self._number -= 1
 
 
-# A request that waits on a thread keeps it from other requests, and no performer knows how many threads there are.
+# A request that waits in a thread occupies it, and no performer knows how many threads its server has.
 _SLOTS_ON_THREADS = 2
 
 
@@ -129,7 +129,7 @@ _NOBODY = _Nobody()
 
 
 def _at_once(keeper: Keeper, slots: Slots) -> dict[type[Command[Any]], Callable[[Any], Any]]:
-    """What carries the commands out that need no waiting, the same for both performers."""
+    """The function that carries out each kind of command that needs no waiting; the same for both performers."""
     return {
         KeepAlive: keeper.keep,
         RecordLater: keeper.record,
@@ -141,7 +141,7 @@ def _at_once(keeper: Keeper, slots: Slots) -> dict[type[Command[Any]], Callable[
 
 
 def _meant(command: Command[Any], error: BaseException) -> BaseException:
-    """What an error of an unguarded verb means: a local failure is ``BackendUnavailable`` (B-10a)."""
+    """The error to raise for an error of an unguarded verb: a local failure is ``BackendUnavailable`` (B-10a)."""
     if isinstance(command, Claim | Complete) and isinstance(error, KINDS):
         return translated(error)
     return error
@@ -154,12 +154,12 @@ _call = methodcaller("function")
 def _handlers(
     backend: Backend | AsyncBackend, at_once: Handlers, look: Callable[[Look], Any] | None
 ) -> dict[type[Command[Any]], Callable[[Any], Any]]:
-    """What carries the commands out, but for ``Sleep``: the same verbs for both performers, which wait in their way."""
+    """The function that carries out each kind of command, except ``Sleep``; the same for both performers."""
     handlers: dict[type[Command[Any]], Callable[[Any], Any]] = {
         **at_once,
         Reserve: backend.reserve,
         Unreserve: backend.unreserve,
-        # The performer stands for the guards of these two.
+        # The performer itself does the work of the guards of these two.
         Claim: unguarded(backend.claim),
         Renew: backend.renew,
         SaveStage: backend.save_stage,
@@ -178,7 +178,7 @@ def _handlers(
 class Performer(Driver):
     """Carries out commands on a sync ``Backend``. ``keeper``: the heartbeat on the same backend.
 
-    ``look``: what looks for a response in a ledger.
+    ``look``: searches a ledger for a response.
     """
 
     def __init__(
@@ -190,9 +190,9 @@ class Performer(Driver):
         super().__init__({**handlers, Sleep: lambda command: time.sleep(command.seconds)}, clocks)
 
     def for_coroutines(self) -> AsyncPerformer:
-        """One for coroutines in sync code: they live on short-lived event loops, so they reach the backend by threads.
+        """A performer for coroutines in sync code, with the same backend and the same heartbeat.
 
-        It has the same backend and the same heartbeat.
+        Such coroutines live on short-lived event loops, so they reach the backend through threads.
         """
         return AsyncPerformer(ThreadedBackend(self.backend), self._keeper, alook)
 
@@ -344,7 +344,7 @@ new_owner: Callable[[], bytes] = partial(os.urandom, 16)
 
 
 class Performers(Protocol):
-    """What carries out stages, sync and async: the adapter's engine."""
+    """The performers that carry out stages, sync and async. The adapter's engine is one."""
 
     @property
     def sync(self) -> Performer:
@@ -382,18 +382,18 @@ def here() -> Running:
 # has made from a URL. A backend that the application has made is the application's to close. Closing is harmless at any
 # time, since a backend and a heartbeat begin anew when they are used again.
 
-#: seconds for which what is still being recorded is waited for
+#: seconds to wait at a close for responses that are still being recorded
 PATIENCE = 5.0
-#: the same at the interpreter's exit, which has drained before
+#: the same at the interpreter's exit, where ``drain`` has run before
 _AT_EXIT = 1.0
 
 _logger = logging.getLogger("open_idempotency")
-#: what runs at exit, inherited by forks
+#: the function that is registered at exit; forks inherit the registration
 _registered: list[object] = []
 
 
 class Opened:
-    """What one engine has opened. It does not refer to the engine, so that it can outlive it.
+    """The resources that one engine has opened. This object does not refer to the engine, so it can outlive it.
 
     ``own``: the backend that the engine has made; None where the application has made it.
     """
@@ -441,7 +441,7 @@ _at_exit: weakref.WeakSet[Opened] = weakref.WeakSet()
 
 def _close_at_exit(opened: Opened) -> None:
     if not _registered:
-        # Once, and before any heartbeat runs, so that this comes behind the pass that gives leases up (L-06).
+        # Registered once, before any heartbeat runs: so at exit the leases are given up first (L-06).
         _registered.append(atexit.register(_close_all))
     _at_exit.add(opened)
 
@@ -490,21 +490,21 @@ class Covering(Protocol):
 
 
 class Protected(NamedTuple):
-    """What protects an application: its engine, and the routes that are covered, where they are known."""
+    """The protection of an application: its engine, and the covered routes, if they are known."""
 
     engine: Engine
     covering: Covering | None
 
 
-#: of adapters whose application is no layer around another one: what protects an object of theirs, or None
+#: functions of adapters that wrap no application: each returns what protects a given object, or None
 finders: list[Callable[[object], Protected | None]] = []
 
 
 def protected_in(application: object) -> list[Protected]:
-    """What protects an application, the outermost first; opens and calls nothing.
+    """Find what protects an application, the outermost first. Opens and calls nothing.
 
-    An application whose layers are not built yet, such as Starlette's before its first request, has them built once
-    more, for this look alone.
+    If the layers of an application are not built yet, as those of Starlette before the first request, they are built
+    only for this call.
     """
     found: list[Protected] = []
     for each in _layers(application, set(), _DEEPEST):

@@ -57,7 +57,7 @@ _ADVICE: dict[type[events.Event], str] = {
         "say what each reason means"
     ),
     events.NotRenewable: (
-        "no thread can be started that renews leases, so the request was refused (503), its claim is given back and "
+        "no thread can be started that renews leases, so the request was refused (503), its claim was released and "
         "nothing ran; raise the limit on processes and threads (docker --pids-limit, podPidsLimit of Kubernetes, "
         "ulimit -u, TasksMax of systemd) or the memory, or start fewer threads; the next request tries again"
     ),
@@ -92,9 +92,9 @@ _ADVICE: dict[type[events.Event], str] = {
         "or set required=True, which refuses such a request with 400"
     ),
     events.NameShared: (
-        "the key of this request is held by one that came to another host, as where two services keep their keys under "
-        "one name; if one of them passes its callers' keys on to the other, that one sends 409 or 422 on every try: "
-        'set application="..." to a name of its own in each. If it is one service with several hosts, nothing is wrong'
+        "a request to another host holds the key of this request, so two services may store their keys under one "
+        "name; if one of them passes its callers' keys on to the other, the other sends 409 or 422 on every try: set "
+        'application="..." to a different name in each. If it is one service with several hosts, nothing is wrong'
     ),
     events.ReplayedWithoutCredentials: (
         "the first client was given credentials (a cookie, a token) that are not stored, and this one got the same "
@@ -114,7 +114,7 @@ _ADVICE: dict[type[events.Event], str] = {
 }
 
 
-# Enough that no two problems of a service have one, and short enough to be read out on the telephone.
+# Long enough that no two problems of a service share one, and short enough to be read out on the telephone.
 _REFERENCE_BYTES = 8
 
 
@@ -135,7 +135,7 @@ def report(command: Emit) -> None:
 
 
 def _take_trace(command: Emit, telemetry: events.Telemetry) -> None:
-    """Read the trace that a request runs in. An attempt keeps the one that it was claimed in, for its response."""
+    """Read the trace in which a request runs. An attempt keeps the trace of its claim, for its response."""
     try:
         trace = telemetry.traceparent()
         if not is_traceparent(trace):
@@ -199,7 +199,7 @@ class Courier:
     """Carries the events of one heartbeat, in order."""
 
     def __init__(self) -> None:
-        #: how many events no listener was called with, since it did not return in time
+        #: how many events were logged only, since a listener did not return in time
         self.dropped = 0
         self._waiting: deque[Emit] = deque()
         self._lock = threading.Lock()
@@ -218,14 +218,14 @@ class Courier:
                 self.dropped += 1
         if not fits and self.dropped == 1:
             _logger.error(
-                "on_event does not return, and %d events wait for it; let it return quickly; it is not called with "
-                "further events, which are logged and counted",
+                "on_event does not return, and %d events wait for it; make it return quickly; further events are "
+                "logged and counted, and not passed to it",
                 MOST_WAITING,
             )
         self.go()
 
     def go(self) -> bool:
-        """Start the thread where there is something to do; whether there is one, or none is needed."""
+        """Start the thread if there is something to do. False if it cannot be started now."""
         with self._lock:
             if self._running or not self._waiting:
                 return True
@@ -238,10 +238,10 @@ class Courier:
         return True
 
     def flush(self, seconds: float) -> None:
-        """Wait until listeners have been called with all that was reported, for so long at most."""
+        """Wait until listeners have been called with all reported events, for ``seconds`` at most."""
         if not self.go():
             self._running = True
-            self._run()  # the interpreter is on its way out, where Python starts no thread
+            self._run()  # at the interpreter's exit Python starts no thread
             return
         deadline = time.monotonic() + seconds
         while self._running and time.monotonic() < deadline:

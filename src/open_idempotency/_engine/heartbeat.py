@@ -2,12 +2,12 @@
 
 It is a thread so that a blocked event loop does not starve it. A lease is renewed once a third of it has passed, so a
 handler that is faster costs no call. Nothing here decides who owns a record: the backend says so, and an attempt that
-lost its lease is marked for its next stage to notice. It knows every running lease, so it also gives them up when the
-process has to end (``drain``), reports handlers that hang (L-12), and records what the backend did not take while the
-client was waiting (L-08).
+lost its lease is marked for its next stage to notice. The heartbeat knows every running lease. So it also gives them up
+when the process has to end (``drain``), reports handlers that hang (L-12), and goes on with recordings that failed
+while the client waited (L-08).
 
-Each claim relies on the thread. If it cannot be started, the claim is not handed out (L-11). No error ends it. If it
-has died all the same, the next claim starts it again.
+Each claim relies on the thread. If it cannot be started, the claim is not handed out (L-11). No error ends the thread.
+If it has died all the same, the next claim starts another one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _UNTIL_WOKEN = _NEVER = inf
 _SETTLING_LOOK = 0.005
 #: a handler that runs for so many leases probably hangs; then each quarter of ``max_run``
 _LEASES_OF_A_HANG = 4
-#: seconds after an error that should not have been
+#: seconds to pause after an unexpected error
 _PAUSE = 0.5
 #: seconds for which the end of a process waits for listeners
 _LISTENING = 1.0
@@ -61,16 +61,16 @@ class _Watched:
         self.began = now
         self.attempt = attempt
         self.lease = lease
-        # The lease has lasted since its claim was asked for, and the reply may have been read long after that.
+        # The lease counts from the moment at which its claim was sent. The reply may have been read long after that.
         self.due = min(now, attempt.sure_until - lease.duration) + lease.duration / BEATS_A_LEASE
-        #: from when on it may be renewed where a call has room for it; the first time never before it is due
+        #: when it may be renewed ahead of time if a call has room for it; the first renewal is never early
         self.early = _NEVER
         self.until = now + attempt.policy.max_run
         #: when it is reported as hanging; the first of ``_next_mark``
         self.mark = now + min(lease.duration * _LEASES_OF_A_HANG, attempt.policy.max_run / 4)
 
     def renewed(self, now: float) -> None:
-        """The backend has replied for it."""
+        """Note that the backend has replied about it, and when its next renewal is due."""
         self.due = now + self.lease.duration / BEATS_A_LEASE
         self.early = self.due - self.lease.duration / LOOKS_A_LEASE
 
@@ -142,7 +142,7 @@ class _Beats:
 
     def drain(self, order: Pass) -> None:
         self._orders.put(order)
-        # Looked at behind the put, and set before the thread takes the last orders: so one of the two ends this one.
+        # The thread sets this before it takes the last orders; here it is read after the put. So one of both ends it.
         if self._gone:
             order.end()
 
@@ -190,7 +190,7 @@ class _Beats:
         finally:
             self._gone = True
             dismiss(self)
-            if self._closed:  # what still runs is forgotten by the heartbeat that comes next
+            if self._closed:  # attempts that still run are forgotten by the next heartbeat
                 self._watched.clear()
             while not self._orders.empty():
                 order = self._orders.get()
@@ -198,11 +198,11 @@ class _Beats:
                     order.end()
 
     def _go_on(self) -> None:
-        # Closed, it ends what it has to record.
+        # A closed heartbeat still finishes its recordings.
         while not self._closed or len(self._recordings):
             try:
                 self._turn()
-            except BaseException:  # whatever it was, the other leases still need their beats
+            except BaseException:  # whatever it was, the other leases still have to be renewed
                 with suppress(Exception):
                     _logger.exception("the thread that renews leases met an error, and goes on")
                 time.sleep(_PAUSE)
@@ -233,7 +233,7 @@ class _Beats:
                 return
 
     def _due(self, now: float) -> list[_Watched]:
-        """The leases to renew: those that are due, and those that are nearly due as far as the last call has room."""
+        """The leases to renew: all that are due, and as many that are nearly due as the last call has room for."""
         watched = list(self._watched.values())
         due = [entry for entry in watched if entry.due <= now]
         room = -len(due) % BATCH
@@ -253,7 +253,7 @@ class _Beats:
             return None
 
     def _next_look(self) -> float:
-        """Seconds until then; infinite after a while with nothing to do."""
+        """Seconds until the next look; infinite after a while with nothing to do."""
         # Until the new time is known, each new attempt wakes the thread, so none is missed in between.
         before, self._look = self._look, _UNTIL_WOKEN
         durations = [entry.lease.duration for entry in list(self._watched.values())]
@@ -274,7 +274,7 @@ class _Beats:
 
     def _end_passes(self) -> None:
         """End the passes that have nothing left to wait for, or no time left."""
-        # What is being recorded, by its handler or here: a process that ended now would cut that off.
+        # A pass waits for responses that are being recorded: the end of the process would cut that off.
         settling = any(entry.attempt.phase is Phase.ENDED for entry in list(self._watched.values()))
         for order in list(self._passes):
             if order.over or not settling:
@@ -283,21 +283,21 @@ class _Beats:
                 order.end()
 
     def _beat(self, due: list[_Watched], now: float) -> bool:
-        """Renew these leases. False if the backend is away: further calls would fail too."""
+        """Renew these leases. False if the backend is down: further calls would fail too."""
         running = [entry for entry in due if self._may_renew(entry, now)]
         if not running:
             return True
         try:
             replies = self._backend.renew(Renew([entry.lease for entry in running]))
             replied = list(zip(running, replies, strict=True))
-        except Exception as error:  # whatever a backend raises, the other leases still need their beats
+        except Exception as error:  # whatever a backend raises, the other leases still have to be renewed
             self._missed(running, error)
             return not isinstance(error, BackendUnavailable)
         self._heed(replied, now)
         return True
 
     def _may_renew(self, entry: _Watched, now: float) -> bool:
-        """A handler over ``max_run`` is not kept alive: it may be deadlocked (L-01)."""
+        """Whether the lease may be renewed. After ``max_run`` it may not: the handler may be deadlocked (L-01)."""
         if now < entry.until and not entry.attempt.lost:
             return True
         self.forget(entry.lease)
@@ -319,7 +319,7 @@ class _Beats:
         self._courier.report(Emit(event, entry.attempt.policy.on_event, entry.attempt))
 
     def _missed(self, running: list[_Watched], error: Exception) -> None:
-        """The backend did not reply: the next look tries again, and the lease may outlast the failure."""
+        """Report that the backend did not reply. The next look tries again, and the lease may outlast the failure."""
         entry = running[0]
         failed = events.BackendFailed.of(events.short(entry.lease.record_id), "renew", error)
         self._courier.report(Emit(failed, entry.attempt.policy.on_event, entry.attempt))

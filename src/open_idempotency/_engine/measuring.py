@@ -1,4 +1,4 @@
-"""What telemetry puts around the backend and the heartbeat of an engine. Imported only where telemetry is on.
+"""Wrappers with which telemetry measures the backend and the heartbeat of an engine. Imported only if it is on.
 
 Each verb of the backend is timed, whoever calls it: a request, the heartbeat, or a recording in the background.
 ``wait`` is not timed, since it takes as long as a duplicate is to wait. The dictionary in which the heartbeat has the
@@ -29,7 +29,7 @@ _logger = logging.getLogger("open_idempotency")
 
 
 class Measured(NamedTuple):
-    """The backends of an engine that is measured, and what makes the dictionary of its running attempts."""
+    """The measured backends of an engine, and the function that makes the dictionary of its running attempts."""
 
     sync: Backend
     aio: AsyncBackend
@@ -37,12 +37,12 @@ class Measured(NamedTuple):
 
 
 def measure(sync: Backend, aio: AsyncBackend, telemetry: Telemetry) -> Measured:
-    """Put what measures around the backends of an engine. The backends themselves stay as they are."""
+    """Wrap the backends of an engine, to measure them. The backends themselves are not changed."""
     return Measured(_around(sync, telemetry), _around(aio, telemetry), partial(LiveAttempts[Any], telemetry))
 
 
 class _Timed:
-    """A backend whose verbs are timed. All else is the backend's own."""
+    """A backend whose verbs are timed. All other attributes are those of the wrapped backend."""
 
     def __init__(self, backend: object) -> None:
         self._backend = backend
@@ -96,7 +96,7 @@ def _report(telemetry: Telemetry, verb: str, seconds: float) -> None:
 
 
 class LiveAttempts(dict[bytes, T]):
-    """The attempts that one process watches, which reports to telemetry each that comes or goes.
+    """The attempts that one process watches. It reports to telemetry when one is added or removed.
 
     An attempt may be forgotten by the garbage collector, in the middle of another call.
     """

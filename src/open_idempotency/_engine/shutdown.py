@@ -1,18 +1,18 @@
 """Work that outlives a response or its client, and how it ends when the process has to end.
 
 A stream whose client has left may go on for ``stream_grace`` seconds; the rule is the same for all adapters (L-05a). If
-it ends by then, its response is stored. If it does not, or if it outgrows ``max_response_bytes``, it is closed and its
-attempt fails, with its stages still stored.
+it ends by then, its response is stored. A stream that does not, or that outgrows ``max_response_bytes``, is closed. Its
+attempt fails, and the stages stay.
 
 A recording that fails is tried again in the background, after the client has its response (L-08). Each recording is a
 generator of the core, which says what to do and how long to pause. Recordings take turns in the heartbeat's thread.
-Before each one the due leases are renewed, and while the backend is away the others wait for the next round. So no
+Before each one the due leases are renewed, and while the backend is down the others wait for the next round. So no
 number of recordings delays a renewal by more than one call.
 
-When the process has to end, requests that are still running are settled, or given up at once (L-06). Everything here is
-of one process: the requests on their way through an adapter, and the heartbeats, each of which knows its running leases
-and gives them up in its own thread. So ``drain`` takes no lock that its caller could hold, and may be called from any
-thread, at the interpreter's exit, and in a signal handler.
+When the process has to end, requests that are still running are settled, or given up at once (L-06). All state here is
+of one process: the requests on their way through an adapter, and the heartbeats. Each heartbeat gives up its running
+leases in its own thread. So ``drain`` takes no lock that its caller could hold, and may be called from any thread, at
+the interpreter's exit, and in a signal handler.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Grace:
         return self.left <= 0.0
 
     def error(self) -> GeneratorExit:
-        """What its attempt fails with."""
+        """The error with which its attempt fails."""
         if self.capture.outgrown:
             return GeneratorExit("the client left, and the stream is longer than what is stored (max_response_bytes)")
         return GeneratorExit(f"the client left, and the stream did not end within {self.seconds:g} s (stream_grace)")
@@ -104,7 +104,7 @@ class Recordings:
     def __init__(self, backend: Backend, report: Callable[[Emit], None], ended: Callable[[bytes], None]) -> None:
         #: by the lease's owner; changed here only
         self.pending: dict[bytes, _Recording] = {}
-        # While the backend is away, how long it is left alone, and until when on the monotonic clock.
+        # While the backend is down: seconds between two tries, and the time of the next one on the monotonic clock.
         self._pause = FIRST_PAUSE
         self._left_alone = 0.0
         self._ended = ended
@@ -130,7 +130,7 @@ class Recordings:
         self.pending[owner] = _Recording(command)
 
     def lost(self) -> list[Emit]:
-        """What to report of those that the end of the process cuts off."""
+        """The events to report for recordings that the end of the process cuts off."""
         commands = [each.command for each in list(self.pending.values())]
         return [
             Emit(each.lost, each.attempt.policy.on_event, each.attempt) for each in commands if each.lost is not None
@@ -148,7 +148,7 @@ class Recordings:
         return max(self._left_alone, min((each.wake for each in list(self.pending.values())), default=inf))
 
     def go_on(self, before_each: Callable[[], object]) -> None:
-        """Carry out what is due, until the backend turns out to be away."""
+        """Carry out the recordings that are due, until the backend turns out to be down."""
         now = clocks.elapsed()
         if now < self._left_alone:
             return
@@ -156,14 +156,14 @@ class Recordings:
         for owner, recording in due:
             before_each()
             if not self._advance(owner, recording):
-                # This one pauses, so in the next round the others come before it.
+                # This recording pauses, so in the next round the others come before it.
                 self._left_alone = clocks.elapsed() + self._pause
                 self._pause = min(self._pause * 2, LONGEST_PAUSE)
                 return
             self._pause = FIRST_PAUSE
 
     def _advance(self, owner: bytes, recording: _Recording) -> bool:
-        """Let one go on up to its next pause, or its end; false where the backend was away."""
+        """Let a recording go on up to its next pause or its end. Returns false if the backend was down."""
         away = False
         try:
             command = next(recording.steps)
@@ -173,7 +173,7 @@ class Recordings:
                 except Exception as error:
                     away = away or isinstance(error, BackendUnavailable)
                     command = recording.steps.throw(error)
-                except BaseException as error:  # whoever wants to end the thread does not end the recording
+                except BaseException as error:  # an error that is meant to end the thread does not end the recording
                     away = True
                     command = recording.steps.throw(BackendUnavailable(f"interrupted by {type(error).__name__}"))
                 else:
@@ -203,7 +203,7 @@ _LOOK = 0.01
 class Pass:
     """One pass over the leases of one heartbeat: how long it may take, and how many were given up.
 
-    ``sparing``: what runs in a thread keeps its lease, since the process, and so the thread, may go on for a while.
+    ``sparing``: a handler that runs in a thread keeps its lease, since the process and the thread may go on for a time.
     """
 
     __slots__ = ("_done", "deadline", "released", "sparing")
@@ -239,7 +239,7 @@ class Pass:
         self._done.set()
 
     def wait(self) -> int:
-        """How many were given up when it ended, or when its time was up."""
+        """Wait until the pass has ended or its time is up. Returns how many leases were given up."""
         self._done.wait(self.left)
         return self.released
 
@@ -271,7 +271,7 @@ def dismiss(leases: Leases) -> None:
 
 
 def drain(timeout: float = PATIENCE) -> int:
-    """Give up every request that runs in this process, so that its retry elsewhere need not wait for its lease.
+    """Give up all requests that run in this process, so that retries in other processes need not wait for leases.
 
     For a process that ends before its handlers can, and only then: a handler that goes on after this has lost its
     lease. Its next stage raises ``LeaseLost`` and its response becomes a 409, but what it does between two stages may
@@ -296,7 +296,7 @@ def _drain(timeout: float, *, sparing: bool) -> int:
 
 
 def give_up(attempt: Attempt, backend: Backend, report: Callable[[Emit], None]) -> bool:
-    """End an attempt in the middle; whether that is on record. The handler learns of it at its next stage (S-07)."""
+    """End an attempt while it runs. Returns whether that is on record. The handler's next stage notices it (S-07)."""
     lease = attempt.lease
     assert lease is not None
     attempt.lose()
@@ -341,12 +341,12 @@ class Protected(Protocol):
 
     @property
     def attempt(self) -> Attempt | None:
-        """What it runs; None while it is being admitted."""
+        """The attempt that it runs; None while it is being admitted."""
         ...
 
 
-#: the requests on their way in this process; each is in this set until what became of it is on record. Any thread may
-#: add and discard, since sets are changed atomically
+#: the requests that this process handles now; each is in this set until its end is on record. Any thread may add and
+#: discard, since sets are changed atomically
 requests: PerProcess[set[Protected]] = PerProcess(set)
 
 
@@ -358,10 +358,10 @@ def enter(request: Protected) -> set[Protected]:
 
 
 async def settle() -> None:
-    """At a server's shutdown: wait until what it has cancelled is on record, and give up what took no cancellation.
+    """At a server's shutdown: wait until cancelled requests are on record, and give up requests that did not end.
 
-    Some servers cancel the requests that did not end in time, run the application's shutdown, and are gone a moment
-    later. Bounded, since some handlers take no cancellation.
+    Some servers cancel the requests that did not end in time, run the application's shutdown, and exit a moment later.
+    The wait is bounded, since some handlers ignore a cancellation.
 
     A handler that runs in a thread is waited for, and never given up: the process may not end before that thread does,
     so a retry would run beside it (L-09). Its lease is renewed as long as the process lives, and then ends by itself.
@@ -374,7 +374,7 @@ async def settle() -> None:
 async def _wait(seconds: float) -> None:
     """Return when no request is left that may still have to be recorded, or after ``seconds``."""
     deadline = time.monotonic() + seconds
-    await loops.sleep(_LOOK)  # what was cancelled a moment ago learns of it
+    await loops.sleep(_LOOK)  # so that tasks that were just cancelled can run
     while _unsettled() and time.monotonic() < deadline:
         await loops.sleep(_LOOK)
 

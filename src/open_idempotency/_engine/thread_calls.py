@@ -2,11 +2,11 @@
 
 This is the one module that knows how other libraries call threads; its wrappers do nothing outside of a running request
 with a key. Starlette and FastAPI run ``def`` endpoints, ``def`` dependencies and ``run_in_threadpool`` by
-``anyio.to_thread.run_sync``, as other frameworks do. It asks ``get_async_backend`` of its own module for the pool, and
-that name gets the wrapper, so it does not matter who has imported ``run_sync``. Django's is ``SyncToAsync.__call__`` of
-asgiref. a2wsgi runs WSGI applications by ``WSGIResponder.wsgi``, which is in the thread already.
+``anyio.to_thread.run_sync``, as other frameworks do. That function gets the pool from ``get_async_backend`` of its own
+module. The wrapper replaces that name, so it also works for code that has imported ``run_sync``. Django calls
+``SyncToAsync.__call__`` of asgiref. a2wsgi runs WSGI applications by ``WSGIResponder.wsgi``, in the thread itself.
 
-Where anyio has another shape ``run_sync`` itself is wrapped. Where nothing of what is needed is found one warning is
+If anyio has another structure, ``run_sync`` itself is wrapped. If none of these functions is found, one warning is
 logged, and requests are cancelled as if they had no threads.
 """
 
@@ -40,7 +40,7 @@ _logger = logging.getLogger("open_idempotency")
 class ThreadCalls:
     """The thread calls of one request. ``touched`` is called on the event loop when one begins, and when it has ended.
 
-    After ``max_run`` seconds they count no more: the lease is renewed no longer, so a thread may be deadlocked.
+    After ``max_run`` seconds they no longer count: the lease is no longer renewed, since a thread may be deadlocked.
     """
 
     __slots__ = ("_until", "ended", "left", "live", "touched")
@@ -64,11 +64,11 @@ class ThreadCalls:
         return not self.left.isdisjoint(list(self.live)) and time.monotonic() < self._until
 
     def ran_within(self, seconds: float) -> bool:
-        """Whether one of them runs, or has ended so many seconds ago at most."""
+        """Whether one of them runs, or has ended at most ``seconds`` ago."""
         return self.running or time.monotonic() < self.ended + seconds
 
     async def run(self, pool: Callable[..., Any], function: Callable[..., Any], *rest: Any, **options: Any) -> Any:
-        """Have the pool carry out a function, which is known to run until it has ended."""
+        """Let the pool run a function. The function counts as running until it has ended."""
         call = _Call(self, function)
         self._touch()
         try:
@@ -107,7 +107,7 @@ class _Call:
             calls.live.discard(self)
 
     def leave(self) -> None:
-        """Nobody awaits it any more: it does not begin, or runs on unseen."""
+        """Note that no task awaits it any more. It does not begin, or its thread goes on."""
         if not self._take() and self in self._calls.live:
             self._calls.left.add(self)
 
@@ -122,7 +122,7 @@ class _Call:
 class Patience:
     """How long a response is waited for after its thread has ended.
 
-    Counted in looks, since an event loop that is held up, or a process that stands still, makes no response either.
+    Counted in looks, not in seconds: while the event loop or the process stands still, no response can be made.
     """
 
     __slots__ = ("_left", "_threads")
@@ -132,7 +132,7 @@ class Patience:
         self._left = LOOKS
 
     def lasts(self, *, begun: bool = False) -> bool:
-        """To be asked every ``LOOK`` seconds. ``begun``: the response has begun to leave, so no thread renews it."""
+        """Whether to go on waiting; call it every ``LOOK`` seconds. ``begun``: the response has begun to leave."""
         self._left = self._left - 1 if begun or not self._threads.running else LOOKS
         return self._left > 0
 
@@ -150,7 +150,7 @@ class InView:
 
 
 def calls_here() -> ThreadCalls | None:
-    """The thread calls of the request that is running in this context; None without one, without a key, or after."""
+    """The thread calls of the request that runs in this context; None if no request with a key runs here."""
     found = running.get()
     if found is None or found[0].lease is None or found[0].phase is Phase.ENDED:
         return None
@@ -226,7 +226,7 @@ def _hook_a2wsgi(module: ModuleType) -> bool:
     return True
 
 
-#: what is not hooked yet, by the module that has to be there first
+#: the hooks that are not installed yet, each by the module that has to be imported first
 pending: dict[str, Callable[[ModuleType], bool]] = {
     "anyio.to_thread": _hook_anyio,
     "asgiref.sync": _hook_asgiref,

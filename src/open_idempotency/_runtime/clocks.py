@@ -1,4 +1,4 @@
-"""A clock that only grows, and goes on while the machine sleeps: what a lease is measured with.
+"""The clock that measures leases: it only grows, and it goes on while the machine sleeps.
 
 The wall clock can be put back. The monotonic clock stands still while a Linux or macOS machine sleeps, and then shows a
 lease as valid that ended long ago; a stage would begin beside the attempt that has taken it over.
@@ -12,7 +12,7 @@ from functools import partial
 
 
 def _counting() -> Callable[[], float]:
-    # Linux counts sleep here; of macOS's clocks CLOCK_MONOTONIC does, unlike time.monotonic(); Windows's does anyway.
+    # These clocks count sleep: CLOCK_BOOTTIME on Linux, CLOCK_MONOTONIC on macOS, time.monotonic() on Windows.
     for name in ("CLOCK_BOOTTIME", "CLOCK_MONOTONIC"):
         number = getattr(time, name, None)
         if number is not None:

@@ -1,4 +1,4 @@
-"""What differs between asyncio and trio: which one runs, threads, sleeping, and cleanup under cancellation.
+"""The differences between asyncio and trio: which one runs, threads, sleeping, and cleanup under cancellation.
 
 Neither library is imported here: each has a module of its own, loaded when a task of that library first asks.
 Nothing here knows of backends or commands.
@@ -15,18 +15,18 @@ Library = Literal["asyncio", "trio"]
 
 
 class Signal(Protocol):
-    """Wakes one waiting task; used once."""
+    """Wakes one waiting task. Each object is used once."""
 
     def set(self) -> None:
-        """Wake it, now or when it comes to wait. From any thread; not an error after its loop has ended."""
+        """Wake the task, now or when it begins to wait. From any thread; no error if its loop has ended."""
 
     async def wait(self, seconds: float) -> bool:
-        """Wait for ``set``, for ``seconds`` at most; whether it came."""
+        """Wait for ``set``, for ``seconds`` at most. Returns whether it was called."""
         ...
 
 
 class Implementation(Protocol):
-    """What ``on_asyncio`` and ``on_trio`` have in common; the functions below say what each one promises."""
+    """The common interface of ``on_asyncio`` and ``on_trio``. The functions of this module document it."""
 
     @property
     def Signal(self) -> Callable[[], Signal]: ...  # noqa: N802 (a class)
@@ -41,18 +41,18 @@ class Implementation(Protocol):
 
 
 def current_library() -> Library | None:
-    """The event loop library whose task calls; None outside of any."""
-    # Asked first: in trio's guest mode an asyncio loop runs as well.
+    """The library of the calling task: asyncio or trio; None outside a task of either."""
+    # Trio is checked first: in its guest mode an asyncio loop runs as well.
     if on_trio():
         return "trio"
-    # A loop runs only where asyncio was imported. The private name is the documented-fast one: get_running_loop
-    # without the exception outside of a loop.
+    # A loop runs only if asyncio was imported. The private function is get_running_loop without the exception outside a
+    # loop, which makes it faster.
     running_loop = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
     return "asyncio" if running_loop is not None and running_loop() is not None else None
 
 
 def on_trio() -> bool:
-    """Whether a task of trio's calls; the cheaper question for what awaits asyncio as a matter of course."""
+    """Whether a trio task calls. Cheaper than ``current_library``, for code that takes asyncio as its default."""
     trio = sys.modules.get("trio")
     return trio is not None and hasattr(trio, "lowlevel") and bool(trio.lowlevel.in_trio_task())
 
@@ -78,15 +78,15 @@ async def in_thread(function: Callable[..., T], /, *args: Any) -> T:
 async def shielded(make_awaitable: Callable[[], Awaitable[T]], seconds: float) -> T:
     """Carry out a cleanup to its end even while the calling task is being cancelled.
 
-    For use while an error is on its way out, and raised on afterwards: a cancellation that arrives meanwhile adds
-    nothing to that error. To deliver it once more would hit whatever runs behind the scope that was cancelled.
-    Raises ``TimeoutError`` after ``seconds``; the cleanup itself is cancelled then.
+    Use it while an error is handled that is raised again afterwards. A cancellation that arrives meanwhile is dropped:
+    delivered later, it would hit code after the scope that was cancelled. Raises ``TimeoutError`` after ``seconds``;
+    then the cleanup itself is cancelled.
     """
     return await _implementation().shielded(make_awaitable, seconds)
 
 
 def spawn(make_awaitable: Callable[[], Awaitable[None]]) -> Callable[[], object]:
-    """Begin something beside the calling task; what ends it early. It must not raise."""
+    """Run an awaitable, which must not raise, beside the calling task. Returns the function that ends it early."""
     return _implementation().spawn(make_awaitable)
 
 

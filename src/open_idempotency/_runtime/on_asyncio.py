@@ -21,7 +21,7 @@ _THREADS = min(32, (os.cpu_count() or 1) + 4)
 _executors = PerProcess(lambda: ThreadPoolExecutor(_THREADS, thread_name_prefix="open-idempotency"))
 #: how often ``within`` looks
 _LOOKS = 8
-# Tasks, held here as loops hold them weakly.
+# References to tasks, since loops hold tasks weakly.
 _held: set[asyncio.Future[Any]] = set()
 
 
@@ -71,8 +71,8 @@ def _submitted(function: Callable[..., T], args: tuple[Any, ...]) -> Future[T]:
     try:
         _executors.get().submit(_make, future, function, args)
     except RuntimeError:
-        # It has no thread for the call and keeps it, to make it when it has one: that would be a call that nobody
-        # waits for, such as a late claim. So it is taken back, unless a thread has begun it.
+        # The executor has no thread for the call, but has queued it and would make it later. No caller would wait for
+        # that call, such as a late claim. So it is cancelled, unless a thread has begun it.
         if not future.cancel():
             return future
     except BaseException:
@@ -112,10 +112,10 @@ async def shielded(make_awaitable: Callable[[], Awaitable[T]], seconds: float) -
 
 
 async def within(awaitable: Awaitable[T], seconds: float) -> T:
-    """What an awaitable returns or raises; it is cancelled after ``seconds``, which is a ``TimeoutError``.
+    """Await for at most ``seconds``, then cancel the awaitable and raise ``TimeoutError``.
 
-    Only time in which the loop runs counts: a pause between two looks counts as one of them. After a pause what has
-    arrived meanwhile is not read yet, so a clock would end a wait that is over.
+    Only time in which the loop runs counts: a pause of any length between two looks counts as one look. After a pause,
+    data that arrived meanwhile is not read yet, so a clock would end a wait for data that is already there.
     """
     task = asyncio.ensure_future(awaitable)
     try:
@@ -142,7 +142,7 @@ def spawn(make_awaitable: Callable[[], Awaitable[None]]) -> Callable[[], object]
 
 
 async def _wait_out(future: asyncio.Future[Any], deadline: float | None) -> asyncio.CancelledError | None:
-    """Wait for a future although the task is cancelled, even repeatedly; the last cancellation, if any."""
+    """Wait for a future even if the task is cancelled, also repeatedly. Returns the last cancellation, if any."""
     cancelled: asyncio.CancelledError | None = None
     remaining: float | None = None
     while not future.done():

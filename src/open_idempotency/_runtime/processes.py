@@ -6,12 +6,12 @@ referenced, so that its finaliser does not run.
 
 Some failures of the process, its machine or its network count as failures of a backend: no thread could be started, no
 file descriptor or memory was left. The same call may succeed later. ``Backend`` and ``AsyncBackend`` turn such failures
-into ``BackendUnavailable`` at the edge of each verb, so that a completion is tried again and never lost to them. Any
-other error is a bug, and stays what it is.
+into ``BackendUnavailable`` at the edge of each verb, so that a completion is tried again and not lost. Any other error
+is a bug, and is not changed.
 
-No server says in a worker how many workers it has, and not every server is known here. So each process that looks for
-neighbours locks one byte of a file of its user, chosen by the address, for each address on which it listens. A byte
-that is locked already belongs to another worker. Such locks end with their process, and a fork does not inherit them.
+A worker cannot know how many workers its server has. So each process that looks for neighbours locks bytes of a file
+that belongs to its user: one byte, chosen by the address, for each address on which it listens. A byte that is locked
+already belongs to another worker. Such locks end with their process, and a fork does not inherit them.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ T = TypeVar("T")
 class PerProcess(Generic[T]):
     """A value made on first use in each process by ``make``, which may run more than once in a race.
 
-    ``by_pid[os.getpid()]`` is what ``get`` returns, for where every request passes. The process is asked for each time,
-    since some servers fork without the hooks of ``os.register_at_fork``.
+    ``by_pid[os.getpid()]`` is the value that ``get`` returns, for code that every request runs. The pid is read each
+    time, since some servers fork without the hooks of ``os.register_at_fork``.
     """
 
     __slots__ = ("by_pid",)
@@ -50,11 +50,11 @@ class PerProcess(Generic[T]):
         self.by_pid = _Made(make)
 
     def get(self) -> T:
-        """This process's value; of two made at the same moment both callers get the first."""
+        """This process's value. If two callers make one at the same moment, both get the first."""
         return self.by_pid[os.getpid()]
 
     def pop(self) -> T | None:
-        """Take this process's value away, for closing it; None where there is none."""
+        """Remove this process's value and return it, to be closed; None if there is none."""
         return self.by_pid.pop(os.getpid(), None)
 
 
@@ -67,8 +67,7 @@ class _Made(dict[int, T]):
         return self.setdefault(pid, self._make())
 
 
-#: this process for people, ``host:pid``: the worker that operators look for. Made once for each process: a fork has
-#: another id
+#: this process as ``host:pid``, by which operators find the worker. Made once for each process: a fork has another pid
 names = PerProcess(lambda: f"{_socket.gethostname()}:{os.getpid()}")
 
 
@@ -77,7 +76,7 @@ def name() -> str:
     return names.get()
 
 
-# Seconds that pass between the server's own start of a request and ours, and that it takes to end a request early.
+# Seconds of margin: the server counts from an earlier start of the request, and ending a request takes time.
 _MARGIN = 2.0
 
 #: seconds after its beginning by which the response to a request has to leave; infinite where the server sets no limit
@@ -85,17 +84,17 @@ limit = inf
 
 
 def limit_requests(seconds: float) -> None:
-    """The server ends this process when a request takes longer than that."""
+    """Note that the server ends this process if a request takes longer than ``seconds``."""
     global limit
     limit = seconds - min(_MARGIN, seconds / 4)
 
 
 # Failures of this process that count as those of a backend
 
-#: what to catch, and then to ask ``is_local`` about
+#: the classes of errors to catch; ``is_local`` then decides
 KINDS = (OSError, MemoryError, RuntimeError)
 
-#: how the standard library says that no thread can be had; these errors have no class of their own
+#: texts of the standard library's errors for a thread that cannot be started; they have no class of their own
 _NO_THREAD = (
     "can't start new thread",
     "can't create new thread",
@@ -107,14 +106,14 @@ _NO_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 def is_local(error: BaseException) -> bool:
-    """Whether it is one of these failures."""
+    """Whether an error is a failure of this process, its machine or its network."""
     if isinstance(error, RuntimeError):
         return str(error).startswith(_NO_THREAD)
     return isinstance(error, (OSError, MemoryError))
 
 
 def translated(error: Exception) -> Exception:
-    """The error to raise: ``BackendUnavailable`` with this one as its cause; this one where it is no local failure."""
+    """The error to raise: ``BackendUnavailable``, with this one as its cause, for a local failure; else this one."""
     if not is_local(error):
         return error
     said = f"{type(error).__name__}: {first_line(error)}".removesuffix(": ")
@@ -134,7 +133,7 @@ def _hint(error: BaseException) -> str:
 
 
 def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """A sync verb whose local failures are ``BackendUnavailable``."""
+    """Wrap a sync verb, so that its local failures become ``BackendUnavailable``."""
 
     @wraps(verb)
     def guard(*arguments: Any, **keywords: Any) -> Any:
@@ -147,7 +146,7 @@ def guarded(verb: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def guarded_async(verb: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """The same for one that is awaited."""
+    """Wrap an async verb like ``guarded``."""
 
     @wraps(verb)
     async def guard(*arguments: Any, **keywords: Any) -> Any:
@@ -167,7 +166,7 @@ _GUARDS = (guarded(_any).__code__, guarded_async(_any).__code__)
 def unguarded(verb: Callable[..., Any]) -> Callable[..., Any]:
     """A backend's verb without its guard, for a caller that passes its errors to ``translated`` itself.
 
-    Whatever else is put around a verb stays.
+    Other wrappers around the verb stay.
     """
     method: Any = verb
     guard: Any = getattr(method, "__func__", None)
@@ -177,7 +176,7 @@ def unguarded(verb: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def guarded_scan(scan: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """The same for one that is iterated over."""
+    """Wrap a verb that returns an iterator like ``guarded``."""
 
     @wraps(scan)
     def guard(*arguments: Any, **keywords: Any) -> Iterator[Any]:
@@ -190,7 +189,7 @@ def guarded_scan(scan: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[A
 
 
 def guarded_async_scan(scan: Callable[[Any], AsyncIterator[Any]]) -> Callable[[Any], AsyncIterator[Any]]:
-    """The same for one that is iterated over asynchronously."""
+    """Wrap a verb that returns an async iterator like ``guarded``."""
 
     @wraps(scan)
     async def guard(backend: Any) -> AsyncIterator[Any]:
@@ -209,7 +208,7 @@ def guarded_async_scan(scan: Callable[[Any], AsyncIterator[Any]]) -> Callable[[A
 
 
 def guarded_wait(wait: Callable[..., None], otherwise: Callable[..., None]) -> Callable[..., None]:
-    """A ``wait`` that does not raise local failures, but goes on as ``otherwise``."""
+    """Wrap a ``wait``, so that it calls ``otherwise`` after a local failure instead of raising."""
 
     @wraps(wait)
     def guard(*arguments: Any) -> None:
@@ -226,7 +225,7 @@ def guarded_wait(wait: Callable[..., None], otherwise: Callable[..., None]) -> C
 def guarded_async_wait(
     wait: Callable[..., Awaitable[None]], otherwise: Callable[..., Awaitable[None]]
 ) -> Callable[..., Awaitable[None]]:
-    """The same for one that is awaited."""
+    """``guarded_wait`` for an async ``wait``."""
 
     @wraps(wait)
     async def guard(*arguments: Any) -> None:
@@ -263,14 +262,14 @@ _VERBS = (
 
 
 def guard_verbs(cls: type, base: Any) -> None:
-    """Guard those verbs that a class of sync backends defines itself. ``base``: whose ``wait`` needs nothing."""
+    """Guard the verbs that a class of sync backends defines itself. ``base``: the class whose ``wait`` cannot fail."""
     _replace(cls, dict.fromkeys(_VERBS, guarded))
     _replace(cls, dict.fromkeys(("scan", "scan_headers", "ids"), guarded_scan))
     _replace(cls, {"wait": lambda wait: guarded_wait(wait, base.wait)})
 
 
 def guard_async_verbs(cls: type, base: Any) -> None:
-    """The same for a class of asynchronous backends."""
+    """``guard_verbs`` for a class of async backends."""
     _replace(cls, dict.fromkeys(_VERBS, guarded_async))
     _replace(cls, {"scan": guarded_async_scan, "wait": lambda wait: guarded_async_wait(wait, base.wait)})
 
@@ -298,10 +297,10 @@ class Neighbour(NamedTuple):
 
 
 def find_neighbour(name: str | None = None) -> Neighbour | None:
-    """Another process that has asked this before, lives, and listens where this one does; None where there is none.
+    """A living process that has called this before and listens on an address of this one; None if there is none.
 
-    ``name``: instead of an address, what a process that does not listen has in common with its neighbours. None also
-    where that cannot be known: on Windows, or without a folder for temporary files.
+    ``name``: used instead of an address, for processes that do not listen: neighbours pass the same name. Also None
+    where neighbours cannot be found: on Windows, or without a folder for temporary files.
     """
     if sys.platform == "win32":
         return None
@@ -315,7 +314,7 @@ class _Locks:
     """The bytes that one process has locked. Closing the file would unlock them all."""
 
     def __init__(self) -> None:
-        # A thread of this process must not see what another one does as a neighbour's work.
+        # One thread of this process must not take the lock of another one for a neighbour's.
         self._mutex = threading.Lock()
         self._mine: set[int] = set()
         self._file: int | None = None

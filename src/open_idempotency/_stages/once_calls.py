@@ -435,7 +435,7 @@ class Converter:
             kind = _header(stored, TYPE).decode("ascii", "replace")
             raise OutcomeUnknown(
                 f"this was carried out, and its result{f' ({kind})' if kind else ''} could not be stored; it is not "
-                f"run again. For the next ones {CURE}"
+                f"run again. For later calls {CURE}"
             )
         found = _BY_NAME.get(_header(stored, KIND))
         if found is None:

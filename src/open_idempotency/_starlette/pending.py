@@ -181,8 +181,8 @@ class PendingExchange(Exchange):
     """A request that may be covered, until its endpoint is called; after that the protected request.
 
     ``by_path``: the rules for its path. ``keyed``: whether it carries a header that can be its key. Without one its
-    body is not buffered. ``outer``: the same request in a middleware of the library around this one, which protects it
-    if this one does not.
+    body is not buffered. ``outer``: the same request in an outer middleware of the library, which protects the request
+    if this middleware does not.
     """
 
     __slots__ = (
@@ -410,9 +410,9 @@ class PendingExchange(Exchange):
         return await self._claim(scope, key_headers, solved)
 
     async def _leave_to_outer(self, scope: Scope, rules: tuple[Rule, ...], solved: Any) -> Response | None:
-        """Let the middleware around this one protect the request, which this one does not.
+        """Let the outer middleware protect the request, since this one does not cover it.
 
-        An exemption here holds for all of them.
+        If this middleware exempts the request, it is exempt in the outer one too.
         """
         outer = self._outer
         if outer is None:

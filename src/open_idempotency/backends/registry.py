@@ -29,7 +29,7 @@ class Row(NamedTuple):
     library: str | None = None
 
 
-#: by scheme; one that ends in + stands for all that begin with it
+#: by scheme; a scheme that ends in + stands for all schemes that begin with it
 BACKENDS = {
     "django": Row("open_idempotency.backends.django_orm", "DjangoBackend", "django", "django"),
     "django-cache": Row("open_idempotency.backends.redis.caches", "DjangoCacheBackend", "redis", "redis"),
@@ -54,7 +54,7 @@ _SYNONYMS = {"postgres": "postgresql", "valkey": "redis", "valkeys": "rediss", "
 _DIALECTS = ("mysql", "mariadb", "postgresql", "sqlite")
 
 
-#: by the package that a client comes from, the module that takes it, and the name of what makes a backend of it
+#: by the package of a client: the module that takes the client, and the name of the function that makes the backend
 _CLIENTS = {
     "redis": Row("open_idempotency.backends.redis", "RedisBackend", "redis", "redis"),
     "psycopg_pool": Row("open_idempotency.backends.postgres", "PostgresBackend", "postgres", "psycopg"),
@@ -91,7 +91,7 @@ class Cache(Protocol):
     def get(self, key: Any, /) -> Any: ...
 
 
-#: what can be given as a backend
+#: the types that can be given as a backend
 Given = str | Backend | AsyncBackend | Client | Pool | Engine | Cache
 
 
@@ -102,10 +102,10 @@ class _BackendClass(Protocol):
 
 
 def open_backend(backend: Given, **options: Any) -> Backend:
-    """The backend that a URL names, or the given one, as its sync front (``.to_async()`` returns the async one).
+    """The backend that a URL names, or the given backend, as its sync front (``.to_async()`` returns the async front).
 
-    A client of the application's may stand for the URL: redis-py's, a pool of ``psycopg_pool``, an engine of
-    SQLAlchemy's, or a cache on Redis. ``options`` are keyword arguments of the backend's ``from_url``. Nothing is
+    Instead of a URL it takes a client of the application: of redis-py, a pool of ``psycopg_pool``, an engine of
+    SQLAlchemy, or a cache on Redis. ``options`` are keyword arguments of the backend's ``from_url``. Nothing is
     connected yet. Raises ``ConfigurationError`` for an unknown scheme, option or value, ``MissingExtra`` without the
     client library.
     """
@@ -132,7 +132,7 @@ def refuse_new_file(file: str | None) -> None:
 
 
 def _row_of_client(backend: object) -> Row | None:
-    """Who makes a backend of this client; found by its package, so that no client library is imported."""
+    """The row of the backend that takes this client, by the client's package, so that no client library is imported."""
     for kind in type(backend).__mro__:
         row = _CLIENTS.get(kind.__module__.partition(".")[0])
         if row is not None:
@@ -204,7 +204,7 @@ def _import(row: Row) -> _BackendClass:
 
 
 def _entries() -> dict[str, EntryPoint]:
-    # Only for a scheme that is not ours; this import costs more than all others of the package.
+    # Only for a scheme of another package: this import costs more than all others of this package.
     from importlib.metadata import entry_points
 
     return {entry.name: entry for entry in entry_points(group=GROUP)}

@@ -98,7 +98,7 @@ class RecordModel:
         return {record_id for record_id in self._rows if self.live(record_id) is not None}
 
     def vanish(self, record_id: bytes) -> bool:
-        """Remove a record, as a deletion or an eviction does (B-08a, B-09); whether it was live."""
+        """Remove a record, as a deletion or an eviction does (B-08a, B-09). Returns whether it was live."""
         was_live = self.live(record_id) is not None
         self._rows.pop(record_id, None)
         return was_live

@@ -112,7 +112,7 @@ class AsyncVerbs(AsyncBackend):
         return outcome
 
     async def delete(self, record_id: bytes, /) -> bool:
-        """Delete a record; whether there was one."""
+        """Delete a record. Returns whether there was one."""
         outcome: bool = await self.call("delete", record_id)
         return outcome
 
@@ -130,7 +130,7 @@ class AsyncVerbs(AsyncBackend):
         return self.to_sync().scan_headers()
 
     async def purge(self, limit: int = 1000) -> int:
-        """Delete at most ``limit`` expired records and reservations; how many were deleted."""
+        """Delete at most ``limit`` expired records and reservations. Returns how many were deleted."""
         outcome: int = await self.call("purge", limit)
         return outcome
 

@@ -288,7 +288,7 @@ def test_too_many_that_wait_are_refused() -> None:
         gate = Gate()
         coalescer = LoopCoalescer(gate.acarry_out, Limits(_SECONDS, waiting=2))
         tasks = await ask_all(coalescer, 1, 2, 3)
-        with pytest.raises(BackendUnavailable, match="2 calls wait"):
+        with pytest.raises(BackendUnavailable, match="too many calls wait for the backend: 2"):
             await coalescer.ask(4)
         gate.open()
         assert await asyncio.gather(*tasks) == [2, 4, 6]
@@ -479,7 +479,7 @@ def test_too_many_threads_that_wait_are_refused(pool: ThreadPoolExecutor) -> Non
     gate = Gate()
     threads = Threads(pool, gate, Limits(_SECONDS, waiting=1))
     asked = threads.ask(1, 2)
-    with pytest.raises(BackendUnavailable, match="1 calls wait"):
+    with pytest.raises(BackendUnavailable, match="too many calls wait for the backend: 1"):
         threads.coalescer.ask(3)
     gate.open()
     assert [future.result(_SECONDS) for future in asked] == [2, 4]

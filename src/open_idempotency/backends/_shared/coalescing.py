@@ -2,21 +2,21 @@
 
 Calls are never delayed to form batches: a caller that finds nothing on its way sends its own request at once. The
 backend says how a batch is carried out. This module decides which requests wait, in which order and for how long: first
-come, first served, bounded in number, in bytes and in time. The caller that carries out a batch has the lead, which is
-one object with one owner at each moment.
+come, first served, bounded in number, in bytes and in time. It works like group commit in a database: one caller, the
+leader, carries out a batch for all its requests. "The lead" is this role. One caller has it at each moment.
 
-In an asyncio loop the owner is a call that found nothing on its way, or the one task that carries out batches. The lead
-knows whether its owner still exists. A lead may be lost where a signal's handler raises, or where memory is short. It
-is then free for the next call that looks. While requests wait, a timer looks as well.
+In an asyncio loop the leader is a call that found nothing on its way, or the one task that carries out batches. The
+object of the lead shows whether the leader still exists. A lead may be lost if a signal's handler raises, or if memory
+is short. Then the next call that looks takes it. While requests wait, a timer looks as well.
 
-A request waits for the backend, so its time is counted in looks. A loop that stands still, as in a view that blocks it,
-makes none: the reply may be there, and nobody has read it.
+The time that a request waits is counted in looks. A loop that stands still, as in a view that blocks it, makes no
+looks: the reply may have arrived, but no task could read it.
 
-Among threads the lead is one lock object. Its owner holds that lock from before it gets the lead until it leaves,
-normally or by an exception. ``ThreadCoalescer._lead`` names the lock of the one call that leads. Only its owner passes
-the lead on, and only before it leaves. A lock that nobody holds shows that its owner left without passing it on, for
-example because a signal's handler raised twice. Then the next call that looks takes the lead. So neither a clock nor a
-guess decides which call leads.
+Among threads the lead is one lock object. The leader holds that lock from before it gets the lead until it leaves,
+normally or by an exception. ``ThreadCoalescer._lead`` refers to the lock of the leader. Only the leader passes the lead
+on, and only before it leaves. A lock that is not held shows that the leader left without passing it on, for example
+because a signal's handler raised twice. Then the next call that looks takes the lead. So neither a clock nor a guess
+decides which call leads.
 """
 
 from __future__ import annotations
@@ -76,14 +76,14 @@ class Queue(Generic[A]):
         self._count = 0
 
     def add(self, waiting: A) -> None:
-        """Wait for a batch. Raises ``BackendUnavailable`` where too many requests wait."""
+        """Let a request wait for a batch. Raises ``BackendUnavailable`` if too many requests wait."""
         if self._count + waiting.count > self._limits.waiting:
-            raise BackendUnavailable(f"{self._count} calls wait for the backend already")
+            raise BackendUnavailable(f"too many calls wait for the backend: {self._count}")
         self.waiting.append(waiting)
         self._count += waiting.count
 
     def remove(self, waiting: A) -> bool:
-        """Wait no longer; False where the request does not wait, as while it is on its way."""
+        """Remove a request. Returns false if it does not wait, for example since it is on its way."""
         try:
             self.waiting.remove(waiting)
         except ValueError:
@@ -96,12 +96,12 @@ class Queue(Generic[A]):
         return self.waiting[0] if self.waiting else None
 
     def overdue(self, now: float) -> list[A]:
-        """The requests whose time is over; they are at the front of the queue."""
+        """The requests whose time to wait is over. They are at the front of the queue."""
         return list(takewhile(lambda waiting: waiting.until < now, self.waiting))
 
     def take(self, batch: list[A], overdue: list[A], now: float, after: A | None = None) -> None:
-        """Move the next batch to ``batch``. Move those whose time is over, and which must not be sent any more, to
-        ``overdue``. ``now``: on the caller's clock; ``after``: what is in the batch already.
+        """Move the next batch to ``batch``. Move requests whose time is over, which must no longer be sent, to
+        ``overdue``. ``now``: on the caller's clock. ``after``: a request that is in the batch already.
 
         A signal's handler may raise in the middle. Each request is in a list before it leaves the queue, so none is
         lost.
@@ -132,11 +132,11 @@ def interrupted() -> BackendUnavailable:
 
 
 def shared(error: BaseException) -> Exception:
-    """A copy of a batch's error for one of its requests: one object that is raised for several requests would mix
-    their tracebacks.
+    """A copy of a batch's error for one of its requests: if several requests raised one object, their tracebacks would
+    mix.
 
-    An error that no backend raises, such as the time limit of the thread that carried out the batch, is a missing
-    response to the other requests, which may be tried again.
+    An error that no backend raises, such as the time limit of the thread that carried out the batch, concerns only that
+    thread. For the other requests it becomes ``BackendUnavailable``, after which they may be tried again.
     """
     if isinstance(error, IdempotencyError):
         if type(error).__init__ is not IdempotencyError.__init__:
@@ -196,16 +196,16 @@ class _Waiting(Generic[Q, R]):
 
 @dataclass(slots=True, eq=False)
 class _Lead:
-    """Has one owner: the call that holds ``held``, which it does as long as it has the lead, or ``task``."""
+    """One turn of the lead. The leader is ``task``, or the call that holds the lock ``held`` as long as it leads."""
 
     held: threading.Lock = field(default_factory=threading.Lock)
     task: asyncio.Task[Any] | None = None
 
 
 class LoopCoalescer(Generic[Q, R]):
-    """``carry_out`` gets the requests of a batch and returns their responses in the same order. An exception instead
-    of a response is raised to that caller alone; one that ``carry_out`` raises, to every caller of the batch. It must
-    be bounded in time.
+    """``carry_out`` gets the requests of a batch and returns their responses in the same order. An exception in the
+    position of a response is raised to that caller alone. An exception that ``carry_out`` raises is raised to every
+    caller of the batch. It must be bounded in time.
 
     The request of a cancelled caller is not sent; if it is on its way, its response is dropped. Use one coalescer for
     each loop.
@@ -217,9 +217,9 @@ class LoopCoalescer(Generic[Q, R]):
         self._queue: Queue[_Waiting[Q, R]] = Queue(limits)
         #: the batch on its way; the one request that found nothing on its way is not in it
         self._batch: list[_Waiting[Q, R]] = []
-        #: replaced by its owner, or by any call where it has none
+        #: replaced by the leader, or by any call if the leader no longer exists
         self._lead = _Lead()
-        #: nobody has the lead, for certain; where this is false, ``busy`` knows
+        #: true: certainly no call or task has the lead; false: ``busy`` has to look
         self.idle = True
         self._on_its_way = False
         self._next_look: asyncio.TimerHandle | None = None
@@ -227,7 +227,7 @@ class LoopCoalescer(Generic[Q, R]):
 
     @property
     def busy(self) -> bool:
-        """Whether a request would have to wait: the owner of the lead still exists."""
+        """Whether a request would have to wait: the leader still exists."""
         lead = self._lead
         return lead.held.locked() or (lead.task is not None and not lead.task.done())
 
@@ -237,7 +237,7 @@ class LoopCoalescer(Generic[Q, R]):
 
     @property
     def on_its_way(self) -> bool:
-        """Whether a batch is on its way. Between two batches a request goes with the second, without waiting."""
+        """Whether a batch is on its way. Between two batches it is false: a request then goes with the next at once."""
         return self._on_its_way and self.busy
 
     def report(self, responses: Sequence[R | Exception | None]) -> None:
@@ -247,12 +247,12 @@ class LoopCoalescer(Generic[Q, R]):
                 _settle(waiting, response)
 
     async def ask(self, request: Q, size: int = 0) -> R:
-        """The response to ``request``, which has ``size`` bytes. Raises ``BackendUnavailable`` where it waited too
-        long or too many requests wait; else returns or raises what ``carry_out`` does.
+        """The response to ``request``, which has ``size`` bytes. Raises ``BackendUnavailable`` if it waited too long or
+        too many requests wait, and what ``carry_out`` raises.
         """
         if not self.idle and self.busy:
             return await self._with_others(request, size)
-        lead = _Lead()  # a new one, so that a lock which was left held belongs to nobody
+        lead = _Lead()  # a new one, so that a lock that was never released blocks no later call
         with lead.held:
             try:
                 self._lead = lead
@@ -280,7 +280,7 @@ class LoopCoalescer(Generic[Q, R]):
         try:
             return await waiting.response
         except BaseException:
-            if waiting.response.cancelled() or not waiting.response.done():  # else it has left the queue
+            if waiting.response.cancelled() or not waiting.response.done():  # otherwise it has left the queue
                 self._queue.remove(waiting)
             raise
 
@@ -295,17 +295,17 @@ class LoopCoalescer(Generic[Q, R]):
             lead.task.add_done_callback(self._ended)
 
     def _ended(self, worker: asyncio.Task[None]) -> None:
-        # A task that is cancelled before its first step has done nothing, and no other would replace it.
+        # A task that is cancelled before its first step has done nothing, and no other task would replace it.
         if self._lead.task is worker and (self._queue.waiting or self._batch):
             self._refuse()
 
     def _refuse_overdue(self, now: float) -> None:
-        # They stay in the queue until the next batch is taken from it.
+        # Refused requests stay in the queue until the next batch is taken from it.
         for waiting in self._queue.overdue(now):
             _settle(waiting, too_late(self._limits))
 
     def _refuse(self) -> None:
-        """The loop is ending and cancels every task. Tasks that clean up meanwhile may make new requests."""
+        """Refuse all requests: the loop is ending and cancels every task. Tasks that clean up may make new requests."""
         refused = self._batch
         while self._queue.waiting:
             self._queue.take(refused, refused, math.inf)
@@ -314,7 +314,7 @@ class LoopCoalescer(Generic[Q, R]):
         self._batch = []
 
     async def _work(self, lead: _Lead) -> None:
-        if self._lead is not lead:  # it was lost right before, and has another owner
+        if self._lead is not lead:  # the lead was lost right before, and there is another leader
             return
         lead.task = asyncio.current_task()
         try:
@@ -407,12 +407,12 @@ class _Group(Generic[Q, R]):
         self.woken.acquire()
 
     def wake(self) -> None:
-        """Let the thread of this call look again; once is as good as twice."""
+        """Let the thread of this call look again. Waking it twice has no further effect."""
         with suppress(RuntimeError):  # it was woken before, and has not looked yet
             self.woken.release()
 
     def report(self, responses: Sequence[R | Exception]) -> None:
-        """Give the call its responses. The first ones count."""
+        """Give the call its responses. Only the first call of this method counts."""
         if self.responses is None:
             self.responses = responses
         self.wake()
@@ -445,7 +445,7 @@ class ThreadCoalescer(Generic[Q, R]):
         """``call(*args)`` instead of a batch of one, where it is cheaper; ``NOT_ALONE`` while a batch is on its way."""
         lead = threading.Lock()
         with lead:
-            # All of it is in the try: a signal's handler may raise anywhere, and the owner of the lead must pass it on.
+            # All of it is inside the try: a signal's handler may raise anywhere, and the leader must pass the lead on.
             try:
                 with self._lock:
                     if self.busy:
@@ -458,7 +458,7 @@ class ThreadCoalescer(Generic[Q, R]):
     def ask_all(self, requests: Sequence[tuple[Q, int]]) -> Sequence[R | Exception]:
         """The responses to several requests, each with its size in bytes; they go into one batch.
 
-        Raises ``BackendUnavailable`` where they waited too long or too many requests wait, and what ends this thread.
+        Raises ``BackendUnavailable`` if they waited too long or too many requests wait, or what ends the thread.
         """
         group: _Group[Q, R] = _Group(requests, time.monotonic() + self._limits.seconds)
         with group.lead:
@@ -478,15 +478,15 @@ class ThreadCoalescer(Generic[Q, R]):
 
     @property
     def busy(self) -> bool:
-        """Whether a request would have to wait: a call has the lead, and has not left."""
+        """Whether a request would have to wait: a call leads, and has not left."""
         lead = self._lead
         return lead is not None and lead.locked()
 
     def _wait(self, group: _Group[Q, R]) -> bool:
-        """Wait until there are responses (false), or this call has to lead (true).
+        """Wait until there are responses (returns false), or until this call has to lead (returns true).
 
-        Raises ``BackendUnavailable`` where the call was not sent in time. A call that was sent may have had its effect,
-        so its response is awaited for longer; in several steps, since a pause of the whole process may use one up.
+        Raises ``BackendUnavailable`` if the call was not sent in time. A call that was sent may have had its effect, so
+        its response is awaited longer. The wait has several steps, since a pause of the whole process may use one up.
         """
         for _ in range(1 + PATIENCE):
             group.woken.acquire(timeout=self._limits.seconds)
@@ -505,7 +505,7 @@ class ThreadCoalescer(Generic[Q, R]):
         return False
 
     def _respond(self, group: _Group[Q, R]) -> None:
-        """Carry out a batch: the call's own requests, and those that have waited."""
+        """Carry out a batch: the call's own requests, and requests that have waited."""
         overdue: list[_Group[Q, R]] = []
         with self._lock:
             self._queue.remove(group)
@@ -521,7 +521,7 @@ class ThreadCoalescer(Generic[Q, R]):
         except IdempotencyError as error:
             responses = [shared(error) for _ in requests]
         except BaseException as error:
-            # It may concern this thread alone, such as its own time limit, so it is raised here only.
+            # The error may concern this thread alone, such as its own time limit, so it is raised here only.
             for each in group.followers:
                 each.report([shared(error) for _ in each.requests])
             raise
@@ -532,7 +532,7 @@ class ThreadCoalescer(Generic[Q, R]):
             start += each.count
 
     def _leave(self, group: _Group[Q, R]) -> None:
-        # Calls that a signal's handler left behind: their batch was not reported, or not taken as a whole.
+        # After an error of a signal's handler some calls may have no response: their batch was not reported completely.
         lost = [each for each in group.followers if each.responses is None]
         if lost or group.responses is None:
             with self._lock:
@@ -544,7 +544,7 @@ class ThreadCoalescer(Generic[Q, R]):
 
     def _pass_on(self, lead: threading.Lock) -> None:
         """Give the lead to the next call that waits, if this call has it."""
-        if self._lead is not lead:  # while the lead is held, only its owner changes it
+        if self._lead is not lead:  # while a call leads, only that call changes it
             return
         with self._lock:
             group = self._queue.first()

@@ -8,18 +8,18 @@ from open_idempotency.backend import Finding, Level
 
 #: expired records are counted up to here, so that an examination ends soon
 MOST_COUNTED = 10_000
-#: expired records from which on purging is behind, and seconds for which the oldest of them may be there
+#: purging is behind from this number of expired records on, or from this many seconds since the oldest expired
 _MANY, _LATE = 5_000, 86_400.0
 _PURGE = "run `open-idempotency purge` with the backend's URL, or `manage.py idempotency purge`, and then do so daily"
 
 
 def server(text: str) -> Finding:
-    """The version of the server or the library."""
+    """The finding with the version of the server or the library."""
     return Finding("server", Level.OK, text)
 
 
 def migrations(missing: Sequence[str], cure: str) -> Finding:
-    """Which tables or migrations are missing."""
+    """The finding about missing tables or migrations. ``cure``: what to do."""
     if not missing:
         return Finding("migrations", Level.OK, "all are applied")
     return Finding("migrations", Level.PROBLEM, f"missing: {', '.join(missing)}", cure)
@@ -36,15 +36,15 @@ def purging(expired: int, oldest: float) -> Finding:
 
 
 def denied(check: str, said: str, cure: str = "") -> Finding:
-    """Something that this user may not look at."""
+    """A finding that this user may not look at something. ``said``: the error; ``cure``: what to do."""
     return Finding(check, Level.UNKNOWN, said, cure)
 
 
 def replica(found: str) -> Finding:
-    """The server takes no writes."""
+    """The finding that the server takes no writes."""
     return Finding("role", Level.PROBLEM, found, "let the URL lead to the primary")
 
 
 def megabytes(octets: int | float) -> str:
-    """A size for people."""
+    """A number of bytes as text, in megabytes."""
     return f"{octets / 1_000_000:.1f} MB"

@@ -1,8 +1,8 @@
-"""The verbs of ``Backend`` and ``AsyncBackend`` for backends whose sync and async fronts differ in waiting alone.
+"""The verbs of ``Backend`` and ``AsyncBackend`` for backends whose sync and async fronts differ only in how they wait.
 
 A backend describes each verb by an object of its own class, which holds statements, a generator of transactions, or
-functions. The front hands that object and the command to the backend's executor and returns the response. What is done
-in bounded parts (renewing, scanning, purging) is divided here.
+functions. The front gives that object and the command to the backend's executor and returns the response. Renewing,
+scanning and purging are done in bounded parts, into which they are divided here.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Verbs:
     """All verbs of a backend.
 
     ``scan``: the ids of live records that come after the given one, in order, at most ``scanned_at_once``.
-    ``headers``: those records without responses and stages, at most ``headers_at_once``. ``purge``:
-    deletes at most so many records and reservations, and says how many; asked for ``purged_at_once`` at most.
+    ``headers``: the same records without responses and stages, at most ``headers_at_once``. ``purge``: deletes at most
+    the given number of records and reservations, up to ``purged_at_once``, and returns how many it has deleted.
     ``renewed_at_once``: how many leases go into one call.
     """
 
@@ -90,7 +90,7 @@ class Executor(Protocol):
 
 
 class AsyncExecutor(Protocol):
-    """The same, awaited."""
+    """``Executor``, awaited."""
 
     def __call__(self, verb: Verb[C, R], command: C, /) -> Awaitable[R]:
         """Await the response."""

@@ -17,7 +17,7 @@ def warn_of_other_workers(where: str) -> None:
     """Log, once in this process, that another worker of the same server has records of its own (B-24).
 
     ``where``: what holds the records, as the application names it. To be called when a backend is made and when it is
-    first used in a process: a server may listen before the one or only before the other.
+    first used in a process: a server may begin to listen before or after the backend is made.
     """
     warned = _warned.get()
     if warned:
@@ -39,10 +39,10 @@ def warn_of_other_workers(where: str) -> None:
 
 
 def warn_of_other_processes(where: str, user: str) -> None:
-    """Log, once in this process, that another process has records of its own for the same user of them (B-24).
+    """Log, once in this process, that another process has records of its own for the same purpose (B-24).
 
     For processes that do not listen, such as the workers of a task queue. ``user``: what uses the records, such as the
-    scope of a ``Once``; a process that is started in another folder is of another application.
+    scope of a ``Once``. A process that was started in another folder counts as another application.
     """
     looked = _looked.get()
     if user in looked:

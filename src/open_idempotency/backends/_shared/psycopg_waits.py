@@ -1,10 +1,10 @@
-"""All that uses private parts of psycopg: waits that end in time, and single statements sent without its adaptation.
+"""All code that uses private parts of psycopg: waits that end in time, and statements sent without its adaptation.
 
 psycopg itself waits for ever for a server that is silent. Imported only where psycopg 3 is the driver.
 
-Private are ``generators.execute``, which is compiled, and ``errors.error_from_result``. ``look`` looks for them when
-the first backend is made. Where one is missing results are read by ``psycopg.pq``, which is public, and one warning
-says so.
+The private parts are ``generators.execute``, which is compiled, and ``errors.error_from_result``. ``look`` looks for
+them when the first backend is made. If one is missing, results are read by ``psycopg.pq``, which is public, and one
+warning is logged.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from open_idempotency.exceptions import MissingExtra
 
 T = TypeVar("T")
 
-#: seconds between two looks whether a silent server's time is over
+#: seconds between two checks of the deadline while the server is silent
 _LOOK = 0.1
 _TUPLES, _COMMAND = pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK
 _logger = logging.getLogger("open_idempotency")
 
 
 def check_release() -> None:
-    """Raise ``MissingExtra`` for a release of psycopg whose waits cannot be bounded. Looks for its private parts."""
+    """Raise ``MissingExtra`` if waits of this psycopg cannot be bounded. Also looks for its private parts."""
     if tuple(int(part) for part in psycopg.__version__.split(".")[:2]) < (3, 3):
         raise MissingExtra(
             f"psycopg {psycopg.__version__} cannot give up a silent server; install 3.3 or a later one: "
@@ -54,7 +54,7 @@ class BoundedConnection(psycopg.Connection[Any]):
 
 
 class AsyncBoundedConnection(psycopg.AsyncConnection[Any]):
-    """The same, awaited."""
+    """``BoundedConnection``, awaited."""
 
     deadline = float("inf")
 
@@ -66,8 +66,8 @@ class AsyncBoundedConnection(psycopg.AsyncConnection[Any]):
 def bound_waits(connection: Any, timeout: float) -> None:
     """Let a connection of psycopg's own class raise ``ServerSilent`` after ``timeout`` seconds without a reply.
 
-    The limits that a server was given do not help against a server that has stopped. Releases of psycopg before 3.3
-    never look while they wait, and are not bounded.
+    Limits that are set on the server have no effect if the server has stopped. Releases of psycopg before 3.3 check no
+    deadline while they wait, so they are not bounded.
     """
     plain: Callable[..., Any] = connection.wait
 
@@ -78,10 +78,10 @@ def bound_waits(connection: Any, timeout: float) -> None:
 
 
 def _bounded(waiting: Generator[Any, Any, T], pgconn: pq.abc.PGconn, deadline: float) -> Generator[Any, Any, T]:
-    """The driver's generator, which hears every so often that nothing has come; ended when its time is over.
+    """The driver's generator, with a check of the deadline each time that no data has come for a while.
 
-    A wait counts for two looks at most: if it took longer, this process or its event loop stood still, and what the
-    server has sent meanwhile is not read yet.
+    A wait counts for two looks at most. If it took longer, this process or its event loop stood still, and data that
+    the server has sent meanwhile is not read yet.
     """
     left = deadline - time.monotonic()
     try:
@@ -108,7 +108,7 @@ def result_of(pgconn: pq.abc.PGconn) -> Generator[Any, Any, pq.abc.PGresult]:
 
 
 def execute_by_pq(pgconn: pq.abc.PGconn) -> Generator[Any, Any, list[pq.abc.PGresult]]:
-    """Send what is left to send, and read all results. What ``generators.execute`` does, by public names alone."""
+    """Send what is left to send, and read all results: ``generators.execute``, by public names only."""
     while pgconn.flush():
         if (yield Wait.RW) & Ready.R:
             pgconn.consume_input()
@@ -124,7 +124,7 @@ def execute_by_pq(pgconn: pq.abc.PGconn) -> Generator[Any, Any, list[pq.abc.PGre
 
 
 def error_by_lookup(result: pq.abc.PGresult) -> psycopg.Error:
-    """The error of a result. What ``errors.error_from_result`` makes, by public names alone."""
+    """The error of a result: ``errors.error_from_result``, by public names only."""
     state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode("ascii")
     try:
         kind = errors.lookup(state)
@@ -134,7 +134,7 @@ def error_by_lookup(result: pq.abc.PGresult) -> psycopg.Error:
 
 
 class _Parts:
-    """How results are read and errors are raised: the public way until ``look`` has looked."""
+    """The functions that read results and make errors: by public names until ``look`` was called."""
 
     __slots__ = ("error", "execute", "looked")
 

@@ -1,6 +1,6 @@
-"""Values that a SQL database refuses for their size, before they are sent where the limit is known, and by its error.
+"""Values that a SQL database refuses for their size: found before they are sent if the limit is known, or by the error.
 
-A packet over MySQL's limit ends the connection, mostly in the middle of sending: that looks like an outage, so such a
+A packet over MySQL's limit ends the connection, mostly in the middle of sending, which looks like an outage. So such a
 value is not sent at all.
 """
 
@@ -11,7 +11,7 @@ from open_idempotency.exceptions import RecordTooLarge
 #: PostgreSQL: program_limit_exceeded, and string_data_right_truncation of a column that has a length;
 #: MySQL: a packet over max_allowed_packet, data too long for the column
 _REFUSED = frozenset({"54000", "22001", 1153, 1406})
-#: what PostgreSQL says with the code of any internal error, of a value that is longer than it can allocate
+#: PostgreSQL's message for a value that is longer than it can allocate; the code is that of any internal error
 _NO_MEMORY = "invalid memory alloc request size"
 _SQLITE = ("string or blob too big", "BLOB longer than")
 #: bytes of one value that PostgreSQL can have (MaxAllocSize), and of one statement: its lengths are 32 bits wide
@@ -39,8 +39,8 @@ def check(size: int, most: int, limit: str) -> None:
 class Limit:
     """The most bytes of a statement, for one kind of database.
 
-    ``ask``: the SQL that asks a new connection for it, where it is a setting; else it is ``most``. ``each``: as how
-    many bytes a driver sends one byte of a value, at most.
+    ``ask``: the SQL that reads it on a new connection, if it is a setting; otherwise it is ``most``. ``each``: the most
+    bytes that a driver sends for one byte of a value.
     """
 
     __slots__ = ("_each", "_most", "_name", "ask")
@@ -52,7 +52,7 @@ class Limit:
         self.ask = ask
 
     def check(self, value: bytes | None, found: int | None) -> None:
-        """Raise ``RecordTooLarge`` for a value that is over it. ``found``: what the database has said."""
+        """Raise ``RecordTooLarge`` for a value over the limit. ``found``: the limit that the database has returned."""
         most = self._most if self.ask is None else found
         if value is not None and most is not None:
             check(self._each * len(value), most, self._name)

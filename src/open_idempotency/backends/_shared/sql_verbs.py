@@ -1,16 +1,16 @@
 """The verbs of backends whose records are rows that a transaction can lock: SQLAlchemy's and Django's.
 
-A verb is a generator of transactions. Its executor, sync or async, runs each and sends back what it returned. What only
-reads (a replay, a 409, a 422) locks nothing (B-11b). What writes reads again under the lock of the record's row, where
-``open_idempotency.decisions`` decides. Of two transactions that insert the same row the second one fails; its executor
-then runs it again.
+A verb is a generator of transactions. Its executor, sync or async, runs each and sends back what it returned. A claim
+that only reads (a replay, a 409, a 422) locks nothing (B-11b). A verb that writes reads again under the lock of the
+record's row, where ``open_idempotency.decisions`` decides. Of two transactions that insert the same row the second one
+fails; its executor then runs it again.
 
 A claim reads the clock, and whether its owner was withdrawn, only once it holds the row: an earlier time could be older
-than that of a claim which was made and given back in the meantime (B-02). A row that does not exist cannot be locked,
-so it is inserted first.
+than that of a claim which was made and released in the meantime (B-02). A row that does not exist cannot be locked, so
+it is inserted first.
 
-Between rows and records, a row that is corrupt, foreign or newer is refused. Types are checked, since SQLite takes
-values of any type, and drivers differ in how they return bytes and booleans.
+A row that is corrupt, foreign or newer is refused when it is read. Types are checked, since SQLite takes values of any
+type, and drivers differ in how they return bytes and booleans.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ HEADER = (
     "record_version", "fingerprint", "status", "owner", "token", "attempt",
     "claimed_at", "lease_end", "ttl", "expires_at", "final", "about",
 )  # fmt: skip
-#: those of them that are times and durations, in seconds
+#: the columns that are times and durations, in seconds
 SECONDS = frozenset({"claimed_at", "lease_end", "ttl", "expires_at"})
 _BYTES = (bytes, bytearray, memoryview)
 _SECONDS = (float, int)
@@ -70,15 +70,15 @@ _KINDS: tuple[Any, ...] = (
 _STATUSES = {int(status): status for status in Status if status is not Status.NONE}
 #: stands for infinity in databases that have none
 LARGEST = sys.float_info.max
-#: How PostgreSQL sends a time: as text its digits depend on ``extra_float_digits``, which a role, a database or a URL
-#: may set so low that a lease ends years later or sooner. What stands for infinity, or is above any time, is cut off.
-#: LEAST passes over NULL, so it is for columns that have none.
+#: How PostgreSQL sends a time. As text, its digits would depend on ``extra_float_digits``, which a role, a database or
+#: a URL may set so low that a lease ends years later or sooner. Infinity and larger values are cut to 9e12. LEAST
+#: ignores NULL, so this is only for columns without NULL.
 MICROSECONDS = "CAST(LEAST({}, 9e12) * 1000000 AS bigint)"
 _NO_TIME = 9 * 10**18
 
 
 def in_seconds(value: Any) -> Any:
-    """What ``MICROSECONDS`` made of a time, in seconds again; None and what is no number stay as they are."""
+    """A time that ``MICROSECONDS`` has converted, in seconds again. None and other types are returned unchanged."""
     if not isinstance(value, int):
         return value
     return LARGEST if value >= _NO_TIME else value / 1_000_000
@@ -157,9 +157,9 @@ C = TypeVar("C")
 R = TypeVar("R")
 
 _PURGED_PER_RESERVATION = 4
-# One in so many new records deletes several times as many expired ones, so that these do not pile up.
+# Every 16th new record deletes up to 64 expired ones, so that these do not pile up.
 _PURGED_EVERY, _PURGED_AT_ONCE = 16, 64
-# Each process begins elsewhere, so that those which end after a few records purge as well.
+# Each process begins counting at another number, so that processes which end after a few records purge as well.
 _NEW_RECORDS = PerProcess(lambda: itertools.count(os.getpid()))
 _LARGEST_OFFSET = 2**31 - 1
 _SCANNED_AT_ONCE, _HEADERS_AT_ONCE = 100, 500
@@ -172,7 +172,7 @@ class Table(Protocol):
 
     @property
     def began(self) -> float:
-        """Seconds, about when the transaction began; it decides nothing."""
+        """About when the transaction began, in seconds. No decision depends on it."""
         ...
 
     @property
@@ -181,7 +181,7 @@ class Table(Protocol):
         ...
 
     def now(self) -> float:
-        """Seconds on the clock that decides; to be asked for once the record is locked."""
+        """Seconds on the clock that decides. Read it after the record is locked."""
         ...
 
     def peek(self, record_id: bytes, fingerprint: bytes) -> tuple[Record, float] | None:
@@ -193,7 +193,7 @@ class Table(Protocol):
         ...
 
     def lock_for_claim(self, record_id: bytes, fingerprint: bytes) -> Record | None:
-        """The same, with the response that a claim of this fingerprint may replay."""
+        """``lock``, with the response that a claim of this fingerprint may replay."""
         ...
 
     def lock_many(self, record_ids: Sequence[bytes]) -> Mapping[bytes, Sequence[Any]]:
@@ -205,7 +205,7 @@ class Table(Protocol):
         ...
 
     def with_stage(self, record: Record, stage: Stage) -> Record:
-        """The record with the one stage of this name and key, if it has it."""
+        """The record with only the stage of this name and key, if there is one."""
         ...
 
     def with_first_stage(self, record: Record) -> Record:
@@ -263,20 +263,20 @@ class Table(Protocol):
         """Delete a reservation, if it exists."""
 
     def purge_records(self, now: float, most: int) -> int:
-        """Delete expired records with their stages, at most so many; how many were. Locked rows may be left."""
+        """Delete at most ``most`` expired records with their stages. Returns how many. Locked rows may be left."""
         ...
 
     def purge_reservations(self, now: float, most: int) -> int:
-        """The same for reservations."""
+        """Delete at most ``most`` expired reservations. Returns how many. Locked rows may be left."""
         ...
 
     def purge_scopes(self, now: float, most: int) -> None:
-        """The same for the rows of callers."""
+        """Delete at most ``most`` expired rows of callers. Locked rows may be left."""
 
 
 class Step(NamedTuple):
     """One transaction: ``work(table, *arguments)``. ``mode``: ``"read"`` for a single statement that reads,
-    ``"snapshot"`` for several that are best read at one moment, ``"write"`` for what locks and writes.
+    ``"snapshot"`` for several reads of one state, ``"write"`` for work that locks and writes.
     """
 
     mode: Literal["read", "snapshot", "write"]
@@ -295,7 +295,7 @@ class Verb(fronts.Verb[C, R]):
 
 
 def carry_out(run: Callable[[Step], Any], verb: Verb[C, R], command: C) -> R:
-    """The result of a command, each of whose transactions ``run`` carries out."""
+    """The result of a command. ``run``: carries out each of its transactions."""
     steps = verb.steps(command)
     try:
         step = next(steps)
@@ -307,7 +307,7 @@ def carry_out(run: Callable[[Step], Any], verb: Verb[C, R], command: C) -> R:
 
 
 async def carry_out_async(run: Callable[[Step], Awaitable[Any]], verb: Verb[C, R], command: C) -> R:
-    """The same, awaited."""
+    """``carry_out``, awaited."""
     steps = verb.steps(command)
     try:
         step = next(steps)
@@ -332,7 +332,7 @@ def _claim(c: Claim) -> Steps[ClaimResult]:
     claimed: ClaimResult | None
     claimed, is_there = yield Step("read", _peek, (c,))
     if claimed is None:
-        # Where no row was found there is none to lock. When this runs again, another transaction has inserted one.
+        # If no row was found, there is none to lock. If this runs again, another transaction has inserted one.
         lock = itertools.chain([is_there], itertools.repeat(True))
         claimed = yield Step("write", _claim_locked, (c, lock))
         assert claimed is not None
@@ -340,7 +340,7 @@ def _claim(c: Claim) -> Steps[ClaimResult]:
 
 
 def _peek(table: Table, c: Claim) -> tuple[ClaimResult | None, bool]:
-    """The result, None where the claim has to write; and whether the record has a row."""
+    """The result, or None if the claim has to write; and whether the record has a row."""
     found = table.peek(c.record_id, c.fingerprint)
     if found is None:
         return None, False
@@ -368,7 +368,7 @@ def _claim_locked(table: Table, c: Claim, lock: Iterator[bool]) -> ClaimResult:
 
 
 def _insert(table: Table, c: Claim) -> ClaimResult:
-    """Claim a record that has no row. The draft holds the row; the time from after that decides."""
+    """Claim a record that has no row. A draft is inserted to hold the row; a time read after that decides."""
     _, draft = decisions.claim(None, c, table.began)
     assert draft is not None
     table.insert(draft)
@@ -404,7 +404,7 @@ def _renew(table: Table, c: Renew) -> list[Renewal]:
 
 
 def _renewed(lease: Lease, row: Sequence[Any] | None, now: float) -> tuple[Renewal, Record | None]:
-    """The result, and the record if it is to be written. One that is unreadable does not stop the others."""
+    """The result, and the record if it is to be written. An unreadable record does not stop the other renewals."""
     try:
         record = None if row is None else record_of(lease.record_id, row)
     except RecordUnreadable:
@@ -422,7 +422,7 @@ def _save_stage(table: Table, c: SaveStage) -> StageSaved:
         record = table.with_stage(record, c.stage)
     saved, after = decisions.save_stage(record, c, now)
     if after is not record:
-        # Stages of an expired record must not pass for those of the new one.
+        # Stages of an expired record must not be taken for stages of the new one.
         if saved.recreated:
             table.delete_stages(record_id)
         _keep(table, found, after)
@@ -449,7 +449,7 @@ def _release(table: Table, c: Release) -> None:
     record = table.lock(c.lease.record_id)
     now = table.now()
     if record is not None:
-        # Whether there is any stage decides if the record stays, so one is enough.
+        # The record stays if it has any stage, so it is enough to read one.
         record = table.with_first_stage(record)
     _, after = decisions.release(record, c, now)
     _keep(table, record, after)
@@ -459,7 +459,7 @@ def _withdraw(table: Table, c: Withdraw) -> None:
     record_id, scope_id = c.claim.record_id, decisions.withdrawn_id(c.claim.owner)
     record = table.lock(record_id)
     if record is None:
-        # The claim may be inserting its row. This insert waits for that one, or makes that one wait.
+        # The claim may be inserting its row at this moment. The second of the two inserts waits for the first.
         _, draft = decisions.claim(None, c.claim, table.began)
         assert draft is not None
         table.insert(draft)
@@ -481,7 +481,7 @@ def _delete(table: Table, record_id: bytes) -> bool:
         record = table.lock(record_id)
         is_live = record is not None and record.expires_at > table.now()
     except RecordUnreadable:
-        # What cannot be read counts as live: something was deleted.
+        # An unreadable record counts as live, since something was deleted.
         is_live = True
     table.delete([record_id])
     return is_live
@@ -507,7 +507,7 @@ def _headers(table: Table, after: bytes) -> Sequence[Record]:
 
 
 def _keep(table: Table, before: Record | None, after: Record | None) -> None:
-    """Write what a decision made of a locked record."""
+    """Write the result of a decision about a locked record."""
     if after is before:
         return
     if after is None:
@@ -541,7 +541,7 @@ def _reserve(c: Reserve) -> Steps[ReserveResult]:
 
 
 def _peek_reservation(table: Table, c: Reserve) -> ReserveResult | None:
-    """The result, None where a reservation has to be written."""
+    """The result, or None if a reservation has to be written."""
     reserved, _, _, end = _decide(table, c)
     return reserved if end is None else None
 
@@ -558,12 +558,12 @@ def _reserve_locked(table: Table, c: Reserve) -> ReserveResult:
 
 
 def _decide(table: Table, c: Reserve) -> tuple[ReserveResult, float, float | None, float | None]:
-    """The result, the time, the end that the reservation has, and the end to write, None where it stays."""
+    """The result, the time, the present end of the reservation, and the end to write, or None if it does not change."""
     now, before = table.now_and_reservation(c.scope_id, c.record_id)
     first = None
     if before is None or before <= now:
         first = table.first_end(c.scope_id, now, min(c.limit - 1, _LARGEST_OFFSET))
-    # How many reservations there are does not matter, only whether they are as many as the limit.
+    # The exact number of reservations does not matter, only whether it reaches the limit.
     taken, earliest = (0, now) if first is None else (c.limit, first)
     reserved, end = decisions.reserve(before, taken, earliest, c, now)
     return reserved, now, before, end
@@ -573,7 +573,7 @@ def _unreserve(table: Table, c: Unreserve) -> None:
     table.delete_reservation(c.scope_id, c.record_id)
 
 
-#: what the fronts of SQLAlchemy and Django carry out
+#: the verbs of the fronts of SQLAlchemy and Django
 VERBS = fronts.Verbs(
     claim=Verb(_claim),
     renew=_in_one("write", _renew),

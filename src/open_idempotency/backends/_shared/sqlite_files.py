@@ -1,8 +1,8 @@
 """The file of a SQLite database: made for its owner alone, and noticed when another file replaces it.
 
-A connection stays on the file that it has opened, also where that one was removed or replaced: by a cleaner of /tmp, a
-deployment, a restored backup. Workers on different files would each run every key. So the file at the path is compared
-with the connection's before each use. Device and inode say which file it is.
+A connection stays on the file that it has opened, even if that file was removed or replaced by a cleaner of /tmp, a
+deployment or a restored backup. Workers on different files would each run every key. So before each use the file at the
+path is compared with that of the connection, by device and inode.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from open_idempotency.exceptions import BackendUnavailable, first_line
 #: device and inode
 Identity = tuple[int, int]
 
-# Closing a file gives up all locks that the process has on it, those of SQLite's connections too. So none is opened
-# between the two steps of making a file.
+# Closing a file releases all locks that the process has on it, also those of SQLite's connections. So no connection is
+# opened between the two steps of making a file.
 _making: PerProcess[threading.Lock] = PerProcess(threading.Lock)
 
 
@@ -46,12 +46,12 @@ def make(path: str) -> None:
 
 
 def uri(path: str) -> str:
-    """The URI by which SQLite opens the file, and makes none."""
+    """The URI by which SQLite opens an existing file and does not create one."""
     return f"{Path(path).as_uri()}?mode=rw"
 
 
 def gone(path: str, then: str = "which make a new one") -> BackendUnavailable:
-    """The error for a file that was removed while this process used it. ``then``: what a restart is good for."""
+    """The error for a file that was removed while this process used it. ``then``: what happens at a restart."""
     return BackendUnavailable(
         f"SQLite: the database {path} was removed while this process used it, and its records are gone; put the file "
         f"back, or restart the workers, {then}"

@@ -31,7 +31,7 @@ def split(url: str) -> SplitResult:
 
 
 def path(parts: SplitResult) -> str:
-    """What follows the slash after the host: ``relative`` of ``scheme:///relative``, ``/x`` of ``scheme:////x``."""
+    """The text after the path's first slash: ``relative`` of ``scheme:///relative``, ``/x`` of ``scheme:////x``."""
     return unquote(parts.path[1:])
 
 
@@ -48,7 +48,7 @@ def options(parts: SplitResult, known: Mapping[str, Parser]) -> dict[str, Any]:
 
 
 def keywords(given: Mapping[str, Any], known: Mapping[str, Parser], where: str = "it") -> dict[str, Any]:
-    """The options given as Python keywords, each read by its parser; those that are None are left out.
+    """The options given as Python keywords, each read by its parser. Keywords that are None are left out.
 
     ``clock`` is for tests, and is no option of a URL. ``where``: the backend, for the error. Raises
     ``ConfigurationError`` by name.

@@ -1,4 +1,4 @@
-"""Callers of this process that wait: for the end of another attempt, or for calls that end before a fork.
+"""Waiting in one process: for the end of another attempt, and for the end of all calls before a fork.
 
 ``Waiters`` is for backends that report the end of an attempt. A thread waits with a ``threading.Event``, a task with
 ``loops.signal()``. Nothing here locks; the caller does.
@@ -61,7 +61,7 @@ class Waiters:
 
 
 class Pausable(Protocol):
-    """What holds connections."""
+    """An object that holds connections."""
 
     def pause(self) -> Callable[[], None]:
         """Let the calls of other threads end, and close the connections. The returned function lets calls go on."""
@@ -69,7 +69,7 @@ class Pausable(Protocol):
 
 
 _all: weakref.WeakSet[Pausable] = weakref.WeakSet()
-# By thread, since more than one may fork.
+# By thread, since several threads may fork.
 _paused: dict[int, list[Callable[[], None]]] = {}
 
 

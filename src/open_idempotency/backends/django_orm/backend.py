@@ -71,8 +71,8 @@ def file_of(alias: str) -> str | None:
 
 
 def migrate(alias: str) -> Sequence[str]:
-    """Apply the migrations that the database lacks, as ``open-idempotency migrate`` does without ``manage.py``; their
-    names. Raises ``BackendUnavailable``.
+    """Apply the migrations that the database lacks, as ``open-idempotency migrate`` does without ``manage.py``.
+    Returns their names. Raises ``BackendUnavailable``.
     """
     if not apps.ready:
         django.setup()
@@ -122,7 +122,7 @@ class DjangoBackend(SyncFront):
         self.file = file_of(alias)
         self._timeout = seconds
         self._connections = Connections(alias, dialect, Statements(dialect, clock), seconds, read["max_connections"])
-        # Once more than one try: a transaction that was overtaken is tried again.
+        # The last try may begin after ``seconds``, since a transaction that was overtaken is tried again.
         self.call_timeout = seconds + dialect.slowest(seconds)
         self._async = AsyncDjangoBackend(over=self)
 
@@ -142,7 +142,7 @@ class DjangoBackend(SyncFront):
         return self._async
 
     def migrate(self) -> Sequence[str]:
-        """Apply the migrations of ``open_idempotency.django`` that the database lacks; their names."""
+        """Apply the migrations of ``open_idempotency.django`` that the database lacks. Returns their names."""
         return migrate(self.alias)
 
     def examine(self) -> Sequence[Finding]:
@@ -160,7 +160,7 @@ class DjangoBackend(SyncFront):
         return sql_verbs.carry_out(partial(self._run, time.monotonic() + self._timeout), verb, command)
 
     def _run(self, until: float, step: Step) -> Any:
-        """Try a transaction again while others are first, as long as there is time."""
+        """Run a transaction. Try again if another one was first, as long as there is time."""
         while True:
             try:
                 return self._connections.run(step)

@@ -3,7 +3,7 @@
 A claim must be committed by itself, whatever transaction the view, ATOMIC_REQUESTS or a TestCase has open: inside it
 duplicates would wait for its end, and a rollback would forget the claim. So there is a small pool for each process,
 made from the alias's settings as Django has them at that moment, those of a test database included. At the end of each
-request what is older than CONN_MAX_AGE is closed, as Django does with its own.
+request, connections that are older than CONN_MAX_AGE are closed, as Django does with its own.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Connections:
         weakref.finalize(self, _close, self._pools).atexit = False
         waiters.pause_at_forks(self)
         _all.add(self)
-        # Not at import: a project whose records are elsewhere has no connections here, and many requests.
+        # Connected here and not at import: a project with another backend has no connections to close at each request.
         for signal in (request_started, request_finished):
             signal.connect(_close_old, dispatch_uid="open_idempotency.close_old")
 
@@ -84,7 +84,7 @@ class Connections:
             try:
                 return _off_the_loop(partial(self._run_once, step, started + self._timeout))
             except _Stale as stale:
-                # The others that are idle are as old, so each of them may be.
+                # The other idle connections are as old, so each of them may be dead too.
                 self._pools.get().close()
                 error = stale.__cause__
                 assert isinstance(error, Error)
@@ -96,7 +96,7 @@ class Connections:
         _close(self._pools)
 
     def close_old(self) -> None:
-        """Close what Django would close between two requests."""
+        """Close the connections that Django would close between two requests."""
         idle = self._pools.get().idle
         for _ in range(len(idle)):
             try:
@@ -112,7 +112,7 @@ class Connections:
 
     def _run_once(self, step: Step, deadline: float) -> Any:
         if self.dialect.one_writer:
-            # A new pool: what is in use on the old file is closed when it is given back.
+            # A new pool: connections that are in use on the old file are closed when they are given back.
             name = str(connections.settings[self.alias]["NAME"])
             if not is_in_memory(name) and self._file.moved(name):
                 self.close()
@@ -166,7 +166,7 @@ class Connections:
         return self._open(), False
 
     def _give_back(self, pool: _Pool, connection: Any, sound: bool) -> None:
-        # After close() the pool is another one, and what is not reused is closed.
+        # After close() there is another pool, and a connection that cannot be reused is closed.
         if sound and self._pools.get() is pool:
             pool.idle.append(connection)
         else:
@@ -175,7 +175,7 @@ class Connections:
     def _settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = dict(connections.settings[self.alias])
         options = {name: value for name, value in settings["OPTIONS"].items() if name not in self.dialect.drops}
-        # Instead of asking whether a connection is sound, a call that finds it dead is made again on a new one.
+        # Connections are not checked before use: a call that finds one dead is made again on a new one.
         ours = {"AUTOCOMMIT": True, "CONN_HEALTH_CHECKS": False}
         return {**settings, **ours, "OPTIONS": {**options, **self.dialect.options(self._timeout)}}
 
@@ -236,7 +236,7 @@ def is_in_memory(name: str) -> bool:
 
 
 def lives_in_one_connection(name: str) -> bool:
-    """Whether every connection to the SQLite database of that name would see one of its own."""
+    """Whether each connection to the SQLite database of that name would have a database of its own."""
     return name == ":memory:" or ("mode=memory" in name and "cache=shared" not in name)
 
 
@@ -246,7 +246,7 @@ def _acquire(lock: threading.Lock | threading.Semaphore, deadline: float, what: 
 
 
 def _off_the_loop(call: Callable[[], T]) -> T:
-    """Django refuses to connect on a thread that runs an event loop, so there another thread does it meanwhile."""
+    """Call a function in another thread if this one runs an event loop, where Django refuses to connect."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -295,5 +295,5 @@ def _close_old(**kwargs: Any) -> None:
         try:
             _off_the_loop(each.close_old)
         except KINDS as error:
-            if not is_local(error):  # else they are closed after another request, and this one has its response
+            if not is_local(error):  # after a local failure they are closed with a later request
                 raise

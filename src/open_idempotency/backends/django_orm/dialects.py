@@ -1,10 +1,10 @@
-"""The databases under Django: what their errors mean, what differs between them, and the SQL of them all.
+"""The databases under Django: the meaning of their errors, their differences, and the SQL statements.
 
 Django raises the errors of every driver as its own classes, with the driver's error as the cause. Each is wrapped once.
 
 Databases differ in their clocks, in how a transaction begins, and in how each wait is bounded. Nothing depends on a
-session: PostgreSQL's settings last for one transaction, so a pooler may stand in between. MySQL has no such settings;
-there they are made once, on a connection of the backend's own.
+session: PostgreSQL's settings last for one transaction, so a pooler may be in between. MySQL has no such settings, so
+they are made once for each connection of the backend.
 
 No value ever becomes part of a statement. ``transactions`` appends what locks rows, and what skips rows that others
 have locked. ``with_times`` fills in how the database sends a time.
@@ -36,7 +36,7 @@ class Overtaken(BackendUnavailable):
 
 
 def is_overtaken(error: Error) -> bool:
-    """Whether another transaction was in the way, and this one was undone for it."""
+    """Whether this transaction was rolled back because of a conflict with another one."""
     return isinstance(error, IntegrityError) or _code(error) in _OVERTAKEN
 
 
@@ -47,7 +47,7 @@ def _code(error: Error) -> object:
 
 
 def wrapped(error: Error, alias: str, vendor: str) -> IdempotencyError:
-    """The error as ours; the caller keeps the driver's as the cause."""
+    """The error of this package for an error of Django's; the caller keeps the latter as the cause."""
     if is_overtaken(error):
         return Overtaken(f"Django's database {alias!r}: another call was in the way")
     # A malformed file, or one that is no database, raises this very class; all other errors are subclasses.
@@ -81,7 +81,7 @@ def how_to_migrate(alias: str) -> str:
 
 Options = dict[str, Any]
 
-#: libpq raises shorter ones to this
+#: seconds; libpq raises shorter timeouts to this
 _SHORTEST_CONNECT = 2
 
 
@@ -233,7 +233,7 @@ EXTEND_SCOPE = f"UPDATE {SCOPES} SET ends = %s WHERE scope_id = %s AND ends < %s
 FIND_EXPIRED_SCOPES = f"SELECT scope_id FROM {SCOPES} WHERE ends <= %s ORDER BY scope_id LIMIT %s"
 DELETE_SCOPES = f"DELETE FROM {SCOPES} WHERE scope_id IN ({{many}})"
 READ_RESERVATION = f"SELECT ends FROM {RESERVATIONS} WHERE scope_id = %s AND record_id = %s"
-# The first end, where there are more than so many. Skipping rows is the cheapest way to count.
+# The first end, if there are more than the last parameter. Skipping rows is the cheapest way to count.
 FIRST_OF_MORE_THAN = f"""
     SELECT (SELECT {{first_end}} FROM {RESERVATIONS} WHERE scope_id = %s AND ends > %s)
     FROM {RESERVATIONS} WHERE scope_id = %s AND ends > %s ORDER BY ends LIMIT 1 OFFSET %s
@@ -254,7 +254,7 @@ def with_times(statement: str, clock: str, sent: str) -> str:
 
 @lru_cache(maxsize=512)
 def for_many(statement: str, count: int) -> str:
-    """A statement about so many rows."""
+    """A statement for ``count`` rows."""
     return statement.format(many=", ".join(["%s"] * count))
 
 

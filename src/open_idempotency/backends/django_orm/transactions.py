@@ -25,7 +25,7 @@ class Statements:
     """The statements that differ with the database. ``clock``: seconds; None where the database's own clock decides."""
 
     def __init__(self, dialect: Dialect, clock: Callable[[], float] | None) -> None:
-        #: the time where the database's is not asked
+        #: the time, if the database's clock is not read
         self.clock = clock or (None if dialect.clock else time.time)
         expression = "0" if self.clock is not None or dialect.clock is None else dialect.clock
 
@@ -48,8 +48,8 @@ class Statements:
 class Transaction:
     """See ``sql_verbs.Table``. It ends at ``deadline``, in seconds on the monotonic clock.
 
-    ``begin``: the statements that begin it, None where each statement stands alone. ``sound``: whether the connection
-    is of use afterwards. ``late``: whether the deadline has passed.
+    ``begin``: the statements that begin it, None if each statement is its own transaction. ``sound``: whether the
+    connection can be used afterwards. ``late``: whether the deadline has passed.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Transaction:
                 for statement in self._begin:
                     self._run(statement)
                 if step.mode == "write":
-                    # After the beginning, which waits for the lock where one transaction writes at a time (B-02).
+                    # Read after the beginning, which waits for the lock if one transaction writes at a time (B-02).
                     self.began = (self._sql.clock or time.time)()
                 found = step.work(table, *step.arguments)
                 self._cursor.execute("COMMIT")
@@ -107,7 +107,7 @@ class Transaction:
         sql = self._sql
         if sql.clock is None:
             return self._time(self._rows(sql.now)[0][0])
-        # Where one transaction writes at a time, all that it does happens when it began.
+        # If the database has one writer at a time, the time of the transaction's beginning decides.
         return self.began if self.began and self._dialect.one_writer else sql.clock()
 
     def peek(self, record_id: bytes, fingerprint: bytes) -> tuple[Record, float] | None:
@@ -242,7 +242,7 @@ class Transaction:
             self._run(dialects.for_many(dialects.DELETE_SCOPES, len(expired)), *expired)
 
     def _expired(self, statement: str, now: float, most: int) -> list[Any]:
-        """The ids in expired rows, which are locked; those that another transaction has locked may be left out."""
+        """The ids in expired rows, which are locked. Rows that another transaction has locked may be left out."""
         lock = self._dialect.lock
         if lock and self._skips_locked():
             lock += " SKIP LOCKED"
@@ -286,7 +286,7 @@ class Transaction:
     def _run(self, statement: str, *values: object) -> None:
         parameters: Sequence[object] = values
         if time.monotonic() >= self._deadline:
-            raise OperationalError("the call has had its time")
+            raise OperationalError("the call took too long")
         if parameters and self._dialect.is_mysql:
             statement = dialects.with_marked_bytes(statement, tuple(isinstance(value, bytes) for value in parameters))
             parameters = [sql_verbs.LARGEST if value == math.inf else value for value in parameters]

@@ -79,7 +79,7 @@ class Table:
         self.now = clock
         self._here = PerProcess(_Here)
         warn_of_other_workers("memory://")
-        # Whether callers may wait, so that most verbs need not look.
+        # Whether callers may be waiting, so that most verbs need not look for them.
         self._awaited = False
         self.records: OrderedDict[bytes, Record] = OrderedDict()
         self.reservations = Reservations(max_records)
@@ -94,7 +94,7 @@ class Table:
         return self._here.get().lock
 
     def keep(self, record_id: bytes, before: Record | None, after: Record | None) -> None:
-        """Save what a decision made of a record. The lock is held."""
+        """Save the result of a decision about a record. The caller holds the lock."""
         if after is before:
             return
         if self._awaited and (after is None or after.status is not Status.IN_PROGRESS):
@@ -110,7 +110,7 @@ class Table:
             self._purge_some(after.claimed_at)
 
     def _purge_some(self, now: float) -> None:
-        """Each new record looks at the two oldest, so expired ones never outnumber the live ones for long."""
+        """Check the two oldest records, once for each new one, so that expired records do not pile up."""
         for _ in range(_PURGED_PER_INSERT):
             record_id = next(iter(self.records), None)
             if record_id is None:
@@ -147,14 +147,14 @@ class Table:
         return min(max(0, limit), len(expired))
 
     def forget(self, record_id: bytes) -> bool:
-        """Delete a record, for an operator; whether it was live. The lock is held."""
+        """Delete a record for an operator. Returns whether it was live. The lock is held."""
         there = self.live(record_id) is not None
         self._drop(record_id)
         self._here.get().waiters.wake(record_id)
         return there
 
     def withdraw(self, c: Claim, now: float) -> None:
-        """Remember the owner; of all owners, the latest ``max_records``. The lock is held."""
+        """Remember the owner of a withdrawn claim; at most the latest ``max_records`` owners. The lock is held."""
         withdrawn, key = self._withdrawn, (c.record_id, c.owner)
         withdrawn[key] = now + decisions.WITHDRAWN_FOR
         withdrawn.move_to_end(key)
@@ -166,7 +166,7 @@ class Table:
         return bool(self._withdrawn) and self._withdrawn.get((c.record_id, c.owner), now) > now
 
     def enter(self, record_id: bytes, waiter: Waiter) -> bool:
-        """Wake ``waiter`` when the running attempt ends; false where none runs. Takes the lock."""
+        """Wake ``waiter`` when the running attempt ends. False if no attempt runs. Takes the lock."""
         with self.lock:
             record = self.records.get(record_id)
             running = record is not None and record.status is Status.IN_PROGRESS
@@ -279,7 +279,7 @@ class Reservations:
         return dropped
 
     def _make_room(self, now: float) -> None:
-        """Each new reservation looks at the two oldest callers, so expired ones do not pile up."""
+        """Check the two oldest callers, once for each new reservation, so that expired ones do not pile up."""
         for scope_id in list(islice(self._scopes, _LOOKED_AT_PER_INSERT)):
             self._drop_expired(scope_id, now, self._most)
             if scope_id in self._scopes:
@@ -364,7 +364,7 @@ class MemoryBackend(Backend):
         return saved
 
     def complete(self, c: Complete, /) -> Completed:
-        """See ``Backend.complete``; never refused for want of room."""
+        """See ``Backend.complete``. It succeeds even if the table is full."""
         table = self._table
         with table.lock:
             record = table.records.get(c.lease.record_id)
@@ -448,7 +448,7 @@ class MemoryBackend(Backend):
             return purged + table.reservations.purge(limit - purged, now)
 
     def reserve(self, c: Reserve, /) -> ReserveResult:
-        """See ``Backend.reserve``. Raises ``BackendUnavailable`` while there are ``max_records`` of all callers."""
+        """See ``Backend.reserve``. Raises ``BackendUnavailable`` while all callers have ``max_records`` together."""
         with self._table.lock:
             return self._table.reservations.reserve(c, self._table.now())
 
@@ -472,7 +472,7 @@ class MemoryBackend(Backend):
 
 
 class AsyncMemoryBackend(AsyncBackend):
-    """The async front: the same calls on the same table, without a thread, since none of them waits.
+    """The async front: the same calls on the same table, without a thread, since none of them blocks.
 
     Takes ``max_records``, ``max_bytes`` and ``clock`` as ``MemoryBackend`` does. Since 0.1.
     """

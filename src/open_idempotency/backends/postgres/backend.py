@@ -1,7 +1,7 @@
 """The PostgreSQL backend: each verb is one function on the server, one statement, one round trip.
 
-The functions decide on the server's clock, and say in SQL what ``open_idempotency.decisions`` says. Nothing of a
-session is used, so a pooler in transaction mode may stand in between.
+The functions decide on the server's clock, and are ``open_idempotency.decisions`` in SQL. No state of a session is
+used, so a pooler in transaction mode may be in between.
 
 Tables and functions are made by numbered migrations. ``open-idempotency migrate`` applies them; the backend never does
 so by itself, since the application's own user need not be allowed to create anything.
@@ -49,7 +49,7 @@ def migrations() -> dict[str, str]:
 
 
 def migrate(options: Options) -> list[str]:
-    """Apply, in one transaction, the migrations that the database lacks; their names. Raises ``BackendUnavailable``."""
+    """Apply missing migrations in one transaction. Returns their names. Raises ``BackendUnavailable``."""
     try:
         with psycopg.connect(options.conninfo, prepare_threshold=None) as connection:
             connection.execute(_LOCK)
@@ -82,9 +82,9 @@ class PostgresBackend(SyncFront):
     ``timeout``: seconds to wait for a connection, and then for a reply (default 2). ``max_connections``: for each
     process and event loop (default 10). ``listen``: false where no connection may be kept for notifications, as
     behind a pooler in transaction mode; waiting duplicates then poll. ``coalesce``: whether requests that arrive while
-    many others are on their way go out with them, in one statement and one commit (default true). ``prepare``: whether
-    a connection prepares what it sends often, where nothing in between prevents it (default true). ``clock``: seconds,
-    for tests; without it the server's clock decides. Raises ``ConfigurationError``. Since 0.1.
+    many others are on their way are sent together, in one statement and one commit (default true). ``prepare``: whether
+    a connection prepares statements that it sends often, unless a pooler prevents it (default true). ``clock``:
+    seconds, for tests; without it the server's clock decides. Raises ``ConfigurationError``. Since 0.1.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class PostgresBackend(SyncFront):
             "prepare": prepare,
             "clock": clock,
         }
-        #: what the URL and the keywords said
+        #: the settings from the URL and the keywords
         self.options = options_of(url, given)
         self._executor = Executor(self.options)
         super().__init__(VERBS, self._executor.execute)
@@ -124,7 +124,7 @@ class PostgresBackend(SyncFront):
 
     @property
     def listener(self) -> Listener:
-        """What reports the ends of attempts to this process; for both fronts."""
+        """The listener that reports the ends of attempts to this process, for both fronts."""
         return self._listeners.get()
 
     def wait(self, c: Wait, /) -> None:
@@ -220,8 +220,8 @@ class AsyncPostgresBackend(AsyncFront):
         await in_thread(self._sync.close)
 
 
-# The examination: settings of the server, privileges, tables, indexes and purging (P-17). It uses one connection of its
-# own, in one read-only transaction with limits, so that it works behind a pooler.
+# The examination: settings of the server, privileges, tables, indexes and purging (P-17). It uses a separate connection
+# and one read-only transaction with limits, so that it works behind a pooler.
 
 Connection = psycopg.Connection[Any]
 

@@ -2,10 +2,10 @@
 
 Connections are opened when they are needed: a few for each process, and a few for each event loop of each process.
 
-Nothing of a session is needed, since a pooler in transaction mode may stand in between. A statement that a connection
+No state of a session is needed, since a pooler in transaction mode may be in between. A statement that a connection
 sends often is prepared there, which saves the server half of its work for a small call. A pooler may run the next
-transaction in another session, where the statement is not prepared, or was by another client. Then it is sent plainly,
-at once, and from then on nothing is prepared any more. Such an error comes before anything is carried out.
+transaction in another session, where the statement is not prepared, or was prepared by another client. Then it is sent
+again unprepared, and from then on none is prepared. The server reports such an error before it carries anything out.
 
 Every wait is bounded here: the server's own limits need settings that such a pooler may not pass on, and a server that
 has vanished sets none.
@@ -61,7 +61,7 @@ class Busy(psycopg.OperationalError):
 
 
 class Preparing:
-    """Whether statements that are sent often are prepared; for all connections of a pool."""
+    """Whether statements that are sent often are prepared. One object for all connections of a pool."""
 
     __slots__ = ("possible",)
 
@@ -88,7 +88,7 @@ class _Kept:
         self.lacking: set[bytes] = set()
 
     def __del__(self, *unused: Any) -> None:
-        """No warning: libpq's own object closes itself, and only in the process that opened it."""
+        """Raise no warning: libpq's own object closes itself, and only in the process that opened it."""
 
     def is_fresh(self, now: float) -> bool:
         """Whether another call may use it."""
@@ -160,7 +160,7 @@ def _run_prepared(
 
 
 class Tries:
-    """The tries of one call, which may be sent twice (B-08), and the time that all of them have."""
+    """The tries of one call, and the time for all of them. A call may be sent twice (B-08)."""
 
     __slots__ = ("_started", "_timeout", "until")
 
@@ -174,10 +174,10 @@ class Tries:
         return max(0.0, min(self._timeout, self.until - time.monotonic()))
 
     def again(self, error: psycopg.Error, broken: bool) -> None:
-        """Return where another try makes sense: the connection was broken before, as after a restart, or two calls met,
-        which is an error where the database's default isolation is a higher one; and there is time left.
+        """Return if another try makes sense: there is time left, and the connection was broken before, as after a
+        restart, or two calls conflicted, which is an error at a higher default isolation level of the database.
 
-        Else raises ``BackendUnavailable``.
+        Otherwise raises ``BackendUnavailable``.
         """
         if (broken or isinstance(error, _MET)) and not isinstance(error, ServerSilent):
             if time.monotonic() - self._started < self._timeout:
@@ -214,7 +214,7 @@ class _Idle(Generic[K]):
         self._closed = False
 
     def take(self) -> K | None:
-        """One that is of use, or None."""
+        """An idle connection that can be used, or None."""
         while True:
             try:
                 connection = self._idle.pop()
@@ -225,7 +225,7 @@ class _Idle(Generic[K]):
             connection.pgconn.finish()
 
     def give(self, connection: K) -> None:
-        """Keep a connection for the next call, if it is of any more use."""
+        """Keep a connection for the next call, if it can be used again."""
         connection.used = time.monotonic()
         if connection.is_clean() and not self._closed:
             self._idle.append(connection)
@@ -308,7 +308,7 @@ class Connections:
         self._idle.close()
 
     def _made(self, tries: Tries) -> KeptConnection:
-        """A new one; a server that is starting is waited for."""
+        """A new connection. If the server is starting, wait for it."""
         until = time.monotonic() + tries.left()
         while True:
             try:
@@ -384,7 +384,7 @@ class LoopConnections:
         self._idle.close()
 
     async def _made(self, tries: Tries) -> AsyncKeptConnection:
-        """A new one; a server that is starting is waited for."""
+        """A new connection. If the server is starting, wait for it."""
         until = time.monotonic() + tries.left()
         while True:
             try:
@@ -429,14 +429,14 @@ class _Connecting:
         self.done.set()
 
     def give_up(self) -> bool:
-        """The connection is not wanted any more; False where it is there."""
+        """Note that the connection is no longer wanted. Returns false if it has been made."""
         with self._lock:
             self._given_up = self.made is None
             return self._given_up
 
 
 def in_time(seconds: float, connect: Callable[[], KeptConnection]) -> KeptConnection:
-    """What ``connect`` returns or raises; ``ServerSilent`` after ``seconds``."""
+    """Call ``connect`` in a thread of its own. Raises its errors, and ``ServerSilent`` after ``seconds``."""
     connecting = _Connecting(connect)
     threading.Thread(target=connecting.run, name="open-idempotency-connect", daemon=True).start()
     try:

@@ -1,16 +1,16 @@
 """How requests reach the server: each in a statement of its own or, while others are on their way, in one batch.
 
-The first few requests go alone, each on a connection of its own, as the server commits them together anyway; those
-beyond go as batches, one at a time. Measured: batches alone would halve what 8 threads do, and without any, 64 threads
-do two thirds of what they can (``benchmarks/tried/postgres_threads.py``).
+The first few requests go alone, each on a connection of its own, as the server commits them together anyway. Further
+requests go as batches, one at a time. Measured: with batches only, the throughput of 8 threads is halved; without
+batches, that of 64 threads is two thirds (``benchmarks/tried/postgres_threads.py``).
 
-A batch is many requests in one statement. ``Batch`` knows which of them go together, their parameters, and whose row
-each reply is. A request that the statement leaves out has the row ``APART``: its caller sends it alone, after the
-batch.
+A batch is many requests in one statement. ``Batch`` groups them, has their parameters, and finds the row of each
+request in the reply. A request that the statement leaves out has the row ``APART``: its caller sends it alone, after
+the batch.
 
-A replay that shares a batch with writes waits for their commit, as it would wait for the last batch anyway; to send
-reads apart would take a second round trip for every claim that turns out to be new. A batch of replays, 409 and 422
-writes nothing, and waits for no disk.
+A replay that shares a batch with writes waits for their commit, as it would wait for the batch before anyway. Sending
+reads separately would take a second round trip for every claim of a new key. A batch of replays, 409 and 422 writes
+nothing, and waits for no disk.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _CALLS = (
 
 
 def _statement(groups: int) -> Statement:
-    """For the groups whose bits are set."""
+    """The statement for the groups whose bits are set."""
     calls = [call for group, call in enumerate(_CALLS) if groups >> group & 1]
     text = " UNION ALL ".join("".join(("SELECT * FROM open_idempotency.", call)) for call in calls)
     return Statement(text.replace("{now}", "{double precision}"))
@@ -136,7 +136,7 @@ class Batch:
         self.statement = _STATEMENTS[sum(1 << group for group, indexes in enumerate(self._grouped) if indexes)]
 
     def parameters(self, now: float | None) -> list[Any]:
-        """For the statement, at the time of a test's clock."""
+        """The parameters of the statement. ``now``: the time of a test's clock, or None."""
         parameters: list[Any] = []
         for columns, indexes in zip(_COLUMNS, self._grouped, strict=True):
             if indexes:
@@ -144,7 +144,7 @@ class Batch:
         return parameters
 
     def rows(self, replies: Sequence[Row]) -> Sequence[Row]:
-        """One for each request: the row that the function of its verb returns, or ``APART``."""
+        """The row for each request: the row that the function of its verb returned, or ``APART``."""
         for group, number, *reply in replies:
             indexes = self._grouped[group]
             for index in indexes[number - 1 : number] if number else indexes:
@@ -163,7 +163,7 @@ Sent = tuple[Statement, Sequence[Any], Callable[[Sequence[Row]], Sequence[Row]]]
 
 
 def batched(requests: Sequence[Request], now: float | None) -> Sent:
-    """How to carry out the requests at once: one as it is, several as a batch. ``now``: of a test's clock."""
+    """The statement for one request or for a batch of several. ``now``: the time of a test's clock, or None."""
     if len(requests) == 1:
         ((verb, c),) = requests
         return verb.hurried or verb.statement, (now, *verb.parameters(c)), lambda rows: rows
@@ -178,7 +178,7 @@ R = TypeVar("R")
 
 #: how many requests of threads go alone at the same time
 ALONE = 8
-#: the same for the tasks of a loop; fewer, since each one costs the loop's only thread more
+#: the same for the tasks of a loop; fewer, since each request takes time of the loop's only thread
 ALONE_ON_LOOP = 3
 
 
@@ -231,7 +231,7 @@ class Executor:
         self._of_process = PerProcess(lambda: _OfProcess(options))
 
     def execute(self, verb: Verb[C, R], c: C) -> R:
-        """The response to a command. Raises ``BackendUnavailable`` and what the response stands for."""
+        """The response to a command. Raises ``BackendUnavailable``, and the error that the response stands for."""
         mine = self._of_process.get()
         if verb.hurried is None:
             values = (self._options.now(), *verb.parameters(c))
@@ -288,7 +288,7 @@ class AsyncExecutor:
         self._of_loops: PerProcess[dict[asyncio.AbstractEventLoop, _OfLoop]] = PerProcess(dict)
 
     def of_loop(self) -> _OfLoop:
-        """What belongs to the running loop."""
+        """The connections of the running loop."""
         loops = self._of_loops.get()
         loop = asyncio.get_running_loop()
         mine = loops.get(loop)

@@ -1,4 +1,4 @@
-"""What a PostgreSQL URL, or a pool of the application, says: our own options, and what is handed on to libpq."""
+"""The settings in a PostgreSQL URL or a pool of the application: this backend's options, and those for libpq."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPTIONS: dict[str, urls.Parser] = {
     "prepare": urls.yes_or_no,
 }
 
-#: more requests than are made at the same time
+#: larger than any number of requests at the same time
 UNBOUNDED = 1 << 30
 
 
@@ -40,11 +40,11 @@ class Options:
 
     @property
     def call_timeout(self) -> float:
-        """Seconds: for the last batch, a connection, and a reply. Sending again or alone gets what is left of them."""
+        """Seconds for the batch before, a connection, and a reply. A second try gets the seconds that are left."""
         return self.timeout * 3
 
     def alone(self, most: int) -> int:
-        """How many requests, at most so many, may go alone at the same time; one connection is left for batches."""
+        """How many requests may go alone at the same time, at most ``most``. One connection is left for batches."""
         return min(most, self.max_connections - 1) if self.coalesce else UNBOUNDED
 
     def now(self) -> float | None:
@@ -53,7 +53,7 @@ class Options:
 
 
 def options_of(url: str | Any, given: dict[str, Any]) -> Options:
-    """The options of a URL or a pool, overruled by those given as keywords that are not None.
+    """The options of a URL or a pool. Keywords in ``given`` that are not None override them.
 
     Raises ``ConfigurationError``.
     """
@@ -70,13 +70,13 @@ def read_url(url: str, given: dict[str, Any]) -> Options:
     ours, others = _parted(parts.query)
     read = urls.options(parts._replace(query=ours), OPTIONS)
     read.update(urls.keywords(given, OPTIONS))
-    # Not put together again from its parts, which would lose the slashes before a host that is not there.
+    # Not ``urlunsplit`` of the parts, which would drop the slashes if there is no host.
     libpq = f"postgresql:{url.partition(':')[2].partition('?')[0]}" + (f"?{others}" if others else "")
     try:
         known = conninfo_to_dict(libpq)
     except ProgrammingError as error:
         # libpq's message names the option that it does not know, and repeats nothing else.
-        raise ConfigurationError(f"backend: {str(error).strip()}; ours are {', '.join(sorted(OPTIONS))}") from None
+        raise ConfigurationError(f"backend: {str(error).strip()}; also valid: {', '.join(sorted(OPTIONS))}") from None
     return _made(known, read)
 
 
@@ -86,7 +86,7 @@ def _made(known: dict[str, Any], read: dict[str, Any]) -> Options:
 
 
 def _parted(query: str) -> tuple[str, str]:
-    """Our options, and libpq's unchanged: to libpq a plus is a plus, not a space."""
+    """The query's options of this backend, and those of libpq, unchanged: to libpq a plus is a plus, not a space."""
     ours, others = list[str](), list[str]()
     for pair in query.split("&"):
         (ours if unquote(pair.partition("=")[0]) in OPTIONS else others).append(pair)
@@ -116,7 +116,7 @@ def _checked(options: Options, known: dict[str, Any]) -> Options:
 # What a pool of the application's says about its server. Only its settings are read. Its connections are never used:
 # handlers that hold all of them must not keep their own records from being written.
 
-#: what ``psycopg.connect`` takes beside libpq's own options; they change nothing of where it connects
+#: arguments of ``psycopg.connect`` that are not libpq's options; they do not change where it connects
 _OF_PSYCOPG = frozenset({"autocommit", "prepare_threshold", "row_factory", "cursor_factory", "context"})
 
 

@@ -105,7 +105,7 @@ _ENCODERS: dict[str, Encoder] = {
 class Statement:
     """A statement whose parameters are written as ``{type}``; no value ever becomes part of it.
 
-    ``older``: its form for a database that lacks the latest migrations, which takes the first of its parameters.
+    ``older``: the form for a database that lacks the latest migrations. It takes only the first of the parameters.
     """
 
     __slots__ = ("_encoders", "formats", "name", "older", "text")
@@ -118,8 +118,8 @@ class Statement:
             return f"${len(types)}::{found[1]}"
 
         self.text = re.sub(r"\{([^}]+)\}", numbered, text).encode()
-        #: the name under which it may be prepared. It depends on the text alone, so a prepared statement of this name
-        #: on a shared connection is this very statement, whoever prepared it
+        #: the name under which it may be prepared. The name depends only on the text, so a prepared statement of this
+        #: name on a shared connection is the same statement, whichever client prepared it
         self.name = b"open_idempotency_" + hashlib.sha256(self.text).hexdigest()[:32].encode()
         self._encoders = [_ENCODERS[kind] for kind in types]
         #: every parameter is binary
@@ -132,7 +132,7 @@ class Statement:
 
 
 def _elements(data: bytes) -> list[bytes | None]:
-    """What an array of one dimension holds."""
+    """The elements of an array of one dimension; None is NULL."""
     dimensions, _, _ = struct.unpack_from(">3i", data)
     if not dimensions:
         return []
@@ -201,7 +201,7 @@ _LEASE = (
 )
 #: the time of a test's clock, or NULL
 _NOW = "{double precision}"
-#: the same in a statement that waits only briefly for a locked row; it is read after that setting was made
+#: the same in a statement that waits only briefly for a locked row; the time is read after that limit was set
 _HURRIED_NOW = "CASE WHEN hurry.made IS NOT NULL THEN {double precision} END"
 _HURRY = "set_config('lock_timeout', '100ms', true) AS hurry (made), LATERAL"
 
@@ -333,7 +333,7 @@ def stage_key(stage: Stage) -> tuple[bytes, bytes]:
 
 
 def _code(number: int) -> int:
-    """The number of the verb's own response. Raises what a number below 0 stands for."""
+    """The number at the start of a response. Raises the error that a number below 0 stands for."""
     if number >= 0:
         return number
     if number == _UNREADABLE:
@@ -456,7 +456,7 @@ SAVE_STAGE = _batched(
 COMPLETE = _batched("code", "complete(:now, :lease, {bytea})", _complete, _completed, lambda c: len(c.response))
 FAIL = _batched("code", "fail(:now, :lease, {boolean}, {bytea})", _fail, _ended, lambda c: len(c.response or b""))
 RELEASE = _batched("code", "release(:now, :lease)", _release, _ended)
-#: whether an attempt runs, whose end the server will report to those that listen
+#: whether an attempt runs; if so, the server will report its end to all listeners
 AWAIT: Verb[bytes, bool] = Verb(_statement("SELECT open_idempotency.await(:now, {bytea})"), _alone, _is_true)
 
 VERBS = fronts.Verbs(
@@ -509,6 +509,6 @@ VERBS = fronts.Verbs(
     renewed_at_once=_AT_ONCE,
     scanned_at_once=_AT_ONCE,
     headers_at_once=_AT_ONCE,
-    # The function bounds itself.
+    # The function on the server bounds its own work.
     purged_at_once=2**31 - 1,
 )

@@ -77,7 +77,7 @@ class AsyncRedisBackend(AsyncBackend):
         """See ``RedisBackend.claim``."""
         watch = self._watch
         if self._options.eviction == "refuse":
-            # ``refuse`` promises that no record is made where it may vanish; before the first look that is unknown.
+            # ``refuse`` promises that no record is made that may be evicted. Before ``INFO`` is read, that is unknown.
             if not watch.looked and watch.next_look <= time.monotonic():
                 await self._look()
             watch.admit()
@@ -109,7 +109,7 @@ class AsyncRedisBackend(AsyncBackend):
         result = scripts.claimed(c, await self._calls.script(scripts.CLAIM, key, scripts.claim_arguments(c)))
         if isinstance(result, Leased):
             leases.append(result.lease)
-            # A write of its own after the claim: what confirms it also shows that the claim is still there.
+            # A second write after the claim: its confirmation also shows that the claim is still there.
             renewal = scripts.renew_arguments(result.lease)
             reply = await self._calls.script(scripts.RENEW, key, renewal, durably=True)
             if not scripts.is_held(reply):
@@ -397,7 +397,7 @@ class RedisBackend(Backend):
             )
 
     def look(self) -> None:
-        """Read the servers' memory settings for ``watch``, in ``timeout`` seconds. Raises nothing of theirs."""
+        """Read the servers' memory settings for ``watch``, in ``timeout`` seconds. Raises no error of a server."""
         self.watch.begin_look()
         try:
             with Deadline(self._options.timeout):
@@ -549,7 +549,7 @@ class RedisBackend(Backend):
             yield from keys
 
     def _batches(self, count: int, beginning: bytes = b"") -> Iterator[Sequence[bytes]]:
-        """The keys of records and reservations whose names go on like this behind the prefix, about so many at once."""
+        """The keys of records and reservations with ``beginning`` after the prefix, about ``count`` at a time."""
         pattern = self._options.keys.pattern(beginning)
         for server in self._calls.servers():
             cursor: Any = None
@@ -560,7 +560,7 @@ class RedisBackend(Backend):
 
     @property
     def listener(self) -> Listener:
-        """What hears of attempts that end, for this process; shared with the async backend."""
+        """This process's listener for the ends of attempts; shared with the async backend."""
         return self._listeners.get()
 
     def wait(self, c: Wait, /) -> None:

@@ -1,8 +1,8 @@
 """Caches of the application that are on Redis: their server is used as a backend.
 
 Only the settings of a cache's client are read. Keys have the backend's own prefix, so the cache's ``KEY_PREFIX`` and
-its version change nothing. Clearing a cache with a prefix leaves the records; ``FLUSHDB`` does not, which is what
-Django's ``cache.clear()`` sends, so a database of its own is safer.
+its version change nothing. Clearing a cache by its prefix leaves the records. Django's ``cache.clear()`` sends
+``FLUSHDB``, which deletes them, so a separate database is safer.
 
 This is the one module that uses private parts of Django's cache and of cachelib. No request passes it.
 """

@@ -1,4 +1,4 @@
-"""Carrying out scripts: in bounded time, retried once where that may help, confirmed by replicas where asked for.
+"""Carrying out scripts: in bounded time, retried once if that may help, confirmed by replicas if required.
 
 ``Calls`` blocks. ``AsyncCalls`` is for asyncio. redis-py does not know trio, so under trio it makes the sync calls
 in a thread. Whatever redis-py raises leaves here as ``BackendUnavailable``.
@@ -46,7 +46,7 @@ _LARGE = 128 * 1024
 
 
 def _durable_steps(script: Script, keyed: Keyed, options: Options) -> Steps[Any]:
-    """Run a script; its reply, once ``min_replicas`` replicas have what it wrote."""
+    """Run a script. Returns its reply once ``min_replicas`` replicas have what it wrote."""
     now, wait = options.now(), options.wait_command
     found = yield [evaluation(script, keyed, now), wait]
     # A server that was restarted, or a new primary, has forgotten the scripts.
@@ -62,9 +62,9 @@ def _grouped_steps(
     groups: Sequence[Sequence[int]],
     options: Options,
 ) -> Steps[list[Any]]:
-    """Run a script once for each group of indexes of the keys; the replies for the keys, in their order.
+    """Run a script once for each group of indexes of the keys. Returns the replies in the order of the keys.
 
-    While a slot moves between two nodes of a Cluster neither has all keys of its group. Then each key is sent alone.
+    While a slot moves between two nodes of a Cluster, neither has all keys of its group. Then each key is sent alone.
     """
     now = options.now()
     found = yield from _evaluated(script, [_keyed_of(group, keys, arguments) for group in groups], now)
@@ -82,7 +82,7 @@ def _grouped_steps(
 
 
 def _evaluated(script: Script, batches: Sequence[Keyed], now: Argument) -> Steps[list[Any]]:
-    """Run a script on each batch of keys, in full where a server does not know it; the replies, refusals included."""
+    """Run a script on each batch of keys, in full if a server does not know it. Returns replies, refusals included."""
     found = yield [evaluation(script, keyed, now) for keyed in batches]
     forgotten = [index for index, reply in enumerate(found) if isinstance(reply, NoScriptError)]
     if forgotten:
@@ -129,14 +129,14 @@ async def _drive_async(steps: Steps[R], send: Callable[[Sequence[Command]], Awai
 
 
 class Calls:
-    """What the sync backend asks of its servers. Safe to use from many threads."""
+    """The calls of the sync backend to its servers. Safe to use from many threads."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._clients: PerProcess[Client] = PerProcess(lambda: topology_of(options).client(options))
         #: how often a client was closed; a call that was in flight then may get any error
         self._closings = 0
-        # those of calls under way; any thread may add and discard, since sets are changed atomically
+        # one for each call under way; any thread may add and discard, since sets are changed atomically
         self._deadlines: set[Deadline] = set()
 
     def client(self) -> Client:
@@ -154,7 +154,7 @@ class Calls:
             client.close()
 
     def script(self, script: Script, key: bytes, arguments: Arguments = ()) -> Any:
-        """Run one script on one key, once more where the connection broke; its reply."""
+        """Run one script on one key, once more if the connection broke. Returns its reply."""
         return self._run(self._evaluate, script, ((key,), arguments))
 
     def _evaluate(self, client: Client, script: Script, keyed: Keyed) -> Any:
@@ -165,7 +165,7 @@ class Calls:
             return client.execute(evaluation(script, keyed, now, source=True))
 
     def durable(self, script: Script, key: bytes, arguments: Arguments) -> Any:
-        """The same. With ``min_replicas`` it fails unless as many replicas have what the script wrote."""
+        """``script``. With ``min_replicas`` it fails unless that many replicas have what the script wrote."""
         if not self._options.min_replicas:
             return self.script(script, key, arguments)
         keyed = ((key,), arguments)
@@ -220,7 +220,7 @@ class Calls:
 
 
 class AsyncCalls:
-    """What the async backend asks of its servers. ``sync``: makes the calls under trio.
+    """The calls of the async backend to its servers. ``sync``: makes the calls under trio.
 
     A call that is several steps for redis-py is cancelled when its time is over. With one server the timeouts of the
     steps add up to less than that.
@@ -377,7 +377,7 @@ _TRIES = 2
 
 
 class Limit:
-    """What one process knows about its servers' limit. ``most``: bytes; None where no server says."""
+    """The servers' limit, as far as one process knows it. ``most``: bytes; None if no server reports it."""
 
     def __init__(self) -> None:
         self.most: int | None = None
@@ -397,7 +397,7 @@ class Limit:
 
 
 class Actions(NamedTuple):
-    """What ``large_steps`` yields: functions that return a result, or on asyncio an awaitable of it.
+    """The functions that ``large_steps`` yields. Each returns a result, or on asyncio an awaitable of it.
 
     ``send`` sends the value, ``small`` makes a small call on the same key, ``limits`` asks all servers for the limit.
     """
@@ -414,7 +414,7 @@ def size_of(arguments: Arguments) -> int:
 
 
 def large_steps(limit: Limit, size: int, actions: Actions) -> Generator[Callable[[], Any], Any, Any]:
-    """Send a large value; its reply. Raises ``RecordTooLarge`` where its size is what is refused."""
+    """Send a large value; its reply. Raises ``RecordTooLarge`` if the value is refused for its size."""
     if limit.due():
         try:
             limit.heed((yield actions.limits))
@@ -432,7 +432,7 @@ def large_steps(limit: Limit, size: int, actions: Actions) -> Generator[Callable
             if not _may_mean_size(error.__cause__):
                 raise
             refused = error
-        yield actions.small  # raises where the server is away
+        yield actions.small  # raises if the server is down
     raise RecordTooLarge(
         f"Redis: the connection ends whenever {size} bytes are sent, and smaller calls work; raise the limit of the "
         f"server ({SETTING}) or of the proxy before it, or lower max_response_bytes"
@@ -459,7 +459,7 @@ def drive_large(asked: Generator[Callable[[], Any], Any, Any]) -> Any:
 
 
 async def drive_large_async(asked: Generator[Callable[[], Awaitable[Any]], Any, Any]) -> Any:
-    """The same on asyncio."""
+    """Carry out ``large_steps`` on asyncio."""
     try:
         action = next(asked)
         while True:

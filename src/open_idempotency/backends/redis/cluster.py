@@ -1,7 +1,7 @@
 """A Cluster, through redis-py's own client for it, which follows redirections (MOVED, ASK), resharding and failovers.
 
 That client does not retry: the backend retries once, and every step is bounded. Scripts for many keys go out at
-once to each node, and batches go over a connection of ours to each node. Wherever a node redirects a script, or a
+once to each node, and batches go over one pipelined connection to each node. If a node redirects a script, or a
 connection breaks, the script is left to redis-py's client.
 
 One case is followed here, because redis-py does not: a script and the WAIT behind it have to use one connection, also
@@ -48,7 +48,7 @@ _COUNT, _KEY = 2, 3
 
 
 class _Nodes:
-    """What the sync and the asyncio client have in common. ``_cluster``: redis-py's client."""
+    """The common part of the sync and the asyncio client. ``_cluster``: redis-py's client."""
 
     _cluster: Any
 
@@ -128,7 +128,7 @@ class ClusterClient(_Nodes):
         broken: Exception | None = None
         for number, (node, indexes) in enumerate(by_node):
             try:
-                # A node that is away may not use up the time of the nodes after it.
+                # A node that is down must not use up the time of the nodes after it.
                 with Deadline((seconds_left() or 0.0) / (len(by_node) - number)):
                     self._fill(replies, node, indexes, commands)
             except ERRORS as error:

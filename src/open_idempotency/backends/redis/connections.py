@@ -1,7 +1,7 @@
 """The connections to servers, sync and on asyncio: our timeouts, our deadlines, and no retries but our own.
 
-A connection may have a ``Route``, which says where the primary is. It leaves a server that says it is a replica, and it
-reconnects where the route has changed since it was made.
+A connection may have a ``Route``, which says where the primary is. The connection leaves a server that says that it is
+a replica, and it reconnects if the route has changed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Reached = tuple[Address | None, int]
 
 _SCRIPTS = ("EVALSHA", "EVAL")
 _REPLACED = "the server is not the primary any more, or may not be"
-#: seconds in which a route is suspected once at most
+#: seconds between two suspicions of a route, at least
 _CALM = 1.0
 
 
@@ -42,7 +42,7 @@ class Route:
 
     def __init__(self, address: Address | None = None) -> None:
         self._address = address
-        #: what connections have to have reached to be used
+        #: a connection is used only while this is what it has reached
         self.current: Reached = (address, 0)
         self._calm_until = 0.0
 
@@ -51,14 +51,14 @@ class Route:
         return self.current
 
     def leave(self, reached: Reached) -> None:
-        """The server there is a replica now. The connections that reached it are made anew."""
+        """Note that the server there is a replica now. Connections that reached it are made anew."""
         if reached == self.current:
             self.current = (self._address, reached[1] + 1)
 
     def suspect(self) -> bool:
-        """The server may have been replaced as the primary: its connections are made anew, at most once a second.
+        """Make connections anew, since the server may have been replaced as the primary. At most once a second.
 
-        Whether they are.
+        Returns whether they are made anew.
         """
         if not self._is_first_suspicion():
             return False
@@ -80,13 +80,13 @@ class Route:
         return says_cut_off(error) and self.suspect()
 
     def switch(self, address: Address) -> None:
-        """The server is at ``address`` now. Connections that reached another one are made anew."""
+        """Note that the server is at ``address`` now. Connections that reached another one are made anew."""
         before, left = self.current
         if before != address:
             self.current = (address, left + 1)
 
     def arrive(self, address: Address, left: int) -> Reached:
-        """The server was found at ``address``, by a search that began when ``left`` servers had been left."""
+        """Note that a search has found ``address``. ``left``: how many servers had been left when the search began."""
         found = (address, left)
         if left == self.current[1]:
             self.current = found
@@ -94,7 +94,7 @@ class Route:
 
 
 class AsyncRoute(Route):
-    """The same on asyncio, for one event loop."""
+    """``Route`` on asyncio, for one event loop."""
 
     async def look(self) -> Reached:
         """See ``Route.find``."""
@@ -102,7 +102,7 @@ class AsyncRoute(Route):
 
 
 class Connection(Protocol):
-    """What we use of a sync connection of redis-py's."""
+    """The parts of redis-py's sync connections that are used here."""
 
     def connect(self) -> None: ...
 
@@ -116,7 +116,7 @@ class Connection(Protocol):
 
 
 class _Deadlines(redis.connection.AbstractConnection):
-    """What a sync connection needs to keep the thread's deadline, and to follow its ``route`` where it has one."""
+    """The part of a sync connection that keeps the thread's deadline, and follows its ``route`` if it has one."""
 
     def __init__(self, *, route: Route | None = None, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -148,8 +148,8 @@ class _Deadlines(redis.connection.AbstractConnection):
         self._connected = False
         sock = socket_of(self)
         if sock is not None and self._reader not in (None, threading.get_ident()):
-            # Another thread waits for this socket. Were it closed here, a socket that is opened next could have its
-            # number, and the thread would wait for that one. The thread reads the end of the stream, and closes it.
+            # Another thread waits for this socket. If it were closed here, the next socket could get its number, and
+            # that thread would wait for the wrong one. Instead that thread reads the end of the stream, and closes it.
             self._given_up = True
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -210,15 +210,15 @@ class DeadlineConnection(_Deadlines, redis.Connection):
 
 
 class DeadlineSSLConnection(_Deadlines, redis.SSLConnection):
-    """The same with TLS."""
+    """A sync connection to a host and a port, with TLS."""
 
 
 class DeadlineUnixConnection(_Deadlines, _Unix):
-    """The same to a path."""
+    """A sync connection to the path of a socket."""
 
 
 class _Following(redis.asyncio.connection.AbstractConnection):
-    """What a connection on asyncio needs to follow its ``route``.
+    """The part of a connection on asyncio that follows its ``route``.
 
     ``reached``: what the route said when it connected.
     """
@@ -265,20 +265,20 @@ class FreshSSLConnection(redis.asyncio.SSLConnection):
 
 
 class AsyncSSLConnection(_Following, FreshSSLConnection):
-    """The same with TLS."""
+    """A connection on asyncio to a host and a port, with TLS."""
 
 
 class AsyncUnixConnection(_Following, redis.asyncio.UnixDomainSocketConnection):
-    """The same to a path."""
+    """A connection on asyncio to the path of a socket."""
 
 
 def no_retry() -> Retry:
-    """redis-py tries once."""
+    """The setting with which redis-py tries once."""
     return Retry(NoBackoff(), 0)
 
 
 def no_async_retry() -> AsyncRetry:
-    """The same on asyncio."""
+    """The setting with which redis-py on asyncio tries once."""
     return AsyncRetry(NoBackoff(), 0)
 
 

@@ -52,7 +52,7 @@ class Subscription:
 
 
 class Listener:
-    """What one process listens to. Safe to use from many threads."""
+    """The subscriptions of one process. Safe to use from many threads."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -174,7 +174,7 @@ class _Session:
                 connection.disconnect()
 
     def _send_orders(self, connection: Connection) -> bool:
-        """Send the orders; whether to go on."""
+        """Send the orders. Returns whether to go on."""
         with self._lock:
             orders = list(self._orders)
             self._orders.clear()

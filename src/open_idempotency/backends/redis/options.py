@@ -1,8 +1,8 @@
-"""What a Redis URL or a client of the application says, and the deadlines of the calls that its servers get.
+"""The settings in a Redis URL or a client of the application, and the deadlines of calls to its servers.
 
-A URL says where the servers are, how long a call may take, and under which prefix records live.
+A URL says where the servers are, how long a call may take, and which prefix the keys of records have.
 
-A deadline holds whatever redis-py does within a call: retries, redirections, discovery. A thread has at most one, which
+A deadline covers all that redis-py does in a call: retries, redirections, discovery. A thread has at most one, which
 ``Deadline`` sets and ``DeadlineConnection`` obeys: no step gets more time than is left until the deadline, and none
 begins after it. On asyncio the whole call is cancelled instead, by ``limited``.
 """
@@ -98,7 +98,7 @@ class Options:
     #: the name under which Sentinel knows the primary
     service: str = ""
     database: int = 0
-    #: of the server's socket, where it has one; then there are no addresses
+    #: the path of the server's socket, if it has one; then there are no addresses
     path: str = ""
     #: from the address that a node of a Cluster has to the address by which it is reached
     remap: Callable[[Address], Address] | None = None
@@ -227,7 +227,7 @@ def _single(scheme: str, path: str) -> dict[str, Any]:
 
 
 def check_library(topology: str, scheme: str) -> None:
-    """Sentinel and Cluster need a redis-py whose connections may be used from many threads at once."""
+    """Raise ``ConfigurationError`` for a redis-py whose connections for Sentinel and Cluster are not thread-safe."""
     found = redis.__version__
     major, minor = (int(part) for part in found.split(".")[:2])
     if topology != SINGLE and (major, minor) < _LIBRARY:
@@ -348,7 +348,7 @@ class _Thread(threading.local):
     deadline: _Lookup = staticmethod(_none)
 
 
-#: what ``Deadline`` sets; read directly, since it is read in each step of each call
+#: the thread's deadline, which ``Deadline`` sets; read without a function, since each step of each call reads it
 current = _Thread()
 
 

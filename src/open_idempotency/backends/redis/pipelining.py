@@ -9,7 +9,7 @@ anything goes wrong is dropped, and the next batch has a new one, so no request 
 that a server redirects, as in a Cluster, is left to redis-py's own client.
 
 The servers' protocol (RESP 2) is written and read here. redis-py does that for one command and one reply at a time,
-and it is most of what a call costs there.
+which is most of the cost of its calls.
 
 ``without_missing_parts`` looks for the private parts when a backend is made. Where one is missing the backend works
 without it, through redis-py's pools, and logs a warning.
@@ -44,13 +44,13 @@ from open_idempotency.exceptions import BackendUnavailable
 
 logger = logging.getLogger("open_idempotency")
 
-# What redis-py has, and has not
+# Private parts of redis-py: which of them exist
 
 _SOCKET, _STREAMS, _CERTIFICATES = "_sock", ("_reader", "_writer"), "ssl_context"
 
 
 def without_missing_parts(options: Options) -> Options:
-    """The options without what the installed redis-py cannot do for us. A missing part is logged as a warning."""
+    """The options without features that the installed redis-py lacks. A missing part is logged as a warning."""
     if options.tls and not hasattr(redis.asyncio.SSLConnection(), _CERTIFICATES):
         logger.warning(
             "%s: redis-py %s has no %s on its connections: after a certificate was renewed this process has to be "
@@ -74,7 +74,7 @@ def without_missing_parts(options: Options) -> Options:
 
 @lru_cache(1)
 def _missing_parts() -> tuple[str, ...]:
-    """The names of the attributes that redis-py's connections should have, and have not."""
+    """The names of the attributes that redis-py's connections should have but lack."""
     sync: Any = redis.Connection
     expected = ((sync(), (_SOCKET,)), (redis.asyncio.Connection(), _STREAMS))
     return tuple(name for connection, names in expected for name in names if not hasattr(connection, name))
@@ -292,7 +292,7 @@ class _Stream(asyncio.Protocol):
         self._in_flight.append(exchange)
         try:
             self._writer.transport.write(written)
-        except BaseException:  # such as MemoryError: the next replies must not be taken for those to these commands
+        except BaseException:  # such as MemoryError: later replies must not be matched with these commands
             exchange.outcome.cancel()
             self.drop(RedisConnectionError("the commands could not be written"))
             raise
@@ -300,7 +300,7 @@ class _Stream(asyncio.Protocol):
 
     def _time_out(self, exchange: _Exchange) -> None:
         exchange.fail(RedisTimeoutError(LATE))
-        # The exchanges behind it have time left for another connection.
+        # The exchanges after this one have time left for another connection.
         self.drop(RedisConnectionError("the server did not reply to the batch before"))
 
     def data_received(self, data: bytes) -> None:
@@ -442,7 +442,7 @@ class Batches:
         self._other: LoopCoalescer[_Request, Any] = second
 
     def ask(self, script: Script, keyed: Keyed) -> Awaitable[Any]:
-        """Run one script on one key; its reply. Raises ``BackendUnavailable``."""
+        """Run one script on one key. Returns its reply. Raises ``BackendUnavailable``."""
         (key,), arguments = keyed
         now = self._options.now()
         command = packed((*script.called, key, now, *arguments))
@@ -473,7 +473,7 @@ class Batches:
                 retried = True
 
     async def _without_errors(self, batch: Sequence[_Request], replies: list[Any], until: float) -> list[Any]:
-        """Send the scripts that the server forgot in full; every other error becomes one of ours."""
+        """Send the scripts that the server forgot in full. Other errors become ``BackendUnavailable``."""
         forgotten = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if forgotten:
             again = await self._send([_in_full(batch[index]) for index in forgotten], until)

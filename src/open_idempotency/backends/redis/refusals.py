@@ -1,4 +1,4 @@
-"""What an error reply of a server means, and what redis-py raises. No I/O here.
+"""The meaning of error replies of servers and of redis-py's exceptions. No I/O here.
 
 Error replies become redis-py's public classes by their code, the first word of the reply. No decision depends on the
 words after it.
@@ -31,9 +31,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from open_idempotency.exceptions import BackendUnavailable
 
-#: what redis-py raises; that of its Cluster client is no RedisError
+#: the exceptions that redis-py raises; that of its Cluster client is no RedisError
 ERRORS = (RedisError, RedisClusterException, OSError)
-#: what a node of a Cluster replies where it does not have all keys of a script; ``MovedError`` is an ``AskError``
+#: the replies of a Cluster's node that does not have all keys of a script; ``MovedError`` is an ``AskError``
 DIVIDED = (AskError, TryAgainError)
 CLOSED = "the backend was closed during the call"
 
@@ -53,7 +53,7 @@ _CLASSES: dict[str, Any] = {
     "TRYAGAIN": TryAgainError,
     "WRONGPASS": AuthenticationError,
 }
-# Redis 6.2 wraps the error reply of a command that a script ran into one of its own. The code stands behind the hyphen.
+# Redis 6.2 wraps the error reply to a script's command in another error reply. The code is after the hyphen.
 _CODE_IN_SCRIPT = re.compile(r": -([A-Z]+) ").search
 
 
@@ -103,5 +103,5 @@ def says_cut_off(error: Exception) -> bool:
 
 
 def is_without_code(error: Exception) -> bool:
-    """Whether a server refused a command with no code of its own, as what it cannot parse."""
+    """Whether a server refused a command without a specific code, such as one that it cannot parse."""
     return type(error) is ResponseError and code_of(error) == "ERR"

@@ -111,7 +111,7 @@ _GLOB_CHARACTERS = frozenset(b"*?[]\\")
 
 
 class Keys:
-    """The names of our keys on the servers, behind a prefix."""
+    """The names of the backend's keys on the servers, after a prefix."""
 
     __slots__ = ("_prefix",)
 
@@ -123,7 +123,7 @@ class Keys:
         return self._prefix + record_id.hex().encode()
 
     def reservations(self, scope_id: bytes) -> bytes:
-        """The key of a caller's reservations. No record's key has a colon behind the prefix."""
+        """The key of a caller's reservations. No record's key has a colon after the prefix."""
         return self._prefix + _RESERVATIONS + scope_id.hex().encode()
 
     def is_reservations(self, key: bytes) -> bool:
@@ -131,20 +131,20 @@ class Keys:
         return key.startswith(self._prefix + _RESERVATIONS)
 
     def record_id(self, key: bytes) -> bytes | None:
-        """The id of the record at a key; None for a key that is not ours."""
+        """The id of the record at a key; None for a key that is no record's."""
         try:
             return bytes.fromhex(key[len(self._prefix) :].decode("ascii"))
         except ValueError:
             return None
 
     def pattern(self, beginning: bytes = b"") -> bytes:
-        """The pattern for ``SCAN`` that matches our keys. ``beginning``: hexadecimal digits behind the prefix."""
+        """The pattern for ``SCAN`` of the backend's keys. ``beginning``: hexadecimal digits after the prefix."""
         escaped = b"".join(b"\\%c" % byte if byte in _GLOB_CHARACTERS else b"%c" % byte for byte in self._prefix)
         return escaped + beginning + b"*"
 
 
 def evaluation(script: Script, keyed: Keyed, now: Argument, source: bool = False) -> tuple[Any, ...]:
-    """The command that runs a script by its digest, or by its ``source`` where the server does not know it."""
+    """The command that runs a script by its digest. ``source``: send it in full, to a server that does not know it."""
     keys, arguments = keyed
     words = ("EVAL", script.source) if source else ("EVALSHA", script.sha)
     return (*words, len(keys), *keys, now, *arguments)
@@ -253,7 +253,7 @@ def stage_of(frame: bytes) -> Stage:
     return Stage(name.decode("utf-8", "surrogatepass"), key.decode("utf-8", "surrogatepass"), frame[identity_end:])
 
 
-#: what parsing raises where a reply does not have its form
+#: the errors that parsing raises for a malformed reply
 _MALFORMED = (IndexError, KeyError, TypeError, ValueError, struct.error)
 
 
@@ -292,7 +292,7 @@ def _text(value: Any) -> str:
 
 
 def code(reply: Reply) -> int:
-    """The number at the start of a reply. Errors of ours are raised."""
+    """The number at the start of a reply. Raises the error that a number below 0 stands for."""
     number: int = reply[0]
     if number < 0:
         _ERRORS[number](reply)
@@ -334,7 +334,7 @@ _CLAIMED: dict[int, Callable[[Claim, Reply], ClaimResult]] = {
 
 
 def claimed(c: Claim, reply: Reply) -> ClaimResult:
-    """What ``claim.lua`` replied."""
+    """The result in a reply of ``claim.lua``."""
     try:
         return _CLAIMED.get(reply[0], _no_result)(c, reply)
     except _MALFORMED as error:
@@ -348,13 +348,13 @@ def is_running(status: Any) -> bool:
 
 @_strictly
 def renewed(reply: Reply) -> Sequence[Renewal]:
-    """What ``renew.lua`` replied, for each key."""
+    """The results in a reply of ``renew.lua``, one for each key."""
     return [Renewal(number) for number in reply]
 
 
 @_strictly
 def stage_saved(reply: Reply) -> StageSaved:
-    """What ``save_stage.lua`` replied."""
+    """The result in a reply of ``save_stage.lua``."""
     number = code(reply)
     return StageSaved(stage_of(reply[1]).frame, recreated=number == 1)
 
@@ -372,19 +372,19 @@ class Unconfirmed(BackendUnavailable):
 
 
 def confirmed(found: Sequence[Any], replicas: int) -> Any:
-    """The reply of a script, where the reply to the ``WAIT`` after it says that enough replicas have what it wrote.
+    """The reply of a script, after a check of the reply to ``WAIT``: ``replicas`` replicas must have what it wrote.
 
-    Raises ``Unconfirmed`` otherwise.
+    Raises ``Unconfirmed`` if fewer have it.
     """
     reply, having = found
-    # An error of ours wrote nothing, and says more.
+    # A refusal of the script wrote nothing, and says more than Unconfirmed.
     if reply[0] >= 0 and having < replicas:
         raise Unconfirmed(f"Redis: {having} of {replicas} replicas confirmed the write in time (min_replicas)")
     return reply
 
 
 def completed(reply: Reply) -> Completed:
-    """What ``complete.lua`` replied."""
+    """The result in a reply of ``complete.lua``."""
     try:
         return Completed(recreated=code(reply) == 1)
     except _MALFORMED as error:
@@ -396,13 +396,13 @@ _FREED = tuple(Freed)
 
 @_strictly
 def freed(reply: Reply) -> Freed:
-    """What ``free.lua`` replied."""
+    """The result in a reply of ``free.lua``."""
     return _FREED[code(reply)]
 
 
 @_strictly
 def reserved(reply: Reply) -> ReserveResult:
-    """What ``reserve.lua`` replied."""
+    """The result in a reply of ``reserve.lua``."""
     return OverQuota(reply[1] / _MICRO) if code(reply) == 1 else Reserved()
 
 

@@ -1,8 +1,9 @@
 """A primary that Sentinel names. Each new connection asks a Sentinel, and all connections follow the latest reply.
 
 A thread hears when the Sentinels make another server the primary, since the old one may serve for seconds after that.
-In a planned failover the old one still acknowledges writes when its successor has stopped following it, about a second
-before the Sentinels name that. The thread hears of this moment as well, and then no call is made until they do.
+In a planned failover the old primary still acknowledges writes for about a second after its successor has stopped
+following it, before the Sentinels name the successor. The thread hears of that moment too, and no call is made until
+they do.
 """
 
 from __future__ import annotations
@@ -66,11 +67,11 @@ class _Named(NamedTuple):
 
 
 class Search:
-    """Which Sentinels are asked, and which reply counts. ``clients``: redis-py's, one for each Sentinel.
+    """The order in which Sentinels are asked, and the reply that counts. ``clients``: redis-py's, one for each.
 
-    The Sentinel that replied last is asked first. In a failover some Sentinels name the old primary for a while: the
-    one that leads it until the end, the others until they hear of it. Such a reply counts only where no Sentinel has a
-    better one. It shows by the Sentinel's flags, or by an epoch that is lower than the latest.
+    The Sentinel that replied last is asked first. In a failover Sentinels name the old primary for a while: the leading
+    Sentinel until the end of the failover, the others until they hear of it. Such a reply counts only if no Sentinel
+    has a better one. It is recognised by the Sentinel's flags, or by an epoch that is lower than the latest.
     """
 
     def __init__(self, service: str, clients: list[Any], epochs: list[int]) -> None:
@@ -152,7 +153,7 @@ class Sentinels:
 
 
 class _Held(Route):
-    """A route that can be held: its server is left before it is known where the next one is."""
+    """A route that can be held: no calls are made to its server before the next primary is known."""
 
     _held_from: Address | None = None
     _held_until = 0.0
@@ -171,7 +172,7 @@ class _Held(Route):
         return super().arrive(address, left)
 
     def switch(self, address: Address) -> None:
-        """See ``Route.switch``. The server that is held is no news."""
+        """See ``Route.switch``. Ignored for the server that is held."""
         if not self._is_held(address):
             super().switch(address)
 
@@ -182,8 +183,8 @@ class _Held(Route):
 class SwitchListener:
     """Listens to the Sentinels in one thread, and updates the route when another server becomes the primary.
 
-    It subscribes to ``+switch-master`` on every Sentinel, and to the event by which the leading one promotes a replica,
-    where its user may. While one of them cannot be heard it asks every second. It ends when it is closed, or when the
+    It subscribes to ``+switch-master`` on every Sentinel, and if permitted to the event by which the leading Sentinel
+    promotes a replica. While it cannot hear a Sentinel, it asks every second. It ends when it is closed, or when the
     route is garbage.
     """
 
@@ -265,7 +266,7 @@ class SwitchListener:
         self._subscribe_at = time.monotonic() + _SUBSCRIBE_AGAIN
         for index, made in enumerate(self._arguments):
             if index not in self._heard and not self._closing:
-                with suppress(*ERRORS):  # it is away, or its user may not subscribe: it is asked instead
+                with suppress(*ERRORS):  # it is down, or its user may not subscribe: it is asked instead
                     self._heard[index] = _subscribed(self._options, made)
 
     def _follow(self) -> None:
@@ -354,7 +355,7 @@ class SentinelRoute(_Held):
 
 
 class AsyncSentinelRoute(_Held, AsyncRoute):
-    """The same on asyncio, for one event loop."""
+    """``SentinelRoute`` on asyncio, for one event loop."""
 
     def __init__(self, options: Options) -> None:
         super().__init__()
@@ -414,7 +415,7 @@ class SentinelClient(OneServer):
 
 
 class AsyncSentinelClient(AsyncOneServer):
-    """The same on asyncio."""
+    """An asyncio client of the primary."""
 
     def __init__(self, options: Options) -> None:
         self._way = AsyncSentinelRoute(options)

@@ -1,7 +1,7 @@
 """The clients of redis-py that reach one server, and what its ``INFO`` says about the safety of records.
 
-Clients look alike however the servers are arranged. Here the address of the one server is known; ``sentinel`` and
-``cluster`` have the other arrangements. Replicas are never read.
+Clients have the same interface for every arrangement of servers. This module is for one server whose address is known;
+``sentinel`` and ``cluster`` have the other arrangements. Replicas are never read.
 
 Only a server with a memory limit evicts records, so every policy is safe without ``maxmemory``. The limit may be set
 later, so ``INFO`` is read again from time to time, by the callers: ``MemoryWatch`` neither waits nor has a thread.
@@ -50,7 +50,7 @@ _FULL = 0.9
 
 
 class MemoryWatch:
-    """What is known about the servers' eviction policy; a forked process goes on with what its parent knew.
+    """The servers' eviction policy, as far as it is known. A forked process starts with what its parent knew.
 
     A race between threads costs one more ``INFO``.
     """
@@ -65,7 +65,7 @@ class MemoryWatch:
         self._dangers: tuple[str, ...] = ()
 
     def begin_look(self) -> None:
-        """The caller reads ``INFO`` now, so the next caller should not."""
+        """Note that the caller reads ``INFO`` now, so that the next caller does not."""
         self._look_in(AGAIN)
 
     def _look_in(self, seconds: float) -> None:
@@ -82,7 +82,7 @@ class MemoryWatch:
         self._look_in(EVERY)
 
     def missed(self, error: BackendUnavailable) -> None:
-        """Reading ``INFO`` failed, as for a user without permission. What was known before stays."""
+        """Note that reading ``INFO`` failed, as for a user without permission. Earlier results stay."""
         logger.log(
             logging.DEBUG if self._missed else logging.WARNING,
             "%s: the eviction policy is not known: %s (allow INFO, or set eviction=ignore)",
@@ -92,7 +92,7 @@ class MemoryWatch:
         self._missed = True
 
     def admit(self) -> None:
-        """Raise ``BackendUnavailable`` if records may be evicted, or if that is not known: with ``eviction=refuse``."""
+        """With ``eviction=refuse``, raise ``BackendUnavailable`` if records may be evicted, or if that is not known."""
         if not self.looked:
             raise BackendUnavailable("Redis: the eviction policy could not be read, and eviction=refuse")
         if self._dangers:
@@ -169,7 +169,7 @@ class Client(Protocol):
         ...
 
     def suspect(self) -> None:
-        """A server may have been replaced as the primary: find out, without waiting for it."""
+        """Note that a server may have been replaced as the primary. It is found out without waiting."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -199,7 +199,7 @@ class AsyncClient(Protocol):
 
     @property
     def durably_in_batch(self) -> InBatch:
-        """The same; a reply counts when ``min_replicas`` replicas confirmed it."""
+        """See ``in_batch``. A reply counts when ``min_replicas`` replicas have confirmed it."""
         ...
 
     async def each(self, commands: Sequence[Command]) -> list[Any]: ...
@@ -216,7 +216,7 @@ class AsyncClient(Protocol):
 
 
 class Topology(NamedTuple):
-    """What makes the clients of an arrangement. ``listen`` makes a connection for channels."""
+    """The functions that make the clients of an arrangement. ``listen`` makes a connection for channels."""
 
     client: Callable[[Options], Client]
     async_client: Callable[[Options], AsyncClient]
@@ -297,7 +297,7 @@ class AsyncOneServer:
         made = {**pool_arguments(options), **destination.arguments}
         self._redis = client.from_pool(pool(connection_class=destination.kind, retry=no_async_retry(), **made))
         self._batches = Batches(options, destination)
-        # Another connection: what waits for replicas delays nothing else.
+        # Another connection, so that a call that waits for replicas delays no other call.
         self._durable = Batches(options, destination, replicas=options.min_replicas)
         self.in_batch: InBatch = self._batches.ask
         self.durably_in_batch: InBatch = self._durable.ask

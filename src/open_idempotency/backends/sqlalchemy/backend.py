@@ -1,8 +1,8 @@
 """The SQLAlchemy backend: records in PostgreSQL, MySQL, MariaDB or SQLite, through any driver that SQLAlchemy knows.
 
 ``open_idempotency.decisions`` decides under the lock of the record's row; ``_shared.sql_verbs`` says what is read and
-written. Nothing of a session is used on PostgreSQL. For PostgreSQL alone ``postgresql://`` takes fewer round trips, and
-reports the end of an attempt to waiting duplicates.
+written. No state of a session is used on PostgreSQL. For PostgreSQL the backend ``postgresql://`` takes fewer round
+trips, and reports the end of an attempt to waiting duplicates.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from open_idempotency.backends.sqlalchemy.transactions import Settings
 class SqlalchemyBackend(SyncFront):
     """The sync front, on the database of a URL ``sqlalchemy+…://`` or of an engine.
 
-    An ``Engine`` or ``AsyncEngine`` lends its way to connect; the connections are the backend's own. With an async
-    driver this front awaits it in a thread. ``timeout``: seconds to wait for a connection, for a lock, and for a reply
+    The backend makes its own connections, in the way in which a given ``Engine`` or ``AsyncEngine`` makes them. An
+    async driver is awaited in a thread. ``timeout``: seconds to wait for a connection, for a lock, and for a reply
     (default 2). ``max_connections``: for each process and event loop (default 10). ``clock``: seconds, for tests;
     without it the server's clock decides, with SQLite the machine's. Raises ``ConfigurationError``, ``MissingExtra``
     without the driver. Since 0.1.
@@ -45,7 +45,7 @@ class SqlalchemyBackend(SyncFront):
         clock: Callable[[], float] | None = None,
     ) -> None:
         given = {"timeout": timeout, "max_connections": max_connections, "clock": clock}
-        #: what the URL or the engine, and the keywords said
+        #: the settings from the URL or the engine, and from the keywords
         self.options = engines.read(source, given)
         engines.check(self.options)
         self.file = self.options.url.database if self.options.url.get_backend_name() == "sqlite" else None
@@ -60,7 +60,7 @@ class SqlalchemyBackend(SyncFront):
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> SqlalchemyBackend:
-        """``sqlalchemy+`` before a URL of SQLAlchemy's; ``timeout`` and ``max_connections`` are ours."""
+        """``sqlalchemy+`` before a URL of SQLAlchemy's, with the options ``timeout`` and ``max_connections``."""
         return cls(url, **urls.keywords(options, engines.OPTIONS, engines.SCHEME))
 
     def __repr__(self) -> str:

@@ -1,11 +1,11 @@
 """The engines of the SQLAlchemy backend's own, and the options that they are made with.
 
-Options are those of the backend, those for SQLAlchemy, and those that cannot work, which are refused.
+A URL may have options of the backend and options of SQLAlchemy. Options that cannot work here are refused.
 
 An application's engine is never used itself: handlers that hold all of its connections must not keep their own records
-from being written. The backend's engine connects as that one does, with its arguments and its pool's listeners. There
-is one for each process or event loop. SQLAlchemy bounds no wait but that for a connection of the pool, so the waits of
-each driver are bounded here. A driver that is not named has limits of its own, which the URL may set.
+from being written. The backend's engine connects in the same way, with the arguments of that engine and the listeners
+of its pool. There is one for each process or event loop. SQLAlchemy itself bounds only the wait for a connection of the
+pool, so the waits of each driver are bounded here. Another driver has limits of its own, which the URL may set.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Options:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is SQLite, whose locks a fork breaks."""
+        """Whether the database is SQLite, whose locks a fork breaks."""
         return self.url.get_backend_name() == "sqlite"
 
     @property
@@ -73,12 +73,12 @@ class Options:
 
     @property
     def try_timeout(self) -> float:
-        """Seconds: for a connection of the pool and its opening; for statements, the last one, and the commit."""
+        """Seconds for one try: to get and open a connection, for the statements, the last one, and the commit."""
         return 2 * self.timeout + 3 * self.connect_seconds
 
     @property
     def call_timeout(self) -> float:
-        """Seconds; nothing is tried again after ``timeout``."""
+        """Seconds for a call, in which no further try begins after ``timeout``."""
         return self.timeout + self.try_timeout
 
 
@@ -116,7 +116,7 @@ def _of_url(text: str) -> dict[str, Any]:
         if not isinstance(value, str):
             raise ConfigurationError(f"backend: option {name} is given twice")
     read = urls.keywords(said, OPTIONS, SCHEME)
-    # Without greenlet a driver that is both is awaited in threads.
+    # Without greenlet, a driver that can be sync or async is called in threads.
     uses = {"sync": not kind.is_async, "awaitable": other.is_async and _has_greenlet()}
     return {"url": url.difference_update_query(read), **uses, **read}
 
@@ -164,7 +164,7 @@ def _with_file(url: URL) -> URL:
 
 Connect = Callable[..., Any]
 
-#: under which a connection's ``info`` has the most bytes of a statement
+#: the key in a connection's ``info`` for the most bytes of a statement
 LARGEST = "open_idempotency_largest"
 
 _PSYCOPG = ("psycopg", "psycopg_async")
@@ -215,7 +215,7 @@ def check(options: Options) -> None:
 
 
 def bounded_connect(options: Options) -> Connect | None:
-    """How to connect, where the driver's own way would make connections that wait for ever; else None."""
+    """The function that makes connections with bounded waits; None if the driver's own function does that."""
     if options.driver != "psycopg":
         return None
     from open_idempotency.backends._shared.psycopg_waits import BoundedConnection

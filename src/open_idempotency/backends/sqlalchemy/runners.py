@@ -1,8 +1,8 @@
 """Carrying out transactions: on a sync engine, on async engines, or on an async engine in a thread of its own.
 
-A transaction that lost a race, or whose connection was broken before, is tried again while there is time. What else
-the database raises becomes one error of this package, with the driver's error as its cause. SQLite's locks do not
-survive a fork, so the connections to a file are closed before one.
+A transaction that lost a race, or whose connection was broken before, is tried again while there is time. Any other
+error of the database becomes one error of this package, with the driver's error as its cause. SQLite's locks do not
+survive a fork, so the connections to a file are closed before a fork.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Tries:
         self._started = time.monotonic()
 
     def check(self, error: Exception) -> None:
-        """Return where the caller has to try again. Else raises ``BackendUnavailable``, or ``error`` if it is not a
-        database's.
+        """Return if the caller is to try again. Otherwise raises ``BackendUnavailable``, or ``error`` if it is no error
+        of the database.
         """
         if not self._is_databases(error):
             raise error

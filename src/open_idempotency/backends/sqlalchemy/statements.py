@@ -149,7 +149,7 @@ def migrate(connection: Connection) -> list[str]:
 
 
 def _add_column(connection: Connection, column: Column[Any]) -> bool:
-    """Add a column of a later version to a table of an earlier one; whether it was missing. It has no default."""
+    """Add a column of a later version to a table of an earlier one. Returns whether it was missing."""
     name = column.table.name
     if _has_column(connection, column):
         return False
@@ -179,7 +179,7 @@ def _create(connection: Connection, name: str) -> bool:
             made = True
         except DBAPIError:
             connection.rollback()
-            # Of two processes that create it at the same moment one fails, in a way that differs with each database.
+            # If two processes create the table at the same moment, one fails, with an error that differs by database.
             if not inspect(connection).has_table(name):
                 raise
     return made
@@ -246,7 +246,7 @@ DIALECTS: Mapping[str, Dialect] = {
         reading="AUTOCOMMIT",
         writing="READ COMMITTED",
         clock=literal_column("CAST(extract(epoch FROM clock_timestamp()) AS double precision)", Double()),
-        # Of the transaction alone: behind a pooler the session belongs to another client next.
+        # Set for the transaction only: behind a pooler the session belongs to another client next.
         limits=("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"),
         largest=sizes.OF_POSTGRESQL,
         again=frozenset({"40001", "40P01"}),
@@ -297,18 +297,18 @@ def _raw(column: ColumnElement[Any]) -> ColumnElement[Any]:
 
 
 class _Seconds(TypeDecorator[Any]):
-    """A time as ``_sent`` lets it cross over."""
+    """A time in the form in which ``_sent`` makes the database send it."""
 
     impl = NullType
     cache_ok = True
 
     def result_processor(self, dialect: SqlalchemyDialect, coltype: object) -> Any:
-        """What makes seconds of it again, if need be."""
+        """The function that converts it back to seconds; None if it is in seconds."""
         return sql_verbs.in_seconds if dialect.name == "postgresql" else None
 
 
 class _sent(FunctionElement[Any]):  # noqa: N801 (reads as a function)
-    """A time that the database sends: see ``sql_rows.MICROSECONDS``. Other databases send it as it is."""
+    """A time that the database sends: see ``sql_verbs.MICROSECONDS``. Other databases send it as it is."""
 
     inherit_cache = True
     type = _Seconds()
@@ -381,7 +381,7 @@ EXTEND_RESERVATION = update(reservations).where(*_RESERVATION).values(ends=_END)
 DELETE_RESERVATION = delete(reservations).where(*_RESERVATION)
 DELETE_SCOPE = delete(scopes).where(scopes.c.scope_id == bindparam("scope"))
 _TAKEN = (reservations.c.scope_id == bindparam("scope"), reservations.c.ends > _NOW)
-# The first end, where there are more than so many. Skipping rows is the cheapest way to count them.
+# The first end, if there are more than ``others`` reservations. Skipping rows is the cheapest way to count them.
 FIRST_OF_MORE_THAN = (
     select(select(_sent(func.min(reservations.c.ends))).where(*_TAKEN).scalar_subquery())
     .select_from(reservations)
@@ -412,11 +412,11 @@ class Statements:
         self.needs_clock = database_clock is None
         time: ColumnElement[float] = _NOW if database_clock is None else database_clock
         self.now = select(_sent(time))
-        #: the first one of a write transaction: the time, and settings that bound the transaction
+        #: the first statement of a write transaction: reads the time, and sets limits for the transaction
         self.open = _open(dialect, time, timeout)
         self.peek = select(_sent(time), *HEADER, _raw(_REPLAY)).where(_THIS)
         first_row = or_(stages.c.position.is_(None), stages.c.position == 1)
-        #: a row for each stage, the response with the first one alone: all of one moment, without a transaction
+        #: a row for each stage, only the first one with the response: all of one moment, without a transaction
         self.get = (
             select(_sent(time), *HEADER, _raw(case((first_row, records.c.response))), *_STAGE)
             .select_from(records.outerjoin(stages, stages.c.record_id == records.c.record_id))

@@ -25,7 +25,7 @@ from open_idempotency.backends.sqlalchemy.statements import Dialect, Statements,
 
 @dataclass
 class Settings:
-    """What all transactions of a backend share. ``clock``: instead of the database's; ``timeout``: in seconds."""
+    """The settings of all transactions of a backend. ``clock``: instead of the database's. ``timeout``: seconds."""
 
     dialect: Dialect
     timeout: float
@@ -60,21 +60,21 @@ class Transaction:
         self._settings = settings
         self._statements = settings.statements
         self.began = 0.0
-        # Connections of ours that can bound each of their waits (``engines``).
+        # Only connections of some drivers can bound each of their waits (see ``engines``).
         driver: Any = connection.connection.driver_connection
         if hasattr(driver, "deadline"):
             driver.deadline = self._deadline
 
     def begin_writing(self) -> None:
-        """Bound the transaction, where the database needs to be asked for that; it gives the time along with it."""
+        """Set the limits of the transaction if the database needs a statement for that, which also reads the time."""
         if self._settings.dialect.limits:
             self.began = float(self._timed(self._statements.open)[0][0])
         else:
             self.began = (self._settings.clock or time.time)()
 
     def now(self) -> float:
-        """See ``Table``. A time that came with the beginning is good enough for all but claims, which read it anew.
-        Where one transaction writes at a time, nothing was waited for since.
+        """See ``Table``. A time that came with the beginning is used, except for claims, which read it anew. If the
+        database has one writer at a time, the transaction has not waited since its beginning.
         """
         dialect = self._settings.dialect
         if self.began and (dialect.limits or dialect.begin is not None):
@@ -246,7 +246,7 @@ class Transaction:
         """All rows of a statement that reads the time, which is a parameter where it is not the database's."""
         if self._statements.needs_clock:
             settings = self._settings
-            # Where one transaction writes at a time, all that it does happens when it began.
+            # If the database has one writer at a time, the time of the transaction's beginning decides.
             at_once = self.began and settings.dialect.begin is not None
             parameters["now"] = self.began if at_once else (settings.clock or time.time)()
         return self._run(statement, parameters).all()

@@ -1,11 +1,11 @@
 """The SQLite backend: works across the processes of one machine, and is the default for embedded use.
 
-What only reads (a replay, a 409, a 422) is one SELECT and takes no lock. What writes reads again inside a write
-transaction, where ``open_idempotency.decisions`` decides.
+A claim that only reads (a replay, a 409, a 422) is one SELECT and takes no lock. A verb that writes reads again inside
+a write transaction, where ``open_idempotency.decisions`` decides.
 
 On asyncio a batch of requests goes to a thread together, so that a loop with many requests in flight does not wake a
-thread for each of them. The batches of several loops, and of threads, meet in ``transactions``. On trio, and where
-nothing is to be coalesced, each call has a thread for itself.
+thread for each of them. ``transactions`` joins the batches of several loops and of threads. On trio, and without
+``coalesce``, each call has a thread to itself.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class SqliteBackend(SyncFront):
         durable = synchronous == "full"
         self._transactions = Transactions(self._connections, clock or time.time, seconds, read["coalesce"], durable)
         super().__init__(VERBS, self._transactions.execute)
-        # The turn among this process's threads, the opening of a connection, the turn among processes.
+        # Three waits: for the other threads of this process, to open a connection, and for other processes.
         self.call_timeout = 3 * seconds
         self._async = AsyncSqliteBackend(self._path, over=self)
 
@@ -127,12 +127,12 @@ def _database_path(path: str) -> str:
 
 
 class _Lanes:
-    """What one loop has on its way: one batch that may write, and beside it one that only reads.
+    """The batches of one loop that are on their way: one that may write, and one that only reads.
 
-    So a replay waits neither for the disk behind a new key nor for another process that holds the write lock. A request
-    that arrives between two batches goes with the next, and a response that needs no write is reported before that
-    batch is written: the claims of new keys that arrive with it would else miss the batch while they are looked for,
-    and each batch would be half as large.
+    So a replay waits neither for the disk write of a new key nor for another process that holds the write lock. A
+    request that arrives between two batches goes with the next one, and a response that needs no write is reported
+    before that batch is written. If requests were looked up before they join it, claims of new keys would miss it
+    meanwhile, and each batch would be half as large.
     """
 
     def __init__(self, transactions: Transactions, loop: asyncio.AbstractEventLoop) -> None:
@@ -260,8 +260,8 @@ def _check(connection: sqlite3.Connection, path: str) -> Finding:
 
 
 # Sync calls of an asyncio loop in threads, at half the cost of an executor. There is one pool of threads for each
-# process. A thread that is idle for a while ends. One that blocks delays no other call, since there are as many threads
-# as there are calls at the same moment. The callers bound that number.
+# process. A thread that is idle for a while ends. A thread that blocks delays no other call, since there are as many
+# threads as calls at the same moment. The callers bound that number.
 
 T = TypeVar("T")
 

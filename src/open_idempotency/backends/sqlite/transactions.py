@@ -8,8 +8,8 @@ the child would be unprotected beside an inherited one. Right before a fork this
 end and its connections are closed; both sides open new ones.
 
 No response leaves before its transaction is committed. A refusal, such as LeaseLost, is a response like others, since a
-verb that raises one has written nothing. What SQLite cannot do for one request, as with a value too big for it, is
-undone for all, and then each is tried alone. What it can do for none, as while the database is locked, fails them all.
+verb that raises one has written nothing. If SQLite fails for one request, such as for a value that is too large, the
+whole transaction is undone and each request is tried alone. If the database is locked or full, all requests fail.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _CACHED_STATEMENTS = 64
 
 
 class Turn:
-    """A lock that may be released in any case: where this thread does not hold it, that does nothing.
+    """A lock whose ``release`` does nothing if this thread does not hold it.
 
-    A signal's handler may raise right behind ``acquire``, before its release is registered. So ``acquire`` belongs
+    A signal's handler may raise right after ``acquire``, before a ``try`` after it begins. So ``acquire`` belongs
     inside the ``try``.
     """
 
@@ -52,7 +52,7 @@ class Turn:
         self._lock = threading.RLock()
 
     def acquire(self, timeout: float) -> bool:
-        """Take the lock within so many seconds; whether that succeeded."""
+        """Take the lock within ``timeout`` seconds. Returns whether that succeeded."""
         return self._lock.acquire(timeout=timeout)
 
     def release(self) -> None:
@@ -62,13 +62,13 @@ class Turn:
 
 
 class _Connection(sqlite3.Connection):
-    """A connection. ``file``: which file it has opened."""
+    """A connection. ``file``: the identity of the file that it has opened."""
 
     file: sqlite_files.Identity | None = None
 
 
 class _Pool:
-    """The connections of one process. ``writing``: queues its writers, which SQLite would let poll."""
+    """The connections of one process. ``writing``: queues the writers, which would poll in SQLite otherwise."""
 
     def __init__(self) -> None:
         self.idle: deque[_Connection] = deque()
@@ -86,7 +86,7 @@ class _Pool:
             self.idle.pop().close()
 
     def enter(self, seconds: float) -> object:
-        """Begin a call, which ``calls`` then holds; while the process forks, wait for the end of that."""
+        """Add a call to ``calls``. If the process is forking, wait until that has ended, for ``seconds`` at most."""
         call = object()
         deadline = time.monotonic() + seconds
         while True:
@@ -148,8 +148,8 @@ class Connections:
                 connection.close()
                 raise
             except BaseException:
-                # A response such as LeaseLost, raised between statements: the connection is sound, unless there was
-                # no memory left for the end of its transaction.
+                # The error may be a response such as LeaseLost, raised between statements. Then the connection is
+                # sound, unless there was no memory left to end its transaction.
                 if connection.in_transaction:
                     connection.close()
                 else:
@@ -207,7 +207,7 @@ class Connections:
             connection.close()
 
     def _open_first(self, pool: _Pool) -> _Connection:
-        # One thread brings the file up; the others would poll for its locks, and some in vain.
+        # One thread prepares the file. The others wait, since they would poll for its locks, and some would fail.
         if not pool.opening.acquire(timeout=self._timeout):
             raise BackendUnavailable(f"SQLite: the database was not opened within {self._timeout} s")
         try:
@@ -226,7 +226,7 @@ class Connections:
             connection.close()
 
     def _open(self, file: sqlite_files.Identity | None) -> _Connection:
-        """A new connection to the database, which has to be this file."""
+        """A new connection to the database. ``file``: the identity that its file must have, or None."""
         connection = sqlite3.connect(
             sqlite_files.uri(self._path),
             uri=True,
@@ -264,7 +264,7 @@ class Connections:
                     connection.execute(verbs.ADD_ABOUT)
 
     def _use_write_ahead_log(self, connection: sqlite3.Connection) -> None:
-        # Changing the journal does not wait for a lock as statements do, so two that start together must.
+        # Changing the journal waits for no lock, unlike statements, so two processes that start together wait here.
         deadline = time.monotonic() + self._timeout
         while True:
             try:
@@ -344,7 +344,7 @@ _PURGED_AT_ONCE = 100
 _PURGE_PAUSE = 1.0
 
 
-#: takes the responses of a batch, each an exception, or None where there is none yet
+#: takes the responses of a batch in order; an exception counts as a response, and None means that there is none yet
 Report = Callable[[Sequence[Any]], object]
 
 
@@ -382,7 +382,7 @@ class Transactions:
     ) -> None:
         self.timeout = timeout
         self.coalesce = coalesce
-        # Without the disk a commit costs less than to wake the threads that share one.
+        # A commit that does not wait for the disk costs less than waking the threads that would share it.
         self._coalesce_threads = coalesce and durable
         self._connections = connections
         self._clock = clock
@@ -425,9 +425,9 @@ class Transactions:
         return written
 
     def execute_all(self, requests: Sequence[Request[Any, Any]], report: Report | None = None) -> Sequence[Any]:
-        """The responses to several requests, each maybe an exception.
+        """The responses to several requests; a response may be an exception.
 
-        Where some need no write, ``report`` gets them before the others are written, with None instead of these.
+        Responses that need no write are passed to ``report`` first, with None for the requests that have to be written.
         """
         if len(requests) == 1:
             (alone,) = requests
@@ -450,10 +450,10 @@ class Transactions:
         return [self._look_for(connection, request) for request in requests]
 
     def _pass_over_new(self, connection: sqlite3.Connection, claims: Sequence[Request[Any, Any]]) -> None:
-        # Most claims are of new keys, and one statement shows that for all: each statement releases the interpreter.
+        # Most claims are of new keys. One statement finds that out for all, since each releases the interpreter's lock.
         if len(claims) < 2:
             return
-        # A value that cannot be an id is refused when it is looked for by itself.
+        # A value that cannot be an id is refused later, when its request is looked up alone.
         with suppress(sqlite3.InterfaceError, sqlite3.ProgrammingError):
             found = verbs.find(connection, [claim.command.record_id for claim in claims])
             for claim in claims:
@@ -505,7 +505,7 @@ class Transactions:
         try:
             return self._transact(connection, requests)
         except sqlite3.OperationalError:
-            # Locked, full, not to be read or written: it would be the same for each.
+            # The database is locked, full, or cannot be read or written: each request would fail in the same way.
             raise
         except Exception:
             if len(requests) == 1:

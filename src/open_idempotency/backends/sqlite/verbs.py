@@ -1,8 +1,8 @@
 """What each verb reads and writes on an SQLite connection, in a transaction that its caller begins and commits.
 
-A verb asks ``clock`` once it holds the lock. It raises before it writes, so that a refused command leaves nothing
-behind in a transaction that it shares with others. ``look_for_…`` only reads, without a lock, and returns a response,
-or None where the verb has to write.
+A verb reads ``clock`` after it has the lock. It raises before it writes, so that a refused command changes nothing in a
+transaction that it shares with others. ``look_for_…`` only reads, without a lock, and returns a response, or None if
+the verb has to write.
 
 No value ever becomes part of a statement. Parameters are ``?``, or names where a statement uses one twice, since Python
 3.12 and later refuse ``?1`` with a sequence. A row that is corrupt, foreign or newer is refused.
@@ -47,7 +47,7 @@ from open_idempotency.exceptions import RecordUnreadable
 # Statements, and rows
 
 RECORD_VERSION = 1
-# The schema of a version is made by its script and those before it, so that an older database is brought up.
+# The script of each version upgrades the schema of the version before, so that an older database is brought up to date.
 SCHEMAS = [
     (files("open_idempotency.backends.sqlite") / name).read_text(encoding="utf-8")
     for name in ("schema.sql", "reservations.sql")
@@ -72,7 +72,7 @@ READ_WHOLE = f"SELECT {_HEADER}, response, about {_FROM}"
 # A claim needs the response only to replay it, so not while it runs and not for another request. The fingerprint is
 # the first parameter.
 READ_FOR_CLAIM = f"SELECT {_HEADER}, CASE WHEN status <> 1 AND fingerprint = ? THEN response END {_FROM}"
-# Which of some records exist: by their number, rounded up, so that few statements are prepared.
+# Finds which of several records exist. One statement for each number of ids, rounded up, so that few are prepared.
 _FIND = "SELECT record_id FROM open_idempotency_records WHERE record_id IN "
 FIND = {count: _FIND + f"(?{', ?' * (count - 1)})" for count in (4, 16, 64, 256)}
 _INSERT = """
@@ -81,8 +81,8 @@ _INSERT = """
         claimed_at, lease_end, ttl, expires_at, final, response, about
     )
 """
-# Inserts nothing where the record exists, or where stages are left of one that was deleted by hand. The row's
-# parameters are followed by the record's id.
+# Inserts nothing if the record exists, or if stages are left of a record that was deleted by hand. The parameters are
+# those of the row, and then the record's id.
 _NO_STAGES = "NOT EXISTS (SELECT 1 FROM open_idempotency_stages WHERE record_id = ?)"
 _IF_NEW = f"SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE {_NO_STAGES} ON CONFLICT (record_id) DO NOTHING"
 ADD = f"{_INSERT} {_IF_NEW}"
@@ -94,10 +94,10 @@ WRITE = f"""{_INSERT} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
         ttl = excluded.ttl, expires_at = excluded.expires_at, final = excluded.final,
         response = excluded.response
 """
-# The owner's verbs leave ``about`` as it is, and do not read it; what claims a record or makes it anew writes it.
+# The owner's verbs neither read nor change ``about``. It is written when a record is claimed or made anew.
 WRITE_ALL = f"{WRITE}, about = excluded.about"
-# What decisions.complete does with a sound record that still runs, in one statement. One that gets another time to live
-# is left to that function: to set ``ttl`` here would write its index anew each time.
+# What decisions.complete does with a sound record that still runs, in one statement. A record that gets another TTL is
+# left to that function, since setting ``ttl`` here would write its index anew each time.
 COMPLETE = """
     UPDATE open_idempotency_records SET status = 2, lease_end = :now, expires_at = :now + ttl, response = :response
     WHERE record_id = :record_id AND token = :token AND owner = :owner AND status = 1 AND expires_at > :now
@@ -117,7 +117,7 @@ ADD_STAGE = "INSERT INTO open_idempotency_stages (record_id, name, key, frame) V
 DELETE_STAGES = "DELETE FROM open_idempotency_stages WHERE record_id = ?"
 
 READ_RESERVATION = "SELECT ends FROM open_idempotency_reservations WHERE scope_id = ? AND record_id = ?"
-# The first end, where there are more than so many. Skipping rows is the cheapest way to count.
+# The first end, if there are more than ``others`` reservations. Skipping rows is the cheapest way to count.
 FIRST_OF_MORE_THAN = """
     SELECT (SELECT min(ends) FROM open_idempotency_reservations WHERE scope_id = :scope_id AND ends > :now)
     FROM open_idempotency_reservations WHERE scope_id = :scope_id AND ends > :now ORDER BY ends LIMIT 1 OFFSET :others
@@ -147,7 +147,7 @@ SCAN_HEADERS = f"SELECT record_id, {_HEADER}, NULL, about {_AFTER}"
 # record_version, fingerprint, status, owner, token, attempt, claimed_at, lease_end, ttl, expires_at, final
 _TYPES = (int, bytes, int, bytes, int, int, float, float, float, float, int)
 _SOUND = {(*_TYPES, bytes), (*_TYPES, type(None))}
-#: those, and the response; ``about`` may follow
+#: the columns of the header, and the response; ``about`` may follow
 _COLUMNS = len(_TYPES) + 1
 _STATUSES = {int(status): status for status in Status if status is not Status.NONE}
 
@@ -232,7 +232,7 @@ _LARGEST = 2**63 - 1
 
 
 def find(connection: sqlite3.Connection, record_ids: Sequence[bytes]) -> set[bytes]:
-    """Which of these records exist, readable or not; few statements for many."""
+    """Find which of these records exist, readable or not, with few statements."""
     found: set[bytes] = set()
     most = max(FIND)
     for start in range(0, len(record_ids), most):
@@ -257,7 +257,7 @@ def claim(connection: sqlite3.Connection, c: Claim, clock: Clock) -> ClaimResult
     """See ``Backend.claim``."""
     now = clock()
     withdrawn = _is_withdrawn(connection, c, now)
-    # Mostly the record does not exist, and then it need not be read.
+    # Usually the record does not exist, so it is inserted without being read first.
     claimed, after = decisions.claim(None, c, now, withdrawn=withdrawn)
     if after is None or not connection.execute(ADD, (*row_of(after), c.record_id)).rowcount:
         return _claim_again(connection, c, now, withdrawn)
@@ -321,9 +321,9 @@ def save_stage(connection: sqlite3.Connection, c: SaveStage, clock: Clock) -> St
 
 
 def complete_running(connection: sqlite3.Connection, c: Complete, clock: Clock) -> Completed | None:
-    """The usual completion in one statement: the response, or None where ``complete`` has to look closer.
+    """Complete a record in one statement. Returns None if ``complete`` has to examine the record.
 
-    Outside a transaction it reads the clock before it has the lock, so the record expires sooner by the wait.
+    Outside a transaction it reads the clock before it has the lock, so the record expires earlier by the time it waits.
     """
     lease = c.lease
     values = {
@@ -447,7 +447,7 @@ def headers(connection: sqlite3.Connection, after: bytes, clock: Clock) -> list[
 
 
 def look_for_reservation(connection: sqlite3.Connection, c: Reserve, clock: Clock) -> ReserveResult | None:
-    """The response for a key that counts already, and mostly for a caller over its quota."""
+    """The response for a key that counts already, and usually for a caller over its quota; None otherwise."""
     reserved, end = _reservation(connection, c, clock())
     return reserved if end is None else None
 
@@ -471,7 +471,7 @@ def _reservation(connection: sqlite3.Connection, c: Reserve, now: float) -> tupl
     if end is None or end <= now:
         values = {"scope_id": c.scope_id, "now": now, "others": min(c.limit - 1, _LARGEST)}
         first = connection.execute(FIRST_OF_MORE_THAN, values).fetchone()
-    # How many reservations there are does not matter, only whether they are as many as the limit.
+    # The exact number of reservations does not matter, only whether it reaches the limit.
     taken, earliest = (0, now) if first is None else (c.limit, first[0])
     return decisions.reserve(end, taken, earliest, c, now)
 
@@ -509,11 +509,11 @@ def read(
 
 @dataclass(frozen=True, slots=True)
 class Verb(fronts.Verb[C, R]):
-    """How a command is carried out. Of several functions that may return None, the first response counts.
+    """How a command is carried out. The functions are called in order, until one returns a response and not None.
 
-    ``write``: in a transaction that may be shared; of a verb that ``reads``, on a connection without one. ``look``:
-    called first, without a lock. ``alone``: called next where no other verb shares the transaction; it needs none.
-    ``size``: about how many bytes a command writes, where these are many.
+    ``look``: called first, without a lock. ``alone``: called next if no other verb shares the transaction; it needs no
+    transaction. ``write``: called in a transaction that may be shared; for a verb that ``reads``, on a connection
+    without one. ``size``: about how many bytes a command writes, if these are many.
     """
 
     write: Callable[[sqlite3.Connection, C, Clock], R]
