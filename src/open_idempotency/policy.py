@@ -26,7 +26,7 @@ __all__ = ["IdempotencyPolicy"]
 
 Seconds = float | int | timedelta
 #: seconds; no duration is longer
-_LONGEST = 1_000_000_000
+_LONGEST = 100 * 365 * 86_400
 
 _TOKEN_CHARS = frozenset("!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 #: in ``docs_url``: stands for the name of the problem
@@ -330,7 +330,7 @@ def _seconds(name: str, value: object) -> float | None:
     if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(min(number, _LONGEST)):
         raise ConfigurationError(f"{name}: expected seconds or a timedelta, got {value!r}")
     if number > _LONGEST:  # the system's clocks and waits count no further than some hundred years
-        raise ConfigurationError(f"{name}: must be at most {_LONGEST} seconds, 31 years, got {value!r}")
+        raise ConfigurationError(f"{name}: must be at most {_LONGEST} seconds, 100 years, got {value!r}")
     return float(number)
 
 
