@@ -66,9 +66,9 @@ class WatchedBackend(Backend):
 
     def claim(self, c: Claim, /) -> ClaimResult:
         self.commands.append(c)
-        answer = self.inner.claim(c)
+        result = self.inner.claim(c)
         self.stall(c)
-        return answer
+        return result
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
         self.commands.append(c)
@@ -163,9 +163,9 @@ class _AsyncWatchedBackend(AsyncBackend):
 
     async def claim(self, c: Claim, /) -> ClaimResult:
         self._noted.append(c)
-        answer = await self._inner.claim(c)
+        result = await self._inner.claim(c)
         self._watched.stall(c)
-        return answer
+        return result
 
     async def renew(self, c: Renew, /) -> Sequence[Renewal]:
         self._noted.append(c)

@@ -31,7 +31,7 @@ def gated(call: Call) -> Steps:
     return (yield from charge(call))
 
 
-def answering(status: int, body: bytes = b"said") -> Behaviour:
+def responding(status: int, body: bytes = b"said") -> Behaviour:
     """An endpoint that responds with a status."""
 
     def endpoint(call: Call) -> Steps:
@@ -73,5 +73,5 @@ def staged(call: Call) -> Steps:
     if len(script.runs) == 1:
         raise Declined("between two stages")
     charged = yield Run("charge", lambda: effect("charge"))
-    answer = {"reserved": reserved, "charged": charged, "attempt": idem.attempt, "resumed": idem.resumed}
-    return Reply(201, [("Content-Type", "application/json")], json.dumps(answer).encode())
+    body = {"reserved": reserved, "charged": charged, "attempt": idem.attempt, "resumed": idem.resumed}
+    return Reply(201, [("Content-Type", "application/json")], json.dumps(body).encode())

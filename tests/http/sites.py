@@ -89,8 +89,8 @@ class Site:
 
     def wsgi(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """What waitress serves."""
-        answer: Iterable[bytes] = self._built[environ["HTTP_X_APP"]].app(environ, start_response)
-        return answer
+        body: Iterable[bytes] = self._built[environ["HTTP_X_APP"]].app(environ, start_response)
+        return body
 
 
 @contextmanager

@@ -30,10 +30,10 @@ def _is_superseded(case: Case, then: Callable[[Lease], None] = lambda _: None) -
 
     def befall(claim: Claim) -> None:
         _stands_still(claim)
-        answer = case.watched.inner.claim(replace(claim, owner=os.urandom(16), lease=60.0))
-        assert isinstance(answer, Leased)
-        assert answer.lease.attempt == 2
-        then(answer.lease)
+        result = case.watched.inner.claim(replace(claim, owner=os.urandom(16), lease=60.0))
+        assert isinstance(result, Leased)
+        assert result.lease.attempt == 2
+        then(result.lease)
 
     return befall
 

@@ -162,8 +162,8 @@ def test_by_route_a_key_is_good_for_several_endpoints(new_case: NewCase) -> None
     routes = [("POST", "/charges"), ("POST", "/refunds"), ("PATCH", "/charges")]
     assert [case.send(*route).json() for route in routes] == [{"charge": 1}, {"charge": 2}, {"charge": 3}]
     again = [case.send(*route) for route in routes]
-    assert [answer.json() for answer in again] == [{"charge": 1}, {"charge": 2}, {"charge": 3}]
-    assert {answer.headers["idempotent-replayed"] for answer in again} == {"true"}
+    assert [response.json() for response in again] == [{"charge": 1}, {"charge": 2}, {"charge": 3}]
+    assert {response.headers["idempotent-replayed"] for response in again} == {"true"}
 
 
 def test_by_route_a_key_is_still_good_for_one_request_there(new_case: NewCase) -> None:

@@ -14,7 +14,7 @@ import pytest
 from open_idempotency import events
 from tests.http.behaviours import PATIENCE, Behaviour, Call, Reply
 from tests.http.conftest import NewCase
-from tests.http.endpoints import Steps, answering, charge, gated
+from tests.http.endpoints import Steps, charge, gated, responding
 from tests.http.sites import Case
 from tests.http.variants import ORIGIN, on_memory_only
 
@@ -96,7 +96,7 @@ def test_the_reference_of_a_problem_is_in_the_log(
 @on_memory_only
 def test_the_reference_of_an_attempt_that_was_refused_names_the_attempt(new_case: NewCase) -> None:
     """O-32: here of the first one, whose response was too long to store."""
-    case = new_case(answering(200, b"x" * 2000), "small")
+    case = new_case(responding(200, b"x" * 2000), "small")
     case.send()
     problem = case.send().json()
     (claimed,) = [event for event in case.events if isinstance(event, events.Claimed)]

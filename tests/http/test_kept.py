@@ -12,7 +12,7 @@ import pytest
 from open_idempotency import idem
 from tests.http.behaviours import Behaviour, Call, Reply
 from tests.http.conftest import NewCase
-from tests.http.endpoints import Steps, answering, charge
+from tests.http.endpoints import Steps, charge, responding
 from tests.http.variants import needs, on_memory_only
 
 KEPT = (200, 201, 202, 204, 301, 302, 303, 304, 400, 402, 404, 405, 410, 412, 422, 451)
@@ -23,7 +23,7 @@ NOT_KEPT = (307, 308, 401, 403, 407, 408, 409, 421, 423, 425, 429)
 @pytest.mark.parametrize("status", KEPT)
 def test_an_outcome_is_kept(new_case: NewCase, status: int) -> None:
     """O-13: 2xx, 3xx and the 4xx that say what became of the request."""
-    case = new_case(answering(status))
+    case = new_case(responding(status))
     first, second = case.send(), case.send()
     assert (second.status_code, second.content) == (first.status_code, first.content)
     assert first.status_code == status
@@ -38,7 +38,7 @@ def test_a_refusal_of_the_moment_is_not_kept(new_case: NewCase, status: int) -> 
 
     def endpoint(call: Call) -> Steps:
         call.script.notes.append(idem.attempt)
-        return (yield from answering(status)(call))
+        return (yield from responding(status)(call))
 
     case = new_case(endpoint)
     assert [case.send().status_code for _ in range(2)] == [status, status]
@@ -49,7 +49,7 @@ def test_a_refusal_of_the_moment_is_not_kept(new_case: NewCase, status: int) -> 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
 def test_a_server_error_is_not_kept(new_case: NewCase, status: int) -> None:
     """Never 5xx; the retry is another attempt."""
-    case = new_case(answering(status))
+    case = new_case(responding(status))
     responses = [case.send(), case.send()]
     assert [r.status_code for r in responses] == [status, status]
     assert "idempotent-replayed" not in responses[1].headers
@@ -78,7 +78,7 @@ def test_a_redirect_that_keeps_the_method_leaves_the_key_to_the_request_that_fol
 
 def test_a_retry_after_a_refusal_of_the_moment_may_be_another_request(new_case: NewCase) -> None:
     """What was not kept does not bind the key."""
-    case = new_case(answering(429))
+    case = new_case(responding(429))
     case.send()
     case.script.behaviour = charge
     assert case.send(body=b"another body").status_code == 201
@@ -87,10 +87,10 @@ def test_a_retry_after_a_refusal_of_the_moment_may_be_another_request(new_case: 
 @on_memory_only
 def test_the_policy_overrules_what_is_kept(new_case: NewCase) -> None:
     """``store=`` wants 429 and not 201."""
-    case = new_case(answering(429), "own rule")
+    case = new_case(responding(429), "own rule")
     case.send()
     assert case.send().headers["idempotent-replayed"] == "true"
-    other = new_case(answering(201), "own rule")
+    other = new_case(responding(201), "own rule")
     other.send()
     assert "idempotent-replayed" not in other.send().headers
 
@@ -98,10 +98,10 @@ def test_the_policy_overrules_what_is_kept(new_case: NewCase) -> None:
 @on_memory_only
 def test_the_policy_sees_the_body(new_case: NewCase) -> None:
     """R-13: a 401 that is a step of a login is stored, with the effect behind it; a 401 that is a refusal is not."""
-    step = new_case(answering(401, b"next: prove your address"), "own rule")
+    step = new_case(responding(401, b"next: prove your address"), "own rule")
     assert [step.send().headers.get("idempotent-replayed") for _ in range(2)] == [None, "true"]
     assert len(step.runs) == 1
-    refusal = new_case(answering(401, b"log in first"), "own rule")
+    refusal = new_case(responding(401, b"log in first"), "own rule")
     assert [refusal.send().headers.get("idempotent-replayed") for _ in range(2)] == [None, None]
     assert len(refusal.runs) == 2
 
@@ -122,7 +122,7 @@ def test_the_policy_sees_the_body_of_a_stream(new_case: NewCase) -> None:
 def _wishing(wish: Callable[[], None], status: int) -> Behaviour:
     def endpoint(call: Call) -> Steps:
         wish()
-        return (yield from answering(status)(call))
+        return (yield from responding(status)(call))
 
     return endpoint
 
@@ -159,7 +159,7 @@ def test_a_binary_body_is_replayed_byte_for_byte(new_case: NewCase) -> None:
 
 def test_an_empty_body_is_replayed_empty(new_case: NewCase) -> None:
     """R-01: 200 with nothing in it."""
-    case = new_case(answering(200, b""))
+    case = new_case(responding(200, b""))
     case.send()
     second = case.send()
     assert (second.content, second.headers["content-length"]) == (b"", "0")
@@ -167,7 +167,7 @@ def test_an_empty_body_is_replayed_empty(new_case: NewCase) -> None:
 
 def test_a_204_is_replayed_without_a_body(new_case: NewCase) -> None:
     """R-01: and without a Content-Length."""
-    case = new_case(answering(204))
+    case = new_case(responding(204))
     case.send()
     second = case.send()
     assert (second.status_code, second.content, second.headers["idempotent-replayed"]) == (204, b"", "true")

@@ -11,7 +11,7 @@ import pytest
 from open_idempotency import events
 from tests.http.behaviours import PATIENCE
 from tests.http.conftest import NewCase
-from tests.http.endpoints import always_raising, answering, charge, gated
+from tests.http.endpoints import always_raising, charge, gated, responding
 from tests.http.sites import Case, poll
 from tests.http.variants import on_memory_only
 
@@ -53,7 +53,7 @@ def test_the_log_says_that_a_request_ran_was_replayed_and_was_mistaken_for_anoth
 def test_the_log_says_that_an_attempt_failed_or_was_released(new_case: NewCase, log: Log) -> None:
     """O-33: each with the status of its response."""
     new_case(always_raising, "unheard").send()
-    new_case(answering(429), "unheard").send()
+    new_case(responding(429), "unheard").send()
     log.wait_for("Claimed", "Failed", "Claimed", "Released")
 
 

@@ -53,8 +53,8 @@ def test_a_repeat_while_the_first_runs_is_stripes_key_in_use(new_case: NewCase) 
 def test_a_missing_or_malformed_key_is_an_invalid_request(new_case: NewCase) -> None:
     """O-06: 400 in both forms."""
     case = new_case(charge, "as stripe")
-    answers = [case.send(key=None), case.send(key='bad"key')]
-    errors = [error_of(answer, 400, again=False) for answer in answers]
+    responses = [case.send(key=None), case.send(key='bad"key')]
+    errors = [error_of(response, 400, again=False) for response in responses]
     assert [(error["type"], error["code"]) for error in errors] == [
         ("invalid_request_error", "key_missing"),
         ("invalid_request_error", "key_malformed"),

@@ -17,7 +17,7 @@ from open_idempotency.backend import Claim, Leased
 from open_idempotency.backends.sqlite import backend as loop_threads
 from tests.http.behaviours import PATIENCE, Call, Reply, Run
 from tests.http.conftest import NewCase
-from tests.http.endpoints import Steps, always_raising, answering, charge, failing_once, gated
+from tests.http.endpoints import Steps, always_raising, charge, failing_once, gated, responding
 from tests.http.sites import Case, assert_problem
 from tests.http.variants import LIMIT, needs, on_memory_only
 
@@ -101,7 +101,7 @@ def test_a_client_may_ask_to_wait_within_bounds(new_case: NewCase) -> None:
 def test_of_many_at_once_one_runs(new_case: NewCase) -> None:
     """O-03: the others get 409 while it runs, or its response once it has ended."""
     case = new_case(charge)
-    responses = [answer.result(PATIENCE) for answer in [case.start() for _ in range(8)]]
+    responses = [outcome.result(PATIENCE) for outcome in [case.start() for _ in range(8)]]
     assert len(case.runs) == 1
     assert {response.status_code for response in responses} <= {201, 409}
     firsts = [r for r in responses if r.status_code == 201 and "idempotent-replayed" not in r.headers]
@@ -268,7 +268,7 @@ def test_a_failed_request_is_not_run_again_if_the_policy_says_so(new_case: NewCa
 
 def test_a_failed_response_is_replayed_if_the_policy_says_so(new_case: NewCase) -> None:
     """O-08: ``on_failed="replay"``."""
-    case = new_case(answering(500, b"broken"), "replays failed")
+    case = new_case(responding(500, b"broken"), "replays failed")
     first, second = case.send(), case.send()
     assert (second.status_code, second.text) == (first.status_code, first.text) == (500, "broken")
     assert second.headers["idempotent-replayed"] == "true"
@@ -277,13 +277,13 @@ def test_a_failed_response_is_replayed_if_the_policy_says_so(new_case: NewCase) 
 
 def _claimed_by_a_dead_owner(case: Case, lease: float) -> None:
     """Claim the case's record as a worker that never comes back; what the claim says is learnt from a request."""
-    behaviour, case.script.behaviour = case.script.behaviour, answering(429)
+    behaviour, case.script.behaviour = case.script.behaviour, responding(429)
     assert case.send().status_code == 429
     case.script.behaviour = behaviour
     case.runs.clear()
     (claim,) = (command for command in case.commands if isinstance(command, Claim))
-    answer = case.watched.inner.claim(replace(claim, owner=os.urandom(16), lease=lease))
-    assert isinstance(answer, Leased)
+    result = case.watched.inner.claim(replace(claim, owner=os.urandom(16), lease=lease))
+    assert isinstance(result, Leased)
 
 
 def test_a_request_whose_worker_died_runs_again_when_the_lease_has_ended(new_case: NewCase) -> None:

@@ -7,7 +7,7 @@ from uuid import uuid4
 from open_idempotency import events
 from tests.http.behaviours import PATIENCE
 from tests.http.conftest import NewCase
-from tests.http.endpoints import answering, charge
+from tests.http.endpoints import charge, responding
 from tests.http.sites import Case, assert_problem
 from tests.http.variants import LIVE_KEYS, on_memory_only
 
@@ -56,8 +56,8 @@ def test_of_many_new_keys_at_once_as_many_as_the_quota_run(new_case: NewCase) ->
     """However many workers take them."""
     case = new_case(charge, "limited")
     ada = _caller(case, "ada")
-    answers = [case.start(key=str(uuid4()), headers=ada) for _ in range(8)]
-    statuses = sorted(answer.result(PATIENCE).status_code for answer in answers)
+    outcomes = [case.start(key=str(uuid4()), headers=ada) for _ in range(8)]
+    statuses = sorted(outcome.result(PATIENCE).status_code for outcome in outcomes)
     assert statuses == [201] * LIVE_KEYS + [429] * (8 - LIVE_KEYS)
     assert len(case.runs) == LIVE_KEYS
 
@@ -65,7 +65,7 @@ def test_of_many_new_keys_at_once_as_many_as_the_quota_run(new_case: NewCase) ->
 @on_memory_only
 def test_a_response_that_is_not_kept_does_not_count(new_case: NewCase) -> None:
     """After a 403 nothing is kept, so a caller that is refused by the application is not out of keys."""
-    case = new_case(answering(403), "limited")
+    case = new_case(responding(403), "limited")
     ada = _caller(case, "ada")
     statuses = [case.send(key=str(uuid4()), headers=ada).status_code for _ in range(LIVE_KEYS + 2)]
     assert statuses == [403] * (LIVE_KEYS + 2)

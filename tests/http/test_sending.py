@@ -42,13 +42,13 @@ def test_the_response_is_durable_before_its_last_byte_leaves(new_case: NewCase) 
     case.watched.completing.clear()
     case.watched.may_complete.clear()
     try:
-        answer = case.start()
+        outcome = case.start()
         assert case.watched.completing.wait(PATIENCE)
         with pytest.raises(NotYet):
-            answer.result(0.1)
+            outcome.result(0.1)
     finally:
         case.watched.may_complete.set()
-    assert answer.result(PATIENCE).status_code == 201
+    assert outcome.result(PATIENCE).status_code == 201
 
 
 def test_the_first_chunk_of_a_stream_is_not_held_back(new_case: NewCase) -> None:

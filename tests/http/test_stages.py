@@ -15,18 +15,18 @@ def test_a_retry_resumes_after_the_last_stage(new_case: NewCase) -> None:
     """O-08, S-01: what the first attempt recorded is not done again."""
     case = new_case(staged)
     assert case.send().status_code == 500
-    answer = case.send().json()
+    body = case.send().json()
     assert case.script.notes == ["reserve", "charge"]
-    assert answer["reserved"] == {"name": "reserve", "run": 1}
-    assert answer["charged"] == {"name": "charge", "run": 2}
+    assert body["reserved"] == {"name": "reserve", "run": 1}
+    assert body["charged"] == {"name": "charge", "run": 2}
 
 
 def test_a_retry_knows_that_it_is_one(new_case: NewCase) -> None:
     """``attempt`` and ``resumed``."""
     case = new_case(staged)
     case.send()
-    answer = case.send().json()
-    assert (answer["attempt"], answer["resumed"]) == (2, True)
+    body = case.send().json()
+    assert (body["attempt"], body["resumed"]) == (2, True)
 
 
 @needs("async")

@@ -34,11 +34,11 @@ def test_an_interrupted_external_stage_gets_409_and_does_not_run_again(new_case:
     case = new_case(charging(1, external=True))
     assert case.send().status_code == 500
     for _ in range(2):
-        answer = case.send()
-        problem = answer.json()
-        assert (answer.status_code, problem["type"].rpartition(":")[2]) == (409, "outcome-unknown")
+        response = case.send()
+        problem = response.json()
+        assert (response.status_code, problem["type"].rpartition(":")[2]) == (409, "outcome-unknown")
         assert problem["retryable"] is False
-        assert answer.headers["content-type"] == "application/problem+json"
+        assert response.headers["content-type"] == "application/problem+json"
     assert case.script.notes == ["charged"]
 
 
@@ -62,8 +62,8 @@ def test_a_stage_that_the_other_side_never_saw_runs_again(new_case: NewCase) -> 
 
 def test_while_the_other_system_does_not_know_a_client_may_retry(new_case: NewCase) -> None:
     """S-04: ``reconcile`` returns UNKNOWN: 409, retryable with the same key."""
-    answers = [UNKNOWN, Found("ch_2")]
-    case = new_case(charging(1, reconcile=lambda: answers.pop(0)))
+    outcomes = [UNKNOWN, Found("ch_2")]
+    case = new_case(charging(1, reconcile=lambda: outcomes.pop(0)))
     case.send()
     unknown = case.send()
     assert (unknown.status_code, unknown.json()["retryable"]) == (409, True)

@@ -107,8 +107,8 @@ def test_a_storm_of_waiting_duplicates_runs_once(new_case: NewCase) -> None:
         duplicates = [clients.submit(case.send) for _ in range(STORM)]
         _until(lambda: len(case.watched.waits) >= before + 5)
         case.script.release.set()
-        answers = {(r.status_code, r.content) for r in (d.result(PATIENCE) for d in duplicates)}
-        assert answers == {(201, first.result(PATIENCE).content)}
+        responses = {(r.status_code, r.content) for r in (d.result(PATIENCE) for d in duplicates)}
+        assert responses == {(201, first.result(PATIENCE).content)}
     assert len(case.runs) == 1
 
 

@@ -85,12 +85,12 @@ class Listener:
 class Script:
     """Plays the performer: feeds prepared replies, raises prepared errors, and keeps what was asked.
 
-    ``answers``: for each command class, the results of its calls in turn; an exception is thrown in. ``Now`` reads a
+    ``results``: for each command class, the results of its calls in turn; an exception is thrown in. ``Now`` reads a
     clock that ``Sleep`` and ``Wait`` move; ``Call`` is called, ``Emit`` is told, and of ``slots`` to wait some are
     free.
     """
 
-    answers: dict[type[Command[Any]], list[Any]] = field(default_factory=dict)
+    results: dict[type[Command[Any]], list[Any]] = field(default_factory=dict)
     asked: list[Command[Any]] = field(default_factory=list)
     clock: float = 100.0
     slots: int = 1
@@ -103,23 +103,23 @@ class Script:
                 if isinstance(command, Complete) and isinf(command.asked):  # as the performer does
                     command.asked = self.clock
                 try:
-                    answer = self._answer(command)
+                    result = self._result(command)
                 except BaseException as error:
                     command = steps.throw(error)
                 else:
-                    command = steps.send(answer)
+                    command = steps.send(result)
         except StopIteration as stop:
             return stop.value
 
-    def _answer(self, command: Any) -> Any:
+    def _result(self, command: Any) -> Any:
         self.asked.append(command)
         name = type(command).__name__
-        prepared = self.answers.get(type(command))
+        prepared = self.results.get(type(command))
         if prepared:
-            answer = prepared.pop(0)
-            if isinstance(answer, BaseException):
-                raise answer
-            return answer
+            result = prepared.pop(0)
+            if isinstance(result, BaseException):
+                raise result
+            return result
         return getattr(self, f"_{name}", self._unexpected)(command)
 
     def _unexpected(self, command: Any) -> Any:

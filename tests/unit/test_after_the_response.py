@@ -174,9 +174,9 @@ def post_twice(app: Any) -> None:
     async def run() -> list[int]:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            answers = [await client.post("/orders", headers={"idempotency-key": key}) for _ in range(2)]
-        assert [answer.headers.get("idempotent-replayed") for answer in answers] == [None, "true"]
-        return [answer.status_code for answer in answers]
+            responses = [await client.post("/orders", headers={"idempotency-key": key}) for _ in range(2)]
+        assert [response.headers.get("idempotent-replayed") for response in responses] == [None, "true"]
+        return [response.status_code for response in responses]
 
     assert asyncio.run(run()) == [200, 200]
 

@@ -18,9 +18,9 @@ def test_the_log_names_the_command_that_makes_missing_tables(tmp_path: Path, cap
     """Bad input: the client is told nothing of it, the operator what to do."""
     app = IdempotencyMiddleware(_never, f"sqlalchemy+sqlite:///{tmp_path}/none.db")
     with caplog.at_level(logging.WARNING, "open_idempotency"):
-        answer = asyncio.run(_posted(app))
-    assert answer.status_code == 503
-    assert "migrate" not in answer.text
+        response = asyncio.run(_posted(app))
+    assert response.status_code == 503
+    assert "migrate" not in response.text
     assert "run `open-idempotency migrate`" in caplog.text
 
 

@@ -196,9 +196,9 @@ def test_what_a_hook_redacts_is_the_applications_own_body() -> None:
     """Nor is it copied to be stored, but into its record."""
     seen: list[Response] = []
 
-    def redact(answer: Response) -> Response:
-        seen.append(answer)
-        return answer
+    def redact(response: Response) -> Response:
+        seen.append(response)
+        return response
 
     asyncio.run(_post(IdempotencyMiddleware(_app, "memory://", redact=redact)))
     assert seen[0].body is SENT

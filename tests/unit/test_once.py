@@ -408,13 +408,13 @@ def test_a_call_within_a_protected_request_is_independent_of_it(backend: Watched
     from open_idempotency.starlette import IdempotencyMiddleware
 
     once, mail = Once(backend, scope="mails"), Count("sent")
-    answers = iter([500, 201])
+    statuses = iter([500, 201])
 
     async def endpoint(request: Request) -> JSONResponse:
         await idem.asave_stage("mine", 1)
         sent = await once.arun("order-1", mail)
         stages = [stage.name for stage in idem.stages]
-        return JSONResponse([sent, stages, idem.attempt], next(answers))
+        return JSONResponse([sent, stages, idem.attempt], next(statuses))
 
     app = Starlette(routes=[Route("/orders", endpoint, methods=["POST"])])
     app.add_middleware(IdempotencyMiddleware, backend=backend)

@@ -32,9 +32,9 @@ LIVE = Response(
 class Settled:
     """A response that was settled under a policy: what was stored, and what was told."""
 
-    def __init__(self, answer: Response, **fields: Any) -> None:
+    def __init__(self, response: Response, **fields: Any) -> None:
         attempt, self.script = attempt_of(**fields), Script({Complete: [Completed()], Fail: [None]})
-        self.result = self.script.run(finish(attempt, answer))
+        self.result = self.script.run(finish(attempt, response))
         assert isinstance(attempt.policy.on_event, Listener)
         self.reported = attempt.policy.on_event.seen
 
@@ -55,7 +55,7 @@ class Settled:
 def test_the_hooks_result_is_stored_and_the_live_response_stays() -> None:
     """Redacted, the live response untouched."""
     before = copy.deepcopy(LIVE)
-    settled = Settled(LIVE, redact=lambda answer: Response(200, [(b"x", b"1")], b"blank"))
+    settled = Settled(LIVE, redact=lambda response: Response(200, [(b"x", b"1")], b"blank"))
     assert settled.stored == Response(200, [(b"x", b"1")], b"blank")
     assert settled.result is Fate.KEPT
     assert before == LIVE
@@ -65,11 +65,11 @@ def test_a_hook_that_changes_its_argument_does_not_reach_the_live_response() -> 
     """It has a response and a list of fields of its own."""
     before = copy.deepcopy(LIVE)
 
-    def blank(answer: Response) -> Response:
-        assert isinstance(answer.headers, list)
-        answer.headers.clear()
-        answer.body = b""
-        return answer
+    def blank(response: Response) -> Response:
+        assert isinstance(response.headers, list)
+        response.headers.clear()
+        response.body = b""
+        return response
 
     assert Settled(LIVE, redact=blank).stored == Response(201, [], b"")
     assert before == LIVE
@@ -79,9 +79,9 @@ def test_the_hook_sees_what_is_about_to_be_stored() -> None:
     """R-02: without the fields of the moment; O-11: without a body that is too long."""
     seen: list[Response] = []
 
-    def look(answer: Response) -> Response:
-        seen.append(answer)
-        return answer
+    def look(response: Response) -> Response:
+        seen.append(response)
+        return response
 
     Settled(LIVE, redact=look)
     Settled(LIVE, redact=look, max_response_bytes=3)
@@ -129,20 +129,20 @@ def test_what_is_redacted_is_encrypted_as_well() -> None:
     assert decode_response(plain).body == b'{"id":1,"card":null}'
 
 
-def _raising(answer: Response) -> Response:
+def _raising(response: Response) -> Response:
     raise LookupError("card 4111")
 
 
 FAULTY: dict[str, Any] = {
     "raises": _raising,
-    "returns nothing": lambda answer: None,
-    "returns a body": lambda answer: answer.body,
-    "a text body": lambda answer: replace(answer, body="4111"),
-    "text fields": lambda answer: replace(answer, headers=[("x", "4111")]),
-    "a broken field": lambda answer: replace(answer, headers=[(b"x", b"a\r\n4111")]),
-    "no such status": lambda answer: replace(answer, status=42),
-    "a text status": lambda answer: replace(answer, status="201"),
-    "no fields": lambda answer: replace(answer, headers=None),
+    "returns nothing": lambda response: None,
+    "returns a body": lambda response: response.body,
+    "a text body": lambda response: replace(response, body="4111"),
+    "text fields": lambda response: replace(response, headers=[("x", "4111")]),
+    "a broken field": lambda response: replace(response, headers=[(b"x", b"a\r\n4111")]),
+    "no such status": lambda response: replace(response, status=42),
+    "a text status": lambda response: replace(response, status="201"),
+    "no fields": lambda response: replace(response, headers=None),
 }
 
 
@@ -194,8 +194,8 @@ def test_what_a_pointer_names_is_blanked_and_the_rest_stays_byte_for_byte(
 @pytest.mark.parametrize("pointer", ["/x", "/card/x", "/card/number/x", "/list/5", "/list/01", "/list/-", "/id/0"])
 def test_a_pointer_to_nothing_changes_nothing(pointer: str) -> None:
     """R-01."""
-    answer = Response(200, [(b"digest", b"x")], b'{"card":{"number":"4111"},"list":[1],"id":"text"}')
-    assert redact_json(pointer)(answer) is answer
+    response = Response(200, [(b"digest", b"x")], b'{"card":{"number":"4111"},"list":[1],"id":"text"}')
+    assert redact_json(pointer)(response) is response
 
 
 def test_pointers_may_overlap() -> None:
@@ -218,8 +218,8 @@ def test_digests_of_the_body_go_with_what_they_were_made_of() -> None:
 @pytest.mark.parametrize("body", [b"", None])
 def test_a_response_without_a_body_stays_as_it_is(body: Any) -> None:
     """R-01: 204 and the like; O-11."""
-    answer = Response(204, [], body)
-    assert redact_json("/card")(answer) is answer
+    response = Response(204, [], body)
+    assert redact_json("/card")(response) is response
 
 
 @pytest.mark.parametrize(

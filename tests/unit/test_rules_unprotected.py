@@ -493,8 +493,8 @@ def with_extension(app: Flask, **fields: Any) -> Flask:
 
 def adapted() -> Any:
     request = CoreRequest("POST", b"/charges", b"", [(b"idempotency-key", b'"8e03978e-40d5-43e8-bc93"')], None)
-    answer = adapter.Adapter(enabled=False).handle(request, b"", lambda: CoreResponse(200, [], stage().encode()))
-    return httpx.Response(answer.status, headers=list(answer.headers))
+    response = adapter.Adapter(enabled=False).handle(request, b"", lambda: CoreResponse(200, [], stage().encode()))
+    return httpx.Response(response.status, headers=list(response.headers))
 
 
 def adapted_async() -> Any:
@@ -503,8 +503,8 @@ def adapted_async() -> Any:
     async def handler() -> CoreResponse:
         return CoreResponse(200, [], (await idem.arun("charge", lambda: "done")).encode())
 
-    answer = asyncio.run(adapter.AsyncAdapter(enabled=False).handle(request, b"", handler))
-    return httpx.Response(answer.status, headers=list(answer.headers))
+    response = asyncio.run(adapter.AsyncAdapter(enabled=False).handle(request, b"", handler))
+    return httpx.Response(response.status, headers=list(response.headers))
 
 
 def off(app: Any) -> Any:

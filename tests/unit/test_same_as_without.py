@@ -123,7 +123,7 @@ def shop(diary: Diary, middleware: list[Middleware]) -> FastAPI:
         raise Declined
 
     @app.exception_handler(Declined)
-    async def answer(request: Request, error: Exception) -> Response:
+    async def respond(request: Request, error: Exception) -> Response:
         diary.step("handler")
         return JSONResponse({}, 402)
 
@@ -201,12 +201,12 @@ async def served(app: Any, diary: Diary, path: str, key: str | None, turns: int 
 async def requested(app: Any, diary: Diary, path: str, key: str | None, state: dict[str, Any], turns: int) -> None:
     """One request with a body in two pieces; a client that stays until it has got a response."""
     bodies = [{"body": b'{"amount"', "more_body": True}, {"body": b": 1}", "more_body": False}]
-    answered = anyio.Event()
+    responded = anyio.Event()
 
     async def receive() -> Any:
         if bodies:
             return {"type": "http.request", **bodies.pop(0)}
-        await answered.wait()
+        await responded.wait()
         return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
@@ -215,7 +215,7 @@ async def requested(app: Any, diary: Diary, path: str, key: str | None, state: d
                 await anyio.lowlevel.checkpoint()
             diary.note(f"sent {message.get('body', b'')!r}")
             if not message.get("more_body", False):
-                answered.set()
+                responded.set()
 
     headers = [(b"content-type", b"application/json"), *([(b"idempotency-key", key.encode())] if key else [])]
     scope = {

@@ -75,14 +75,14 @@ def _serve(app: Any, environ: dict[str, Any]) -> None:
 
     statuses: list[str] = []
     try:
-        answer = app(environ, start_response)
-        note("answered")
+        response = app(environ, start_response)
+        note("responded")
         try:
-            for chunk in answer:
+            for chunk in response:
                 if chunk:
                     note(f"sent {chunk!r}")
         finally:
-            getattr(answer, "close", lambda: None)()
+            getattr(response, "close", lambda: None)()
     except Exception as error:
         note(f"the server sees {type(error).__name__}")
     note(f"the server is done: {statuses}")

@@ -84,14 +84,14 @@ class Both:
 
     def __init__(self, stack: ExitStack, store: str, path: str, names: tuple[str, str]) -> None:
         self.reported = {"orders": Listener(), "payments": Listener()}
-        self.answers: list[httpx.Response] = []
+        self.responses: list[httpx.Response] = []
         behind = payments(store, application=names[1], on_event=self.reported["payments"])
         address = stack.enter_context(served_by_werkzeug(behind))
 
         def charge(request: fastapi.Request, body: bytes) -> httpx.Response:
             passed = {name: request.headers[name] for name in ("idempotency-key", "authorization", "content-type")}
-            self.answers.append(httpx.post(f"{address}{path}", content=body, headers=passed, timeout=SECONDS))
-            return self.answers[-1]
+            self.responses.append(httpx.post(f"{address}{path}", content=body, headers=passed, timeout=SECONDS))
+            return self.responses[-1]
 
         in_front = orders(store, charge, application=names[0], on_event=self.reported["orders"])
         self.address = stack.enter_context(served_by_uvicorn(in_front))
@@ -126,8 +126,8 @@ def test_two_services_under_one_name_refuse_each_other_for_ever_and_say_why(
     """O-22: the detail of the problem, a warning and an event name ``application=``, the last two once."""
     two = both(path, ("", ""))
     assert [two.order() for _ in range(3)] == [502, 502, 502]
-    assert [answer.status_code for answer in two.answers] == [status] * 3
-    assert all("application=" in answer.json()["detail"] for answer in two.answers)
+    assert [response.status_code for response in two.responses] == [status] * 3
+    assert all("application=" in response.json()["detail"] for response in two.responses)
     assert [(event.method, event.path) for event in two.shared()] == [("POST", path)]
     warned = [r for r in caplog.records if r.levelno == logging.WARNING and "NameShared" in r.getMessage()]
     assert len(warned) == 1
@@ -143,7 +143,7 @@ def test_with_names_of_their_own_each_runs_once(
     """O-22: the cure. One name is enough, though the next service would share the other."""
     two = both(path, names)
     assert [two.order() for _ in range(2)] == [201, 201]
-    assert len(two.answers) == 1
+    assert len(two.responses) == 1
     assert two.shared() == []
 
 

@@ -147,9 +147,9 @@ def test_each_task_gets_its_own_error() -> None:
         coalescer = LoopCoalescer(gate.acarry_out, LIMITS)
         tasks = await ask_all(coalescer, 1, 2, 3, 4)
         gate.open()
-        answers = await asyncio.gather(*tasks, return_exceptions=True)
-        assert answers[:2] + answers[3:] == [2, 4, 8]
-        assert isinstance(answers[2], LookupError)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert results[:2] + results[3:] == [2, 4, 8]
+        assert isinstance(results[2], LookupError)
 
     on_a_loop(test())
 
@@ -162,11 +162,11 @@ def test_a_batch_that_fails_fails_for_all_its_tasks_and_the_next_goes_on() -> No
         coalescer = LoopCoalescer(gate.acarry_out, Limits(_SECONDS, most=2))
         tasks = await ask_all(coalescer, 1, 2, 13, 4, 5)
         gate.open()
-        answers = await asyncio.gather(*tasks, return_exceptions=True)
-        assert answers[0] == 2
-        assert answers[3:] == [8, 10]
-        assert all(isinstance(error, BackendUnavailable) for error in answers[1:3])
-        assert answers[1] is not answers[2]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert results[0] == 2
+        assert results[3:] == [8, 10]
+        assert all(isinstance(error, BackendUnavailable) for error in results[1:3])
+        assert results[1] is not results[2]
 
     on_a_loop(test())
 
@@ -374,7 +374,7 @@ def test_a_call_in_the_place_of_a_batch_is_made_where_none_is_on_its_way(pool: T
         return word
 
     asked: list[Future[int]] = []
-    assert coalescer.alone(call, "answer") == "answer"
+    assert coalescer.alone(call, "result") == "result"
     assert [future.result(_SECONDS) for future in asked] == [2]
     with pytest.raises(LookupError):
         coalescer.alone({}.__getitem__, "missing")
@@ -412,8 +412,8 @@ def test_several_questions_of_one_call_stay_together(pool: ThreadPoolExecutor) -
     _until(lambda: threads.waiting == 4)
     gate.open()
     assert first.result(_SECONDS) == 2
-    answer, error = several.result(_SECONDS)
-    assert answer == 4
+    result, error = several.result(_SECONDS)
+    assert result == 4
     assert isinstance(error, LookupError)
     assert alone.result(_SECONDS) == [8, 10]
     assert gate.batches == [[1], [2, 3], [4, 5]]

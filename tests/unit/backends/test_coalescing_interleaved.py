@@ -41,9 +41,9 @@ class _Store:
             self._busy.clear()
 
     def alone(self, number: int) -> int:
-        (answer,) = self.carry_out((number,))
-        assert isinstance(answer, int)
-        return answer
+        (result,) = self.carry_out((number,))
+        assert isinstance(result, int)
+        return result
 
 
 class _Asker:
@@ -88,16 +88,16 @@ class _Asker:
         return True
 
     def _several(self, number: int) -> bool:
-        answers = self._coalescer.ask_all(((number, 0), (number + 1, 0)))
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
-        assert answers == [2 * number, 2 * number + 2]
+        results = self._coalescer.ask_all(((number, 0), (number + 1, 0)))
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        assert results == [2 * number, 2 * number + 2]
         return True
 
     def _alone(self, number: int) -> bool:
-        answer: Any = self._coalescer.alone(self._store.alone, number)
-        return answer is NOT_ALONE or answer == 2 * number
+        result: Any = self._coalescer.alone(self._store.alone, number)
+        return result is NOT_ALONE or result == 2 * number
 
 
 def _search(seed: int, monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
@@ -180,7 +180,7 @@ class _AwaitedStore:
             self.busy = False
 
 
-async def _all_are_answered(alarms: _Alarms) -> None:
+async def _all_are_done(alarms: _Alarms) -> None:
     coalescer: LoopCoalescer[int, int] = LoopCoalescer(_AwaitedStore().carry_out, Limits(0.01, most=3))
 
     async def asks(number: int) -> None:
@@ -213,7 +213,7 @@ def test_no_task_is_stranded_wherever_a_handler_raises() -> None:
         loop = asyncio.new_event_loop()
         loop.set_exception_handler(lambda *_: None)  # where it raises in a callback
         try:
-            loop.run_until_complete(_all_are_answered(alarms))
+            loop.run_until_complete(_all_are_done(alarms))
         except BaseException as error:
             raise AssertionError(f"line {line}") from error
         finally:

@@ -48,11 +48,11 @@ class Admission:
 
     def problem(self) -> dict[str, Any]:
         """Run it; the members of the problem that it ends with."""
-        answer = self.run()
-        assert isinstance(answer, Response)
-        assert (b"content-type", b"application/problem+json") in answer.headers
-        members: dict[str, Any] = json.loads(answer.body or b"")
-        assert members["status"] == answer.status
+        response = self.run()
+        assert isinstance(response, Response)
+        assert (b"content-type", b"application/problem+json") in response.headers
+        members: dict[str, Any] = json.loads(response.body or b"")
+        assert members["status"] == response.status
         return members
 
 

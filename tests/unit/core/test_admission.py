@@ -117,9 +117,9 @@ def test_a_stage_that_cannot_be_read_never_runs(release: Any, fail_open: bool) -
 def test_a_completed_key_is_replayed_in_one_round_trip() -> None:
     """O-02, B-01."""
     admission = Admission(Finished(FRAME))
-    answer = admission.run()
-    assert (answer.status, answer.body) == (201, b"made")
-    assert (b"idempotent-replayed", b"true") in answer.headers
+    response = admission.run()
+    assert (response.status, response.body) == (201, b"made")
+    assert (b"idempotent-replayed", b"true") in response.headers
     assert admission.script.names() == ["Call", "Call", "Claim"]
     assert admission.listener.seen == [events.Replayed(admission.listener.seen[0].record, 201)]
 
@@ -133,9 +133,9 @@ def test_a_completed_key_whose_body_was_not_kept_is_reported_and_never_run() -> 
 def test_a_duplicate_in_flight_gets_a_retry_after() -> None:
     """O-03."""
     admission = Admission(Busy(3.0, 20.0))
-    answer = admission.run()
-    assert answer.status == 409
-    assert (b"retry-after", b"3") in answer.headers
+    response = admission.run()
+    assert response.status == 409
+    assert (b"retry-after", b"3") in response.headers
     assert admission.script.names() == ["Call", "Call", "Claim"]
     assert admission.listener.kinds() == [events.Conflicted]
 
@@ -161,8 +161,8 @@ def test_a_refused_takeover_is_an_unknown_outcome(reason: Refusal) -> None:
 def test_a_failed_response_is_replayed_where_the_policy_says_so() -> None:
     """O-08, ``on_failed="replay"``."""
     failed = encode_response(Response(500, [], b"oops"))
-    answer = Admission(Refused(Refusal.FAILED, 1, failed), on_failed="replay").run()
-    assert (answer.status, answer.body) == (500, b"oops")
+    response = Admission(Refused(Refusal.FAILED, 1, failed), on_failed="replay").run()
+    assert (response.status, response.body) == (500, b"oops")
 
 
 @pytest.mark.parametrize("policy", ["reject", "resume"])
@@ -180,9 +180,9 @@ def test_a_failure_without_a_response_is_an_unknown_outcome_where_failed_respons
 def test_while_the_backend_is_down_nothing_runs() -> None:
     """O-12, I8."""
     admission = Admission(BackendUnavailable("down"))
-    answer = admission.run()
-    assert answer.status == 503
-    assert (b"retry-after", b"1") in answer.headers
+    response = admission.run()
+    assert response.status == 503
+    assert (b"retry-after", b"1") in response.headers
     assert admission.listener.kinds() == [events.BackendFailed]
 
 

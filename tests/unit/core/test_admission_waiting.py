@@ -92,7 +92,7 @@ def test_a_preference_is_ignored_where_the_policy_allows_none() -> None:
 def test_a_waiting_duplicate_that_is_cancelled_asks_nothing_more() -> None:
     """O-04: it owns nothing."""
     admission = Admission(Busy(1, 9), wait=5)
-    admission.script.answers[Wait] = [asyncio.CancelledError()]
+    admission.script.results[Wait] = [asyncio.CancelledError()]
     with pytest.raises(asyncio.CancelledError):
         admission.run()
     assert admission.script.names()[-1] == "Wait"

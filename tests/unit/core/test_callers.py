@@ -104,9 +104,9 @@ def test_where_all_callers_are_one_no_session_is_followed() -> None:
 def test_a_backend_that_is_down_lets_nothing_run() -> None:
     """O-14, O-12: it cannot be told whether the request began under another caller."""
     script = Script({Get: [BackendUnavailable("down")]})
-    answer = script.run(admit(intake_of(None), engine_of().policy))
-    assert isinstance(answer, Response)
-    assert answer.status == 503
+    response = script.run(admit(intake_of(None), engine_of().policy))
+    assert isinstance(response, Response)
+    assert response.status == 503
 
 
 @pytest.mark.parametrize("error", [BackendUnavailable("down"), TypeError("a bug")], ids=repr)

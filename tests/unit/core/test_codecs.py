@@ -20,14 +20,14 @@ from open_idempotency.exceptions import RecordUnreadable
 
 names = st.from_regex(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,12}", fullmatch=True)
 fields = st.tuples(names, st.binary(max_size=20).filter(lambda v: not set(v) & {0, 10, 13}))
-answers = st.builds(Response, st.integers(200, 999), st.lists(fields, max_size=5), st.none() | st.binary(max_size=50))
+responses = st.builds(Response, st.integers(200, 999), st.lists(fields, max_size=5), st.none() | st.binary(max_size=50))
 FRAME = encode_response(Response(201, [(b"Location", b"/1"), (b"x-a", b"")], b"\x00body"))
 
 
-@given(answers)
-def test_a_response_comes_back_as_it_was(answer: Response) -> None:
+@given(responses)
+def test_a_response_comes_back_as_it_was(response: Response) -> None:
     """R-01: status, header fields in order with duplicates, body bytes, tombstones."""
-    assert decode_response(encode_response(answer)) == answer
+    assert decode_response(encode_response(response)) == response
 
 
 def test_duplicates_and_case_of_header_names_are_kept() -> None:
@@ -50,18 +50,18 @@ def test_an_empty_body_is_not_a_tombstone() -> None:
 def test_any_bytes_are_a_valid_response_or_refused(frame: bytes) -> None:
     """B-08b: a typed error; what is read is no larger than the frame."""
     try:
-        answer = decode_response(frame)
+        response = decode_response(frame)
     except RecordUnreadable:
         return
-    read = sum(len(n) + len(v) for n, v in answer.headers) + len(answer.body or b"")
+    read = sum(len(n) + len(v) for n, v in response.headers) + len(response.body or b"")
     assert read <= len(frame)
-    assert encode_response(answer) == frame
+    assert encode_response(response) == frame
 
 
-@given(answers, st.data())
-def test_a_flipped_byte_never_crashes(answer: Response, data: st.DataObject) -> None:
+@given(responses, st.data())
+def test_a_flipped_byte_never_crashes(response: Response, data: st.DataObject) -> None:
     """B-08b."""
-    frame = bytearray(encode_response(answer))
+    frame = bytearray(encode_response(response))
     frame[data.draw(st.integers(0, len(frame) - 1))] ^= data.draw(st.integers(1, 255))
     try:
         decode_response(bytes(frame))

@@ -103,9 +103,9 @@ def test_a_stale_owner_is_refused_and_changes_nothing(verb: type[Command[Any]], 
 def test_renew_by_the_owner_leaves_the_state_of_the_table(state: State) -> None:
     """B-04."""
     record, wanted = record_in(state), TRANSITIONS[Renew].get(state)
-    answer, kept = decisions.renew(record, lease_of(), NOW)
+    result, kept = decisions.renew(record, lease_of(), NOW)
     expected = {State.ABSENT: Renewal.VANISHED, State.FAILED: Renewal.LOST, State.FINAL: Renewal.LOST}
-    assert answer is expected.get(state, Renewal.OWNED)
+    assert result is expected.get(state, Renewal.OWNED)
     assert state_of(kept, NOW) is (wanted or state)
 
 
@@ -124,7 +124,7 @@ def test_renew_extends_the_lease_and_the_retention_from_now() -> None:
     assert (kept.lease_end, kept.expires_at) == (NOW + 37, NOW + 37 + TTL)
 
 
-CLAIM_ANSWERS = {
+CLAIM_RESULTS = {
     State.ABSENT: Leased,
     State.ALIVE: Busy,
     State.ABANDONED: Leased,
@@ -137,8 +137,8 @@ CLAIM_ANSWERS = {
 @pytest.mark.parametrize("state", State)
 def test_a_claim_gets_the_true_state(state: State) -> None:
     """B-01, O-01 to O-03, O-08, O-09."""
-    answer, kept = decisions.claim(record_in(state), claim_of(), NOW)
-    assert isinstance(answer, CLAIM_ANSWERS[state])
+    result, kept = decisions.claim(record_in(state), claim_of(), NOW)
+    assert isinstance(result, CLAIM_RESULTS[state])
     assert state_of(kept, NOW) is TRANSITIONS[Claim][state]
 
 
@@ -163,10 +163,10 @@ def test_a_strangers_withdrawal_changes_nothing(state: State) -> None:
 def test_a_withdrawn_owner_gets_no_lease(state: State, owner: bytes) -> None:
     """B-08c: a claim without a lease gets its result as ever, and nothing is written."""
     record = record_in(state)
-    answer, kept = decisions.claim(record, claim_of(owner), NOW, withdrawn=True)
+    result, kept = decisions.claim(record, claim_of(owner), NOW, withdrawn=True)
     usual, _ = decisions.claim(record, claim_of(owner), NOW)
     attempt = 0 if record is None else record.attempt
-    assert answer == (Refused(Refusal.WITHDRAWN, attempt) if isinstance(usual, Leased) else usual)
+    assert result == (Refused(Refusal.WITHDRAWN, attempt) if isinstance(usual, Leased) else usual)
     assert kept is record
 
 
@@ -204,9 +204,9 @@ def test_a_takeover_that_the_policy_does_not_want_is_refused(
 ) -> None:
     """O-08, O-09, O-10: and the record stays as it is."""
     record = record_in(state, attempt=2)
-    answer, kept = decisions.claim(record, claim_of(**fields), NOW)
-    assert isinstance(answer, Refused)
-    assert (answer.reason, answer.attempt, kept) == (reason, 2, record)
+    result, kept = decisions.claim(record, claim_of(**fields), NOW)
+    assert isinstance(result, Refused)
+    assert (result.reason, result.attempt, kept) == (reason, 2, record)
     assert kept is record
 
 
@@ -220,17 +220,17 @@ def test_a_takeover_that_the_policy_does_not_want_is_refused(
 )
 def test_a_takeover_that_the_policy_wants_is_the_next_attempt(state: State, fields: dict[str, Any]) -> None:
     """O-08, O-09, O-10: with the earlier stages."""
-    answer, _ = decisions.claim(record_in(state, attempt=2), claim_of(**fields), NOW)
-    assert isinstance(answer, Leased)
-    assert (answer.lease.attempt, answer.stages) == (3, (STAGE,))
+    result, _ = decisions.claim(record_in(state, attempt=2), claim_of(**fields), NOW)
+    assert isinstance(result, Leased)
+    assert (result.lease.attempt, result.stages) == (3, (STAGE,))
 
 
 @pytest.mark.parametrize("state", [State.ALIVE, State.ABANDONED])
 def test_a_claim_resent_by_its_owner_is_the_same_claim(state: State) -> None:
     """B-08, I6: the same token and attempt, also after the lease ended meanwhile."""
-    answer, kept = decisions.claim(record_in(state), claim_of(OWNER), NOW)
-    assert isinstance(answer, Leased)
-    assert (answer.lease.token, answer.lease.attempt, answer.stages) == (5, 1, (STAGE,))
+    result, kept = decisions.claim(record_in(state), claim_of(OWNER), NOW)
+    assert isinstance(result, Leased)
+    assert (result.lease.token, result.lease.attempt, result.stages) == (5, 1, (STAGE,))
     assert kept is not None
     assert (kept.lease_end, kept.claimed_at) == (NOW + 30, 990.0)
 
@@ -253,9 +253,9 @@ def test_a_claim_of_an_expired_record_is_a_first_one_with_a_greater_token() -> N
     """B-02: without the old stages, whatever its fingerprint."""
     old = record_in(State.COMPLETED)
     assert old is not None
-    answer, kept = decisions.claim(replace(old, token=10**18), claim_of(fingerprint=b"\x01other"), 90_000.0)
-    assert isinstance(answer, Leased)
-    assert (answer.lease.attempt, answer.lease.token, answer.stages) == (1, 10**18 + 1, ())
+    result, kept = decisions.claim(replace(old, token=10**18), claim_of(fingerprint=b"\x01other"), 90_000.0)
+    assert isinstance(result, Leased)
+    assert (result.lease.attempt, result.lease.token, result.stages) == (1, 10**18 + 1, ())
     assert kept is not None
     assert kept.response is None
 
@@ -273,9 +273,9 @@ def test_a_token_grows_even_if_the_clock_went_back() -> None:
     """B-02."""
     record = record_in(State.FAILED)
     assert record is not None
-    answer, _ = decisions.claim(replace(record, token=10**18), claim_of(), NOW)
-    assert isinstance(answer, Leased)
-    assert answer.lease.token == 10**18 + 1
+    result, _ = decisions.claim(replace(record, token=10**18), claim_of(), NOW)
+    assert isinstance(result, Leased)
+    assert result.lease.token == 10**18 + 1
 
 
 def test_busy_reports_how_long_it_has_run_and_how_long_it_may() -> None:
@@ -307,8 +307,8 @@ def test_stages_are_appended_in_order() -> None:
 def test_a_stage_saved_twice_keeps_the_first_value() -> None:
     """B-06, B-08."""
     record = record_in(State.ALIVE)
-    answer, kept = save(record, Stage("reserve", "", b"another"))
-    assert answer == StageSaved(b"frame")
+    result, kept = save(record, Stage("reserve", "", b"another"))
+    assert result == StageSaved(b"frame")
     assert kept is record
 
 
@@ -326,16 +326,16 @@ def test_a_stage_extends_the_lease() -> None:
 
 def test_a_record_that_vanished_is_recreated_by_a_stage_and_says_so() -> None:
     """B-08a."""
-    answer, kept = save(None, STAGE)
-    assert answer == StageSaved(b"frame", recreated=True)
+    result, kept = save(None, STAGE)
+    assert result == StageSaved(b"frame", recreated=True)
     assert (kept.token, kept.owner, kept.attempt, kept.stages) == (5, OWNER, 1, (STAGE,))
     assert state_of(kept, NOW) is State.ALIVE
 
 
 def test_a_record_that_vanished_is_recreated_by_the_completion_and_says_so() -> None:
     """B-08a."""
-    answer, kept = decisions.complete(None, Complete(lease_of(), b"done"), NOW)
-    assert answer == Completed(recreated=True)
+    result, kept = decisions.complete(None, Complete(lease_of(), b"done"), NOW)
+    assert result == Completed(recreated=True)
     assert (kept.response, kept.token, kept.expires_at) == (b"done", 5, NOW + TTL)
 
 
@@ -348,8 +348,8 @@ def test_retention_runs_from_the_completion() -> None:
 def test_a_completion_sent_twice_keeps_the_first_response() -> None:
     """B-08."""
     record = record_in(State.COMPLETED)
-    answer, kept = decisions.complete(record, Complete(lease_of(), b"another"), NOW)
-    assert answer == Completed()
+    result, kept = decisions.complete(record, Complete(lease_of(), b"another"), NOW)
+    assert result == Completed()
     assert kept is record
 
 
@@ -389,9 +389,9 @@ def test_a_release_sent_twice_counts_once() -> None:
 def test_a_record_that_was_only_ever_given_back_runs_again_under_every_policy() -> None:
     """None of its attempts failed."""
     _, kept = decisions.release(record_in(State.ALIVE), Release(lease_of()), NOW)
-    answer, _ = decisions.claim(kept, claim_of(resume_failed=False, max_attempts=1), NOW)
-    assert isinstance(answer, Leased)
-    assert answer.lease.attempt == 1
+    result, _ = decisions.claim(kept, claim_of(resume_failed=False, max_attempts=1), NOW)
+    assert isinstance(result, Leased)
+    assert result.lease.attempt == 1
 
 
 @pytest.mark.parametrize("verb", [Fail, Release], ids=["Fail", "Release"])

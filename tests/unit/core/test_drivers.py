@@ -141,14 +141,14 @@ async def test_no_command_is_shielded_before_anything_was_cancelled() -> None:
 @pytest.mark.anyio
 async def test_both_performers_leave_the_same_record() -> None:
     """One engine, sync and async; on real backends."""
-    answer = Response(201, [(b"x", b"1")], b"made")
+    response = Response(201, [(b"x", b"1")], b"made")
     blocking, awaited = MemoryBackend(clock=lambda: 5.0), MemoryBackend(clock=lambda: 5.0)
     performer, aio = Performer(blocking), AsyncPerformer(awaited.to_async())
     policy = IdempotencyPolicy()
     attempt = performer.run(admit(intake(b"o" * 16, lambda: None, lambda: body_of(b"{}")), policy))
     assert isinstance(attempt, Attempt)
     performer.run(save_stage(attempt, SAVED))
-    assert performer.run(finish(attempt, answer)) is Fate.KEPT
+    assert performer.run(finish(attempt, response)) is Fate.KEPT
 
     async def identify() -> None:
         return None
@@ -159,7 +159,7 @@ async def test_both_performers_leave_the_same_record() -> None:
     attempt = await aio.run(admit(intake(b"o" * 16, identify, receive), policy))
     assert isinstance(attempt, Attempt)
     await aio.run(save_stage(attempt, SAVED))
-    assert await aio.run(finish(attempt, answer)) is Fate.KEPT
+    assert await aio.run(finish(attempt, response)) is Fate.KEPT
     assert list(blocking.scan()) == list(awaited.scan())
 
 
@@ -189,21 +189,21 @@ class Halting(AsyncMemoryBackend):
 
     async def _around(self, verb: Callable[[Any], Any], c: Any) -> Any:
         await self.halt()
-        answer = verb(c)
+        result = verb(c)
         await self.halt()
-        return answer
+        return result
 
     async def claim(self, c: Claim, /) -> ClaimResult:
-        answer: ClaimResult = await self._around(self._sync.claim, c)
-        return answer
+        result: ClaimResult = await self._around(self._sync.claim, c)
+        return result
 
     async def save_stage(self, c: SaveStage, /) -> StageSaved:
-        answer: StageSaved = await self._around(self._sync.save_stage, c)
-        return answer
+        result: StageSaved = await self._around(self._sync.save_stage, c)
+        return result
 
     async def complete(self, c: Complete, /) -> Completed:
-        answer: Completed = await self._around(self._sync.complete, c)
-        return answer
+        result: Completed = await self._around(self._sync.complete, c)
+        return result
 
     async def fail(self, c: Fail, /) -> None:
         await self._around(self._sync.fail, c)
@@ -212,8 +212,8 @@ class Halting(AsyncMemoryBackend):
         await self._around(self._sync.release, c)
 
     async def get(self, c: Get, /) -> Record | None:
-        answer: Record | None = await self._around(self._sync.get, c)
-        return answer
+        result: Record | None = await self._around(self._sync.get, c)
+        return result
 
 
 async def one_request(aio: AsyncPerformer, backend: Halting) -> None:

@@ -159,8 +159,8 @@ def test_a_superseded_client_gets_the_new_owners_response_in_plain() -> None:
     frame = seal(PLAIN, RESPONSE, LEASE, POLICY)
     record = Record(RECORD, PRINT, Status.COMPLETED, b"n" * 16, 9, 2, 0.0, 0.0, 1.0, 1.0, response=frame)
     script = Script({Complete: [LeaseLost("x")], Get: [record]})
-    answer = script.run(finish(attempt_of(encryption=KEYS), DONE))
-    assert answer.body == b"card 4111"
+    response = script.run(finish(attempt_of(encryption=KEYS), DONE))
+    assert response.body == b"card 4111"
 
 
 # Admission
@@ -184,15 +184,15 @@ MINE = Lease(CLAIM.record_id, CLAIM.owner, 5, 2, CLAIM.fingerprint, 30.0, 86_400
 
 def test_a_repeat_gets_the_stored_response_in_plain() -> None:
     """O-02."""
-    answer = admission(Finished(seal(PLAIN, RESPONSE, CLAIM, POLICY))).run()
-    assert (answer.status, answer.body) == (201, b"card 4111")
+    response = admission(Finished(seal(PLAIN, RESPONSE, CLAIM, POLICY))).run()
+    assert (response.status, response.body) == (201, b"card 4111")
 
 
 def test_a_failed_response_is_replayed_in_plain() -> None:
     """O-08."""
     frame = seal(PLAIN, FAILURE, CLAIM, POLICY)
-    answer = admission(Refused(Refusal.FAILED, 1, frame), on_failed="replay").run()
-    assert answer.body == b"card 4111"
+    response = admission(Refused(Refusal.FAILED, 1, frame), on_failed="replay").run()
+    assert response.body == b"card 4111"
 
 
 def test_a_later_attempt_knows_the_stages_in_plain() -> None:
@@ -205,7 +205,7 @@ def test_a_later_attempt_knows_the_stages_in_plain() -> None:
 
 STRANGER = replace(CLAIM, record_id=b"s" * 32)
 ANOTHER_REQUEST = replace(CLAIM, fingerprint=b"\x01" + b"a" * 32)
-WRONG_ANSWERS = {
+WRONG_RESPONSES = {
     "of another record": seal(PLAIN, RESPONSE, STRANGER, POLICY),
     "of another request with this key": seal(PLAIN, RESPONSE, ANOTHER_REQUEST, POLICY),
     "of a failure": seal(PLAIN, FAILURE, CLAIM, POLICY),
@@ -213,13 +213,13 @@ WRONG_ANSWERS = {
     "plain": PLAIN,
     "empty": b"",
     "of no cipher": SEALED,
-    "sealed, and no answer": seal(b"no answer", RESPONSE, CLAIM, POLICY),
+    "sealed, and no response": seal(b"no response", RESPONSE, CLAIM, POLICY),
     "of another key": seal(PLAIN, RESPONSE, CLAIM, IdempotencyPolicy(encryption=EncryptionKeys({"2026": b"x" * 32}))),
 }
 
 
 @pytest.mark.parametrize("fail_open", [False, True])
-@pytest.mark.parametrize("frame", WRONG_ANSWERS.values(), ids=WRONG_ANSWERS)
+@pytest.mark.parametrize("frame", WRONG_RESPONSES.values(), ids=WRONG_RESPONSES)
 def test_a_response_that_does_not_belong_here_fails_closed(frame: bytes, fail_open: bool) -> None:
     """B-08b: 503, no run and no write, also where the route fails open."""
     tried = admission(Finished(frame), fail_open=fail_open)
@@ -244,7 +244,7 @@ WRONG_STAGES = {
         seal_stage(Stage("charge", "d", VALUE), MINE, POLICY), name="charged", key=""
     ),
     "of another record": seal_stage(NEW, replace(MINE, record_id=b"s" * 32), POLICY),
-    "of an answer": Stage("charge", "", seal(VALUE, RESPONSE, MINE, POLICY)),
+    "of a response": Stage("charge", "", seal(VALUE, RESPONSE, MINE, POLICY)),
     "plain": NEW,
 }
 
@@ -294,8 +294,8 @@ def test_the_first_step_of_switching_on_seals_nothing_yet(mode: Any, sealed: boo
 class Broken:
     """A sealer whose key service is down; ``response`` is returned where it is no error."""
 
-    def __init__(self, answer: Any) -> None:
-        self._answer = answer
+    def __init__(self, outcome: Any) -> None:
+        self._outcome = outcome
 
     def seal(self, plain: bytes, bound_to: bytes, /) -> bytes:
         return self._failing()
@@ -304,18 +304,18 @@ class Broken:
         return self._failing()
 
     def _failing(self) -> Any:
-        if isinstance(self._answer, Exception):
-            raise self._answer
-        return self._answer
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
 
 
 BROKEN = [ConnectionError("hunter2"), BackendUnavailable("the key service"), "text", None]
 
 
-@pytest.mark.parametrize("answer", BROKEN, ids=repr)
-def test_a_response_that_cannot_be_sealed_leaves_a_bare_tombstone(answer: Any) -> None:
+@pytest.mark.parametrize("outcome", BROKEN, ids=repr)
+def test_a_response_that_cannot_be_sealed_leaves_a_bare_tombstone(outcome: Any) -> None:
     """I2: the handler has run, so the record is completed; of the response only its status is in it."""
-    attempt, script = attempt_of(encryption=Broken(answer)), Script({Complete: [Completed()]})
+    attempt, script = attempt_of(encryption=Broken(outcome)), Script({Complete: [Completed()]})
     assert script.run(finish(attempt, DONE)) is Fate.KEPT
     (command,) = (c for c in script.asked if isinstance(c, Complete))
     assert decode_response(command.response) == Response(201, [], None)
@@ -328,21 +328,21 @@ def test_a_response_that_cannot_be_sealed_leaves_a_bare_tombstone(answer: Any) -
     assert name(admission(Finished(command.response)).problem()) == "record-unreadable"
 
 
-@pytest.mark.parametrize("answer", BROKEN, ids=repr)
-def test_a_stage_that_cannot_be_sealed_is_an_error_and_never_stored_plain(answer: Any) -> None:
+@pytest.mark.parametrize("outcome", BROKEN, ids=repr)
+def test_a_stage_that_cannot_be_sealed_is_an_error_and_never_stored_plain(outcome: Any) -> None:
     """As where the backend is down."""
-    attempt, script = attempt_of(encryption=Broken(answer)), Script()
+    attempt, script = attempt_of(encryption=Broken(outcome)), Script()
     with pytest.raises(BackendUnavailable):
         script.run(save_stage(attempt, NEW))
     assert script.asked == []
     assert attempt.stages == {}
 
 
-@pytest.mark.parametrize("answer", BROKEN, ids=repr)
-def test_a_sealer_that_cannot_open_never_lets_a_request_run(answer: Any) -> None:
+@pytest.mark.parametrize("outcome", BROKEN, ids=repr)
+def test_a_sealer_that_cannot_open_never_lets_a_request_run(outcome: Any) -> None:
     """B-08b, I8: the record is there, so failing open must not run it again."""
     frame = seal(PLAIN, RESPONSE, CLAIM, POLICY)
-    tried = admission(Finished(frame), encryption=Broken(answer), fail_open=True)
+    tried = admission(Finished(frame), encryption=Broken(outcome), fail_open=True)
     assert name(tried.problem()) == "record-unreadable"
 
 

@@ -127,9 +127,9 @@ def test_the_text_of_a_reused_key_asks_nobody_to_send_the_request_under_a_new_ke
 @pytest.mark.parametrize(("problem", "name", "status"), ALL, ids=[row[1] for row in ALL])
 def test_a_problem_has_the_members_of_rfc_9457_and_ours(problem: Problem, name: str, status: int) -> None:
     """O-03 to O-12."""
-    answer = render(replace(problem, instance="/charges", reference="c0ffee"), POLICY)
-    members = json.loads(answer.body or b"")
-    assert answer.status == members["status"] == status
+    response = render(replace(problem, instance="/charges", reference="c0ffee"), POLICY)
+    members = json.loads(response.body or b"")
+    assert response.status == members["status"] == status
     assert members["type"] == f"urn:problem-type:open-idempotency:{name}"
     assert (members["instance"], members["reference"]) == ("/charges", "c0ffee")
     assert members["title"]
@@ -138,11 +138,11 @@ def test_a_problem_has_the_members_of_rfc_9457_and_ours(problem: Problem, name: 
 
 @pytest.mark.parametrize("problem", [row[0] for row in ALL], ids=[row[1] for row in ALL])
 def test_a_problem_is_typed_counted_and_never_cached(problem: Problem) -> None:
-    answer = render(problem, POLICY)
-    headers = dict(answer.headers)
+    response = render(problem, POLICY)
+    headers = dict(response.headers)
     assert headers[b"content-type"] == b"application/problem+json"
     assert headers[b"cache-control"] == b"no-store"
-    assert headers[b"content-length"] == b"%d" % len(answer.body or b"")
+    assert headers[b"content-length"] == b"%d" % len(response.body or b"")
 
 
 @pytest.mark.parametrize("make", [problems.key_reused, lambda **named: problems.in_progress(Busy(1.0, 1.0), **named)])
@@ -155,8 +155,8 @@ def test_a_service_without_a_name_says_that_it_has_none(make: Any) -> None:
 def test_a_docs_url_is_linked_from_every_problem() -> None:
     """``describedby``."""
     policy = IdempotencyPolicy(docs_url="https://example.com/idempotency")
-    answer = render(problems.key_reused(), policy)
-    assert (b"link", b'<https://example.com/idempotency>; rel="describedby"') in answer.headers
+    response = render(problems.key_reused(), policy)
+    assert (b"link", b'<https://example.com/idempotency>; rel="describedby"') in response.headers
 
 
 @pytest.mark.parametrize("compat", [None, "stripe"])
@@ -242,11 +242,11 @@ def test_for_those_who_migrate_a_problem_is_an_error_of_stripe(
     problem: Problem, status: int, kind: str, code: str, again: bytes
 ) -> None:
     """``compat="stripe"``: its client libraries read type, code and Stripe-Should-Retry."""
-    answer = render(problem, STRIPE)
-    error = json.loads(answer.body or b"")["error"]
-    assert answer.status == status
+    response = render(problem, STRIPE)
+    error = json.loads(response.body or b"")["error"]
+    assert response.status == status
     assert (error["type"], error["code"], error["message"]) == (kind, code, problem.detail)
-    assert (b"stripe-should-retry", again) in answer.headers
+    assert (b"stripe-should-retry", again) in response.headers
 
 
 def test_every_problem_has_a_form_of_stripe() -> None:
@@ -257,19 +257,19 @@ def test_every_problem_has_a_form_of_stripe() -> None:
 @pytest.mark.parametrize("problem", [row[0] for row in AS_STRIPE], ids=[row[3] for row in AS_STRIPE])
 def test_an_error_of_stripe_is_json_counted_and_never_cached(problem: Problem) -> None:
     """As our own form, but for the media type."""
-    answer = render(problem, STRIPE)
-    headers, ours = dict(answer.headers), dict(render(problem, POLICY).headers)
+    response = render(problem, STRIPE)
+    headers, ours = dict(response.headers), dict(render(problem, POLICY).headers)
     assert headers[b"content-type"] == b"application/json"
-    assert headers[b"content-length"] == b"%d" % len(answer.body or b"")
+    assert headers[b"content-length"] == b"%d" % len(response.body or b"")
     assert headers[b"cache-control"] == b"no-store"
     assert headers.get(b"retry-after") == ours.get(b"retry-after")
 
 
 def test_an_error_of_stripe_points_to_the_docs_as_stripe_does() -> None:
     """``docs_url``, in the error as well."""
-    answer = render(problems.key_reused(), STRIPE.replace(docs_url="https://example.com/i"))
-    assert json.loads(answer.body or b"")["error"]["doc_url"] == "https://example.com/i"
-    assert (b"link", b'<https://example.com/i>; rel="describedby"') in answer.headers
+    response = render(problems.key_reused(), STRIPE.replace(docs_url="https://example.com/i"))
+    assert json.loads(response.body or b"")["error"]["doc_url"] == "https://example.com/i"
+    assert (b"link", b'<https://example.com/i>; rel="describedby"') in response.headers
 
 
 def test_an_error_of_stripe_says_what_could_not_be_kept() -> None:

@@ -43,7 +43,7 @@ RESERVE = Reserve(SCOPE, RECORD, 5, LEASE, TTL)
 
 
 @pytest.mark.parametrize(
-    ("end", "taken", "earliest", "answer", "written"),
+    ("end", "taken", "earliest", "result", "written"),
     [
         pytest.param(None, 0, NOW, Reserved(), NEEDED + LEASE, id="first"),
         pytest.param(None, 4, NOW + 7, Reserved(), NEEDED + LEASE, id="last"),
@@ -58,15 +58,15 @@ RESERVE = Reserve(SCOPE, RECORD, 5, LEASE, TTL)
     ],
 )
 def test_a_reservation_is_decided(
-    end: float | None, taken: int, earliest: float, answer: object, written: float | None
+    end: float | None, taken: int, earliest: float, result: object, written: float | None
 ) -> None:
     """A key that counts is admitted whatever the count, a new one below the limit."""
-    assert decisions.reserve(end, taken, earliest, RESERVE, NOW) == (answer, written)
+    assert decisions.reserve(end, taken, earliest, RESERVE, NOW) == (result, written)
 
 
 def _admission(*claims: Any, reserves: Any = (), gets: Any = (), **fields: Any) -> Admission:
     admission = Admission(*claims, **{"max_live_keys": 5, **fields})
-    admission.script.answers.update({Reserve: list(reserves), Get: list(gets)})
+    admission.script.results.update({Reserve: list(reserves), Get: list(gets)})
     return admission
 
 
@@ -99,9 +99,9 @@ def test_a_replay_is_counted_too() -> None:
 def test_over_the_quota_nothing_is_claimed() -> None:
     """429, with the time until the first key gives way, and an event without the key."""
     admission = _admission(reserves=[OverQuota(41.2)], gets=[None])
-    answer = admission.run()
+    response = admission.run()
     assert admission.script.names() == ["Call", "Call", "Reserve", "Get"]
-    assert (answer.status, dict(answer.headers)[b"retry-after"]) == (429, b"42")
+    assert (response.status, dict(response.headers)[b"retry-after"]) == (429, b"42")
     assert admission.listener.seen == [events.QuotaReached(admission.script.asked[2].record_id[:6].hex(), 5)]
 
 
@@ -130,7 +130,7 @@ def test_retry_after_is_a_second_at_least_and_a_day_at_most(remaining: float, re
 def test_with_the_backend_down_nothing_runs(where: type) -> None:
     """O-12: fail closed, as for claims."""
     admission = _admission(reserves=[OverQuota(1.0)], gets=[None])
-    admission.script.answers[where] = [BackendUnavailable("down")]
+    admission.script.results[where] = [BackendUnavailable("down")]
     assert name(admission.problem()) == "backend-unavailable"
     assert admission.script.names()[-1] == where.__name__
     assert admission.listener.kinds() == [events.BackendFailed]
@@ -175,8 +175,8 @@ def _attempt(*stages: Stage, attempt: int = 1) -> Attempt:
     return made
 
 
-def _finish(attempt: Attempt, status: int, **answers: Any) -> Script:
-    prepared = {Release: [None], Fail: [None], Unreserve: [None], **answers.get("also", {})}
+def _finish(attempt: Attempt, status: int, **results: Any) -> Script:
+    prepared = {Release: [None], Fail: [None], Unreserve: [None], **results.get("also", {})}
     script = Script(prepared)
     script.run(finish(attempt, Response(status, [], b"")))
     return script
@@ -235,9 +235,9 @@ def test_the_response_is_documented_where_there_is_a_quota(compat: Any) -> None:
 
 def test_clients_of_stripe_know_the_problem() -> None:
     """``compat="stripe"``."""
-    answer = _admission(reserves=[OverQuota(1.0)], gets=[None], compat="stripe").run()
-    assert answer.status == 429
-    assert json.loads(answer.body)["error"]["code"] == "rate_limit"
+    response = _admission(reserves=[OverQuota(1.0)], gets=[None], compat="stripe").run()
+    assert response.status == 429
+    assert json.loads(response.body)["error"]["code"] == "rate_limit"
 
 
 async def _refuses(call: Any) -> None:

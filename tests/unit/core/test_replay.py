@@ -52,8 +52,8 @@ NOT_REPLAYED = [
 @pytest.mark.parametrize("name", NOT_REPLAYED)
 def test_a_field_of_the_moment_is_not_kept_in_any_case(name: str) -> None:
     """R-02."""
-    answer = Response(200, [(name.title().encode(), b"v"), (b"X-Kept", b"1")], b"")
-    assert storable(answer, IdempotencyPolicy(max_response_bytes=10)).headers == [(b"X-Kept", b"1")]
+    response = Response(200, [(name.title().encode(), b"v"), (b"X-Kept", b"1")], b"")
+    assert storable(response, IdempotencyPolicy(max_response_bytes=10)).headers == [(b"X-Kept", b"1")]
 
 
 @pytest.mark.parametrize("name", [b"location", b"content-type", b"etag", b"link", b"vary", b"content-encoding"])
@@ -92,8 +92,9 @@ def test_the_live_response_is_left_as_it_is() -> None:
 
 def test_a_replay_is_marked_and_counted_anew() -> None:
     """O-02, R-02."""
-    answer = replayed(Response(201, [(b"x", b"1")], b"abc"))
-    assert answer == Response(201, [(b"x", b"1"), (b"idempotent-replayed", b"true"), (b"content-length", b"3")], b"abc")
+    response = replayed(Response(201, [(b"x", b"1")], b"abc"))
+    headers = [(b"x", b"1"), (b"idempotent-replayed", b"true"), (b"content-length", b"3")]
+    assert response == Response(201, headers, b"abc")
 
 
 def test_an_empty_body_is_replayed_with_its_length() -> None:

@@ -205,7 +205,7 @@ def test_an_attempt_without_a_lease_settles_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "fields"),
+    ("response", "fields"),
     [
         (Response(200, [], None), {}),
         (Response(200, [], b"x" * 11), {"max_response_bytes": 10}),
@@ -214,10 +214,10 @@ def test_an_attempt_without_a_lease_settles_nothing() -> None:
     ],
     ids=["let-go", "over-the-limit", "unframeable", "too-many-fields"],
 )
-def test_a_response_that_cannot_be_kept_is_completed_as_a_tombstone(answer: Response, fields: dict[str, Any]) -> None:
+def test_a_response_that_cannot_be_kept_is_completed_as_a_tombstone(response: Response, fields: dict[str, Any]) -> None:
     """O-11: never a second run; the event says that the body is not there."""
     attempt, script = attempt_of(**fields), Script({Complete: [Completed()]})
-    assert script.run(finish(attempt, answer)) is Fate.KEPT
+    assert script.run(finish(attempt, response)) is Fate.KEPT
     (command,) = script.asked_for(Complete)
     assert decode_response(command.response).body is None
     assert attempt.policy.on_event.seen[-1].stored is False
@@ -256,9 +256,9 @@ def test_the_first_call_counts_for_what_the_client_waits(seconds: float) -> None
     class Slow(Script):
         seconds = 0.0
 
-        def _answer(self, command: Any) -> Any:
+        def _result(self, command: Any) -> Any:
             self.clock += self.seconds if isinstance(command, Complete) else 0.0
-            return super()._answer(command)
+            return super()._result(command)
 
     script = Slow({Complete: [DOWN] * 100})
     script.seconds = seconds
@@ -419,11 +419,11 @@ def test_a_response_that_is_not_kept_goes_out_even_if_the_backend_is_down(verb: 
 # A later attempt owns the record
 
 
-def superseded(attempt: Attempt, record: Any, answer: Response = DONE) -> tuple[Response, Script]:
+def superseded(attempt: Attempt, record: Any, response: Response = DONE) -> tuple[Response, Script]:
     """What the client of a superseded attempt gets, and what was asked."""
     lost = [LeaseLost("superseded")]
     script = Script({Complete: lost, Release: lost, Fail: lost, Get: [record]})
-    sent = script.run(finish(attempt, answer))
+    sent = script.run(finish(attempt, response))
     assert isinstance(sent, Response)
     return sent, script
 

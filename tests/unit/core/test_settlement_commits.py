@@ -21,7 +21,7 @@ PLACED = Response(201, [(b"x", b"1")], b"placed")
 FRAME = encode_response(PLACED)
 
 
-def answered(end: End, proof: Callable[[], bool] | None = None, **policy: Any) -> Attempt:
+def responded(end: End, proof: Callable[[], bool] | None = None, **policy: Any) -> Attempt:
     """An attempt that has put its response into a ledger, with what is known of its transaction."""
     attempt = attempt_of(**policy)
     attempt.in_ledger().put_response(LedgerResponse(PLACED, FRAME, True, None, Watch(lambda: end, proof)))
@@ -53,7 +53,7 @@ def away() -> bool:
 )
 def test_a_committed_response_is_recorded_whatever_came_behind_it(how: Callable[[Attempt], Any]) -> None:
     """S-06b: and the client gets what the view made of it."""
-    attempt, script = answered(End.COMMITTED), Script({Complete: [Completed()]})
+    attempt, script = responded(End.COMMITTED), Script({Complete: [Completed()]})
     assert script.run(how(attempt)) is Fate.NOT_KEPT
     assert script.names() == ["Complete"]
     (command,) = script.asked_for(Complete)
@@ -70,7 +70,7 @@ class Forgotten:
 
 def test_a_committed_response_is_recorded_although_a_stage_was_not_awaited() -> None:
     """O-36, S-06b: its rows cannot be taken back, so the client of this attempt alone gets the 500."""
-    attempt, script = answered(End.COMMITTED, on_event=Listener()), Script({Complete: [Completed()]})
+    attempt, script = responded(End.COMMITTED, on_event=Listener()), Script({Complete: [Completed()]})
     attempt.expect(Forgotten())
     response = script.run(finish(attempt, PLACED))
     assert isinstance(response, Response)
@@ -84,7 +84,7 @@ def test_a_committed_response_is_recorded_although_a_stage_was_not_awaited() -> 
 @pytest.mark.parametrize("policy", [{"on_failed": "reject"}, {"on_abandoned": "reject"}, {"max_attempts": 3}])
 def test_a_strict_policy_asks_the_database_where_the_library_does_not_know(end: End, policy: Any) -> None:
     """S-06b."""
-    attempt, script = answered(end, lambda: True, **policy), Script({Complete: [Completed()]})
+    attempt, script = responded(end, lambda: True, **policy), Script({Complete: [Completed()]})
     script.run(abort(attempt, ZeroDivisionError()))
     assert script.names() == ["Call", "Complete"]
 
@@ -92,7 +92,7 @@ def test_a_strict_policy_asks_the_database_where_the_library_does_not_know(end: 
 @pytest.mark.parametrize("proof", [lambda: False, away, None], ids=["not there", "away", "cannot be asked"])
 def test_without_a_proof_the_attempt_has_failed(proof: Any) -> None:
     """S-06b: a response is taken for committed on proof alone."""
-    attempt, script = answered(End.UNREPORTED, proof, on_failed="reject"), Script({Fail: [None]})
+    attempt, script = responded(End.UNREPORTED, proof, on_failed="reject"), Script({Fail: [None]})
     script.run(abort(attempt, ZeroDivisionError()))
     assert script.names() == (["Fail"] if proof is None else ["Call", "Fail"])
     assert (events.BackendFailed in seen(attempt)) is (proof is away)
@@ -100,7 +100,7 @@ def test_without_a_proof_the_attempt_has_failed(proof: Any) -> None:
 
 def test_a_lenient_policy_does_not_ask() -> None:
     """S-06: its retry does."""
-    attempt, script = answered(End.DOUBTFUL, away), Script({Fail: [None]})
+    attempt, script = responded(End.DOUBTFUL, away), Script({Fail: [None]})
     script.run(abort(attempt, ZeroDivisionError()))
     assert script.names() == ["Fail"]
 
@@ -108,14 +108,14 @@ def test_a_lenient_policy_does_not_ask() -> None:
 @pytest.mark.parametrize("end", [End.OPEN, End.ROLLED_BACK])
 def test_what_is_known_not_to_be_committed_is_not_asked_for(end: End) -> None:
     """S-06b."""
-    attempt, script = answered(end, away, on_failed="reject"), Script({Fail: [None]})
+    attempt, script = responded(end, away, on_failed="reject"), Script({Fail: [None]})
     script.run(abort(attempt, ZeroDivisionError()))
     assert script.names() == ["Fail"]
 
 
 def test_a_question_that_is_cancelled_leaves_the_attempt_ended() -> None:
     """L-04: what would have been recorded is sent, and then the cancellation goes on."""
-    attempt = answered(End.UNREPORTED, lambda: True, on_failed="reject")
+    attempt = responded(End.UNREPORTED, lambda: True, on_failed="reject")
     script = Script({Call: [asyncio.CancelledError()], Fail: [None]})
     with pytest.raises(asyncio.CancelledError):
         script.run(abort(attempt, ZeroDivisionError()))
@@ -127,19 +127,19 @@ def test_a_question_that_is_cancelled_leaves_the_attempt_ended() -> None:
 
 def test_its_own_response_is_sent_again_once_it_is_committed() -> None:
     """S-06a."""
-    attempt, script = answered(End.COMMITTED), Script({Complete: [Completed()]})
+    attempt, script = responded(End.COMMITTED), Script({Complete: [Completed()]})
     attempt.interrupted = AlreadyCommitted(FRAME)
-    answer = script.run(finish(attempt, Response(500, [], b"error")))
-    assert (answer.status, answer.body) == (201, b"placed")
+    response = script.run(finish(attempt, Response(500, [], b"error")))
+    assert (response.status, response.body) == (201, b"placed")
 
 
 @pytest.mark.parametrize("end", [End.OPEN, End.ROLLED_BACK, End.DOUBTFUL, End.UNREPORTED])
 def test_its_own_response_is_not_sent_before(end: End) -> None:
     """S-06a: neither sent nor recorded."""
-    attempt, script = answered(end), Script({Fail: [None]})
+    attempt, script = responded(end), Script({Fail: [None]})
     attempt.interrupted = AlreadyCommitted(FRAME)
-    answer = script.run(finish(attempt, Response(500, [], b"error")))
-    assert (answer.status, script.names()) == (500, ["Fail"])
+    response = script.run(finish(attempt, Response(500, [], b"error")))
+    assert (response.status, script.names()) == (500, ["Fail"])
     assert events.Uncommitted in seen(attempt)
 
 
@@ -149,7 +149,7 @@ def test_its_own_response_is_not_sent_before(end: End) -> None:
 @pytest.mark.parametrize("end", [End.COMMITTED, End.UNREPORTED])
 def test_a_stale_owner_that_returns_its_response_sends_it(end: End) -> None:
     """S-06c: a view that returns normally is believed, as it is where it owns the record."""
-    attempt, script = answered(end), Script({Get: [None]})
+    attempt, script = responded(end), Script({Get: [None]})
     attempt.lost = True
     assert script.run(finish(attempt, PLACED)) is Fate.KEPT
 
@@ -169,7 +169,7 @@ def test_a_stale_owner_that_returns_its_response_sends_it(end: End) -> None:
 )
 def test_a_stale_owner_that_raises_sends_what_is_known_to_be_committed(end: End, proof: Any, status: int) -> None:
     """S-06c, L-03."""
-    attempt, script = answered(end, proof), Script({Get: [None]})
+    attempt, script = responded(end, proof), Script({Get: [None]})
     attempt.lost = True
     assert script.run(abort(attempt, ZeroDivisionError())).status == status
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import flask
@@ -126,8 +127,8 @@ def test_a_rule_has_headers_of_its_own() -> None:
     found = {}
     for path in ("/plain", "/ruled"):
         for _ in range(2):
-            answer = app.test_client().post(path, headers=FIELDS)
-        found[path] = "X-Internal" in answer.headers, "Age" in answer.headers
+            response = app.test_client().post(path, headers=FIELDS)
+        found[path] = "X-Internal" in response.headers, "Age" in response.headers
     assert found == {"/plain": (True, False), "/ruled": (False, True)}
 
 
@@ -145,9 +146,12 @@ def test_the_configuration_of_flask_has_the_fields() -> None:
 @pytest.mark.parametrize(
     ("redact", "lacking"),
     [
-        (lambda answer: answer, ["set-cookie"]),
-        (lambda answer: Response(answer.status, [*answer.headers, (b"x-more", b"1")], answer.body), ["set-cookie"]),
-        (lambda answer: Response(answer.status, [], answer.body), ["set-cookie"]),
+        (lambda response: response, ["set-cookie"]),
+        (
+            lambda response: Response(response.status, [*response.headers, (b"x-more", b"1")], response.body),
+            ["set-cookie"],
+        ),
+        (lambda response: replace(response, headers=[]), ["set-cookie"]),
         (tombstone, []),
     ],
     ids=["none", "adds", "clears", "tombstone"],
@@ -156,9 +160,9 @@ def test_a_hook_that_redacts_changes_nothing_of_it(redact: Callable[[Response], 
     """O-21a: it sees no note of ours, and takes none away. A response that is not replayed lacks nothing."""
     seen: list[Any] = []
 
-    def hook(answer: Response) -> Response:
-        seen.extend(name.lower() for name, _ in answer.headers)
-        return redact(answer)
+    def hook(response: Response) -> Response:
+        seen.extend(name.lower() for name, _ in response.headers)
+        return redact(response)
 
     twice = Twice("wsgi", COOKIE, redact=hook)
     assert twice.lacking == lacking
@@ -168,7 +172,7 @@ def test_a_hook_that_redacts_changes_nothing_of_it(redact: Callable[[Response], 
 def test_what_a_hook_takes_out_of_kept_credentials_is_reported() -> None:
     """O-21a: it is left out as well."""
     policy = {"keep_headers": ["Set-Cookie"], "encryption": KEYS}
-    twice = Twice("wsgi", COOKIE, redact=lambda answer: Response(answer.status, [], answer.body), **policy)
+    twice = Twice("wsgi", COOKIE, redact=lambda response: Response(response.status, [], response.body), **policy)
     assert twice.lacking == ["set-cookie"]
 
 

@@ -64,9 +64,9 @@ def _operator() -> Client:
 
 
 def _lease(backend: DjangoBackend, record_id: bytes) -> Lease:
-    answer = backend.claim(claim_of(record_id))
-    assert isinstance(answer, Leased), answer
-    return answer.lease
+    result = backend.claim(claim_of(record_id))
+    assert isinstance(result, Leased), result
+    return result.lease
 
 
 def _make_one_of_each(backend: Any) -> dict[str, str]:

@@ -118,8 +118,8 @@ def test_the_record_that_was_lost_is_complete_again() -> None:
 def test_an_ordinary_retry_does_not_come_to_the_view() -> None:
     """O-02."""
     with project(function) as backend:
-        answers = [post(client()) for _ in range(3)]
-    assert {answer.content for answer in answers} == {b"order 1"}
+        responses = [post(client()) for _ in range(3)]
+    assert {response.content for response in responses} == {b"order 1"}
     assert backend.verbs.count("complete") == 1
 
 
@@ -324,8 +324,8 @@ def test_a_database_error_that_the_view_swallows_takes_the_response_too() -> Non
         return HttpResponse(f"run {len(hooks)}", status=201)
 
     with project(view):
-        answers = [post(client()) for _ in range(3)]
-    assert [(answer.status_code, answer.content) for answer in answers[1:]] == [(201, b"run 2")] * 2
+        responses = [post(client()) for _ in range(3)]
+    assert [(response.status_code, response.content) for response in responses[1:]] == [(201, b"run 2")] * 2
     assert orders() == 1
 
 

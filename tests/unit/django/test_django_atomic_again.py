@@ -219,9 +219,9 @@ def test_what_a_test_case_holds_open_counts_as_committed() -> None:
     class Case(TestCase):
         def test_it(self) -> None:
             """A request, and its repetition."""
-            answers = [post(client()) for _ in range(2)]
-            assert [answer.status_code for answer in answers] == [201, 201]
-            assert REPLAYED in answers[1]
+            responses = [post(client()) for _ in range(2)]
+            assert [response.status_code for response in responses] == [201, 201]
+            assert REPLAYED in responses[1]
 
     with project(order):
         found = Case("test_it").run()
@@ -314,7 +314,7 @@ def test_a_strict_policy_keeps_a_response_whose_worker_was_killed(policy: Any, a
         clock.now += 31
         again = [sent() for _ in range(2)]
     assert first["Idempotency-Status"] == "unrecorded"
-    assert [(answer.status_code, answer.content) for answer in again] == [(201, first.content)] * 2
+    assert [(response.status_code, response.content) for response in again] == [(201, first.content)] * 2
     assert (again[0][REPLAYED], len(runs)) == ("true", 1)
 
 

@@ -73,8 +73,8 @@ def test_a_form_over_the_limit_that_csrf_protection_has_read_is_refused() -> Non
 def test_a_url_encoded_form_reaches_the_view() -> None:
     """R-08."""
     with project(lambda request: HttpResponse(request.POST["amount"] + request.body.decode())):
-        answer = post(Client(), data="amount=5", content_type="application/x-www-form-urlencoded")
-    assert answer.content == b"5amount=5"
+        response = post(Client(), data="amount=5", content_type="application/x-www-form-urlencoded")
+    assert response.content == b"5amount=5"
 
 
 def test_a_view_that_reads_the_stream_itself_gets_a_body_over_djangos_memory_limit() -> None:
@@ -98,8 +98,8 @@ def test_a_declared_length_over_the_limit_is_refused_unread() -> None:
             raise AssertionError("the body was read")
 
     with project(_show_form, IDEMPOTENCY_MAX_REQUEST_BYTES=10):
-        answer = post(Client(), data=b"x" * 11, content_type="text/plain", **{"wsgi.input": Unread()})
-    assert answer.status_code == 413
+        response = post(Client(), data=b"x" * 11, content_type="text/plain", **{"wsgi.input": Unread()})
+    assert response.status_code == 413
 
 
 def test_a_view_can_raise_the_limit_for_itself() -> None:

@@ -375,7 +375,7 @@ def test_a_caller_who_cannot_be_identified_costs_no_outcome(awaited: bool, new_u
     middleware = [*AUTHENTICATION, OURS]
     with project(view if awaited else act, MIDDLEWARE=middleware, IDEMPOTENCY_ON_EVENT=listener):
         browser = Browser(awaited, user)
-        answers = [browser.send() for _ in range(2)]
-    assert [answer.status_code for answer in answers] == [201, 201]
+        responses = [browser.send() for _ in range(2)]
+    assert [response.status_code for response in responses] == [201, 201]
     assert runs == [1]
     assert [event.followed for event in listener.seen if isinstance(event, events.CallerChanged)] == [False]

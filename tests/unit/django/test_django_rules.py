@@ -146,8 +146,8 @@ def test_a_view_can_opt_another_method_in() -> None:
     calls: list[int] = []
     with project(idempotent(methods=["PUT"])(_counting(calls))):
         for _ in range(2):
-            answer = Client().put("/0", headers={"Idempotency-Key": KEY})
-        assert answer[REPLAYED] == "true"
+            response = Client().put("/0", headers={"Idempotency-Key": KEY})
+        assert response[REPLAYED] == "true"
         _blocking(), _blocking()
     assert calls == [1, 1, 1]
 
@@ -214,9 +214,9 @@ def test_a_field_of_a_views_own_is_known_before_a_request_has_reached_it(monkeyp
     """R-09: the body is kept from before other middleware reads it."""
     with project(_counting([]), idempotent(header="X-Later")(_counting([])), MIDDLEWARE=[OURS, f"{__name__}.Reading"]):
         _blocking(key=None)
-        answers = [Client().post("/1", {"amount": "1"}, headers={"X-Later": KEY}) for _ in range(2)]
-    assert [answer.status_code for answer in answers] == [201, 201]
-    assert answers[1][REPLAYED] == "true"
+        responses = [Client().post("/1", {"amount": "1"}, headers={"X-Later": KEY}) for _ in range(2)]
+    assert [response.status_code for response in responses] == [201, 201]
+    assert responses[1][REPLAYED] == "true"
 
 
 @pytest.mark.parametrize("fields", [{"header": 5}, {"header": "Schl\xfcssel"}, {"aliases": None}, {"aliases": "X-One"}])

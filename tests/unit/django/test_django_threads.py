@@ -40,11 +40,11 @@ def _started(view: Any, monkeypatch: pytest.MonkeyPatch, *, keyed: bool, **optio
     async def send() -> None:
         app = ASGIHandler()
 
-        async def call(scope: Any, receive: Any, answer: Any) -> None:
+        async def call(scope: Any, receive: Any, respond: Any) -> None:
             headers = [(b"host", b"testserver")]
             if keyed:
                 headers.append((b"idempotency-key", secrets.token_hex(16).encode()))
-            await app({**scope, "headers": headers}, receive, answer)
+            await app({**scope, "headers": headers}, receive, respond)
 
         await AsgiCall().run(call)
         with monkeypatch.context() as patched:

@@ -103,8 +103,8 @@ def test_a_refused_token_takes_no_key() -> None:
 def test_a_refused_permission_is_not_stored() -> None:
     """Nor is a 401 or 403 for somebody whom nobody knows."""
     with project(Charges.as_view()):
-        answers = [charge(None) for _ in range(2)]
-    assert all(answer.status_code in (401, 403) and REPLAYED not in answer for answer in answers)
+        responses = [charge(None) for _ in range(2)]
+    assert all(response.status_code in (401, 403) and REPLAYED not in response for response in responses)
 
 
 class Busy(BaseThrottle):

@@ -193,8 +193,8 @@ def test_uploads_that_only_the_copy_has_parsed_are_closed(send: Send) -> None:
 def test_a_body_that_was_read_before_is_lent_from_memory(send: Send) -> None:
     """R-08: a middleware outside has asked for request.body, so no stream is left."""
     with project(Charges.as_view(authentication_classes=[Signed]), MIDDLEWARE=[f"{__name__}.reads_body", OURS]):
-        answers = [send(headers={"X-Way": "data"}) for _ in range(2)]
-    assert answers[1][REPLAYED] == "true"
+        responses = [send(headers={"X-Way": "data"}) for _ in range(2)]
+    assert responses[1][REPLAYED] == "true"
     assert asked[0] == {"amount": 5}
     assert runs[0][3] == {"amount": 5}
 

@@ -199,8 +199,8 @@ def test_a_wrong_token_gets_the_views_own_response_and_takes_no_key(send: Send) 
     with project(Charges.as_view()):
         refused = [send("wrong") for _ in range(2)]
         assert send("old").status_code == 201
-    assert [(answer.status_code, answer["WWW-Authenticate"]) for answer in refused] == [(401, "Token")] * 2
-    assert all(answer.json() == {"detail": "no such token"} and REPLAYED not in answer for answer in refused)
+    assert [(response.status_code, response["WWW-Authenticate"]) for response in refused] == [(401, "Token")] * 2
+    assert all(response.json() == {"detail": "no such token"} and REPLAYED not in response for response in refused)
 
 
 @both_chains
@@ -216,7 +216,7 @@ def test_a_revoked_token_gets_no_stored_response(send: Send, monkeypatch: pytest
 class Failing(BaseAuthentication):
     """Fails once, then knows everybody."""
 
-    error: Exception = RuntimeError("no answer from the directory")
+    error: Exception = RuntimeError("no reply from the directory")
 
     def authenticate(self, request: Request) -> tuple[Any, None]:
         asked.append("failing")
@@ -291,8 +291,8 @@ def test_a_session_is_protected_against_forgery_as_ever(send: Send, kind: Any) -
     view = Charges.as_view(authentication_classes=[SessionAuthentication, Token])
     with project(view, MIDDLEWARE=[*SESSIONS, OURS]):
         assert [send(client=client).status_code for _ in range(2)] == [403, 403]
-        answers = [send(client=client, headers={"X-CSRFToken": secret}) for _ in range(2)]
-    assert [(answer.status_code, answer.get(REPLAYED)) for answer in answers] == [(201, None), (201, "true")]
+        responses = [send(client=client, headers={"X-CSRFToken": secret}) for _ in range(2)]
+    assert [(response.status_code, response.get(REPLAYED)) for response in responses] == [(201, None), (201, "true")]
     assert len(runs) == 1
 
 

@@ -255,11 +255,11 @@ class Miscounting(RecordingBackend):
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
         """Leave the last response out, the first time."""
-        answers = super().renew(c)
+        renewals = super().renew(c)
         if self.wrong:
             self.wrong -= 1
-            return answers[:-1]
-        return answers
+            return renewals[:-1]
+        return renewals
 
 
 def test_a_backend_that_miscounts_does_not_stop_the_heartbeat() -> None:

@@ -25,7 +25,7 @@ CANCELLED = asyncio.CancelledError()
 def cancelled(*claims: Any, reserves: Any = (), gets: Any = (), unreserves: Any = (None,)) -> Admission:
     """An admission that ends with the cancellation among its responses."""
     admission = Admission(*claims, max_live_keys=5, releases=(None,))
-    admission.script.answers.update({Reserve: list(reserves), Get: list(gets), Unreserve: list(unreserves)})
+    admission.script.results.update({Reserve: list(reserves), Get: list(gets), Unreserve: list(unreserves)})
     with pytest.raises(asyncio.CancelledError) as caught:
         admission.run()
     assert caught.value is CANCELLED
@@ -83,14 +83,14 @@ class Held(AsyncMemoryBackend):
 
     def __init__(self) -> None:
         super().__init__()
-        self.claimed, self.may_answer = asyncio.Event(), asyncio.Event()
+        self.claimed, self.may_return = asyncio.Event(), asyncio.Event()
 
     async def claim(self, c: Claim, /) -> ClaimResult:
         """The claim stands when its caller is cancelled."""
-        answer = await super().claim(c)
+        result = await super().claim(c)
         self.claimed.set()
-        await self.may_answer.wait()
-        return answer
+        await self.may_return.wait()
+        return result
 
 
 def test_a_caller_whose_requests_are_cancelled_has_its_keys_left() -> None:
@@ -106,7 +106,7 @@ def test_a_caller_whose_requests_are_cancelled_has_its_keys_left() -> None:
 
         task = asyncio.create_task(request(b"first-of-the-keys"))
         await asyncio.wait_for(backend.claimed.wait(), SOON)
-        backend.may_answer.set()
+        backend.may_return.set()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -84,10 +84,10 @@ class Desk:
         self.engine.heartbeat.keep(KeepAlive(attempt))
         return attempt
 
-    def finish(self, attempt: Attempt, answer: Response = DONE) -> Fate | Response:
+    def finish(self, attempt: Attempt, response: Response = DONE) -> Fate | Response:
         """End it, as an adapter does."""
         try:
-            return self.engine.sync.run(finish(attempt, answer))
+            return self.engine.sync.run(finish(attempt, response))
         finally:
             self.engine.heartbeat.forget(attempt)
 

@@ -103,16 +103,16 @@ async def test_a_response_is_recorded_however_long_that_takes(anyio_backend_name
     shop, backend = Shop(), SlowBackend()
     app = (ByServer if anyio_backend_name == "asyncio" else ByScope)(protected(with_endpoint(shop), backend=backend))
     key = str(uuid4())
-    async with begun(app, key, shop) as answers:
+    async with begun(app, key, shop) as responses:
         await app.cancel()
         shop.gate.set()
         with anyio.fail_after(PATIENCE):
             while not backend.completing.is_set():
                 await anyio.sleep(0.01)
         await anyio.sleep(1.5 * thread_calls.GRACE)
-        assert answers == []
+        assert responses == []
         backend.may_complete.set()
-    assert (answers[0].status_code, (await post(app.app, key)).headers["idempotent-replayed"]) == (504, "true")
+    assert (responses[0].status_code, (await post(app.app, key)).headers["idempotent-replayed"]) == (504, "true")
 
 
 # What is cancelled as ever
@@ -131,9 +131,9 @@ async def test_a_coroutine_is_cancelled_at_once(anyio_backend_name: str) -> None
 
     app = (ByServer if anyio_backend_name == "asyncio" else ByScope)(protected(endpoint))
     key = str(uuid4())
-    async with begun(app, key, shop) as answers:
+    async with begun(app, key, shop) as responses:
         await app.cancel()
-    assert (answers[0].status_code, (await post(app.app, key)).status_code) == (504, 201)
+    assert (responses[0].status_code, (await post(app.app, key)).status_code) == (504, 201)
     assert shop.attempts == [1, 2]
 
 
@@ -156,12 +156,12 @@ async def test_a_coroutine_that_goes_on_after_its_thread_is_cancelled_then(
 
     app = (ByServer if anyio_backend_name == "asyncio" else ByScope)(protected(endpoint, layers))
     key = str(uuid4())
-    async with begun(app, key, shop) as answers:
+    async with begun(app, key, shop) as responses:
         await app.cancel()
         beside = await post(app.app, key)
         shop.gate.set()
     later = await post(app.app, key)
-    assert (beside.status_code, answers[0].status_code, later.status_code) == (409, 504, 201)
+    assert (beside.status_code, responses[0].status_code, later.status_code) == (409, 504, 201)
     assert (ended, shop.attempts) == (["after 1"], [1, 2])
 
 
@@ -176,10 +176,10 @@ async def test_a_call_that_waits_for_a_free_thread_is_cancelled_at_once(anyio_ba
 
     app = (ByServer if anyio_backend_name == "asyncio" else ByScope)(protected(endpoint))
     await limiter.acquire_on_behalf_of(shop)
-    async with begun(app, str(uuid4()), shop) as answers:
+    async with begun(app, str(uuid4()), shop) as responses:
         await app.cancel()
     limiter.release_on_behalf_of(shop)
-    assert (answers[0].status_code, shop.attempts) == (504, [])
+    assert (responses[0].status_code, shop.attempts) == (504, [])
 
 
 async def test_a_request_without_a_key_is_cancelled_as_its_framework_does(anyio_backend_name: str) -> None:
@@ -227,13 +227,13 @@ async def test_nothing_is_given_up_beside_a_thread_that_the_application_has_left
         return await JSONResponse(await task, 201)(scope, receive, send)
 
     app, key = protected(endpoint), str(uuid4())
-    async with begun(app, key, shop) as answers:
+    async with begun(app, key, shop) as responses:
         await left.wait()
         for _ in range(3):
             assert (await post(app, key)).status_code == 409
-        assert answers == []
+        assert responses == []
         shop.gate.set()
-    assert answers[0].status_code == (500 if isinstance(outcome, str) else outcome)
+    assert responses[0].status_code == (500 if isinstance(outcome, str) else outcome)
     assert (await post(app, key)).json() == {"charge": 2}
 
 
@@ -271,10 +271,10 @@ async def test_a_time_limit_within_the_endpoint_that_is_over_cancels_nobody(anyi
         await JSONResponse(charged, 201)(scope, receive, send)
 
     app = protected(endpoint)
-    async with begun(app, str(uuid4()), shop) as answers:
+    async with begun(app, str(uuid4()), shop) as responses:
         await asyncio.sleep(0.05)
         shop.gate.set()
-    assert answers[0].status_code == 201
+    assert responses[0].status_code == 201
 
 
 # Streams

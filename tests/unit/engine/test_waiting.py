@@ -118,7 +118,7 @@ def test_an_engine_that_is_thrown_away_gives_its_place_back() -> None:
     steps = admit(admission.intake, admission.policy)
     command: Command[object] = next(steps)
     while not isinstance(command, Wait):
-        command = steps.send(admission.script._answer(command))
+        command = steps.send(admission.script._result(command))
     assert admission.script.slots == 0
     steps.close()
     assert admission.script.slots == 1
@@ -230,10 +230,10 @@ def test_a_duplicate_that_is_notified_claims_twice() -> None:
     completion = _first_runs(backend)
     duplicate = _duplicate()
     with ThreadPoolExecutor(1) as thread:
-        answer = thread.submit(Performer(backend).run, admit(duplicate.intake, duplicate.policy))
+        outcome = thread.submit(Performer(backend).run, admit(duplicate.intake, duplicate.policy))
         eventually(lambda: backend.waits == 1)
         backend.complete(completion)
-        assert isinstance(answer.result(10), Response)
+        assert isinstance(outcome.result(10), Response)
     assert backend.claims == 1 + 2
 
 
@@ -243,7 +243,7 @@ async def test_a_task_that_is_notified_claims_twice() -> None:
     backend = Counting()
     aio = AsyncPerformer(AsyncCounting(backend))
     completion = _first_runs(backend)
-    answers: list[object] = []
+    results: list[object] = []
 
     async def nobody() -> None:
         return None
@@ -254,7 +254,7 @@ async def test_a_task_that_is_notified_claims_twice() -> None:
     async def one() -> None:
         duplicate = _duplicate()
         duplicate.intake.identify, duplicate.intake.receive = nobody, body
-        answers.append(await aio.run(admit(duplicate.intake, duplicate.policy)))
+        results.append(await aio.run(admit(duplicate.intake, duplicate.policy)))
 
     with anyio.fail_after(10):
         async with anyio.create_task_group() as group:
@@ -263,7 +263,7 @@ async def test_a_task_that_is_notified_claims_twice() -> None:
             while backend.waits < 10:
                 await anyio.sleep(0.001)
             backend.complete(completion)
-    assert [type(answer) for answer in answers] == [Response] * 10
+    assert [type(result) for result in results] == [Response] * 10
     assert backend.claims == 1 + 2 * 10
 
 
@@ -275,9 +275,9 @@ def test_of_many_threads_that_wait_two_may() -> None:
 
     def one(_: int) -> int:
         duplicate = _duplicate()
-        answer = performer.run(admit(duplicate.intake, duplicate.policy))
-        assert isinstance(answer, Response)
-        return answer.status
+        response = performer.run(admit(duplicate.intake, duplicate.policy))
+        assert isinstance(response, Response)
+        return response.status
 
     with ThreadPoolExecutor(8) as threads:
         statuses = [threads.submit(one, number) for number in range(8)]
@@ -304,5 +304,5 @@ def test_a_wait_for_a_record_that_completed_does_not_wait() -> None:
     memory.complete(_first_runs(memory))
     (record,) = memory.scan()
     memory.wait(Wait(record.record_id, 100.0, 100.0))
-    answer = memory.claim(Claim(record.record_id, record.fingerprint, b"x" * 16, 30, 60))
-    assert answer == Finished(FRAME)
+    result = memory.claim(Claim(record.record_id, record.fingerprint, b"x" * 16, 30, 60))
+    assert result == Finished(FRAME)

@@ -49,9 +49,9 @@ class Befallen(MemoryBackend):
         self.befalls_each.get(type(command), lambda _: None)(command)
 
     def claim(self, c: Claim, /) -> Any:
-        answer = super().claim(c)
+        result = super().claim(c)
         self._befall(c)
-        return answer
+        return result
 
     def renew(self, c: Renew, /) -> Any:
         self._befall(c)
@@ -214,8 +214,8 @@ def _takes_over(site: Site) -> Callable[[Any], None]:
 
     def befall(claim: Claim) -> None:
         time.sleep(1.2 * LEASE)
-        answer = site.backend.claim(replace(claim, owner=os.urandom(16)))
-        assert isinstance(answer, Leased)
+        result = site.backend.claim(replace(claim, owner=os.urandom(16)))
+        assert isinstance(result, Leased)
 
     return befall
 

@@ -238,23 +238,23 @@ async def post(app: Any, key: str) -> httpx.Response:
 @asynccontextmanager
 async def begun(app: Any, key: str, shop: Shop) -> AsyncIterator[list[httpx.Response]]:
     """A request whose thread waits for the gate; at the end of the block it is waited for, and in the list."""
-    answers: list[httpx.Response] = []
+    responses: list[httpx.Response] = []
 
     async def ask() -> None:
-        answers.append(await post(app, key))
+        responses.append(await post(app, key))
 
     async with anyio.create_task_group() as group:
         group.start_soon(ask)
         with anyio.fail_after(PATIENCE):
             while not shop.arrived.is_set():
                 await anyio.sleep(0.005)
-        yield answers
+        yield responses
 
 
 async def cancelled_and_retried(app: Canceller, shop: Shop) -> None:
     """What must hold: nothing runs beside the thread, and its response is what a later retry gets."""
     key = str(uuid4())
-    async with begun(app, key, shop) as answers:
+    async with begun(app, key, shop) as responses:
         for _ in range(2):
             await app.cancel()
             await anyio.sleep(0.01)
@@ -262,6 +262,6 @@ async def cancelled_and_retried(app: Canceller, shop: Shop) -> None:
         shop.gate.set()
     later = await post(app.app, key)
     assert (beside.status_code, beside.json()["retryable"]) == (409, True)
-    assert answers[0].status_code == 504
+    assert responses[0].status_code == 504
     assert (later.status_code, later.headers.get("idempotent-replayed")) == (201, "true")
     assert (shop.charges, shop.attempts) == (1, [1])

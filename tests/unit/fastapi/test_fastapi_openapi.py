@@ -80,9 +80,9 @@ def test_fastapis_own_validation_error_stays() -> None:
     """O-05: one status, two media types."""
     app = shop()
     app.add_api_route("/charges", create, methods=["POST"])
-    answer = described(app)["responses"]["422"]
-    assert answer["content"]["application/json"] == {"schema": {"$ref": "#/components/schemas/HTTPValidationError"}}
-    assert answer["description"].startswith("Validation Error. ")
+    response = described(app)["responses"]["422"]
+    assert response["content"]["application/json"] == {"schema": {"$ref": "#/components/schemas/HTTPValidationError"}}
+    assert response["description"].startswith("Validation Error. ")
 
 
 def test_what_the_application_says_of_a_status_stays() -> None:
@@ -90,9 +90,9 @@ def test_what_the_application_says_of_a_status_stays() -> None:
     app = shop()
     said = {409: {"description": "Sold out", "content": {"application/problem+json": {"example": {"a": 1}}}}}
     app.add_api_route("/charges", create, methods=["POST"], responses=said)
-    answer = described(app)["responses"]["409"]
-    assert answer["content"] == {"application/problem+json": {"example": {"a": 1}}}
-    assert answer["description"].startswith("Sold out. ")
+    response = described(app)["responses"]["409"]
+    assert response["content"] == {"application/problem+json": {"example": {"a": 1}}}
+    assert response["description"].startswith("Sold out. ")
 
 
 def test_a_header_that_the_endpoint_declares_is_not_described_twice() -> None:

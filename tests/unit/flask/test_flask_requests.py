@@ -172,8 +172,8 @@ def test_a_repeat_while_the_view_runs_is_refused(app: Flask, backend: MemoryBack
 
     view(app, charge)
     Idempotency(app, backend)
-    answers: list[Any] = []
-    worker = threading.Thread(target=lambda: answers.append(post(app)))
+    responses: list[Any] = []
+    worker = threading.Thread(target=lambda: responses.append(post(app)))
     worker.start()
     try:
         assert inside.wait(10)
@@ -182,7 +182,7 @@ def test_a_repeat_while_the_view_runs_is_refused(app: Flask, backend: MemoryBack
         leave.set()
         worker.join(10)
     assert (busy.status_code, "Retry-After" in busy.headers) == (409, True)
-    assert answers[0].text == "x"
+    assert responses[0].text == "x"
 
 
 def test_a_view_that_calls_another_application_keeps_its_own_request(app: Flask, backend: MemoryBackend) -> None:

@@ -208,7 +208,7 @@ def test_a_worker_that_wakes_late_sends_the_new_owners_response(app: Flask, runs
     clock = Clock()
     backend = MemoryBackend(clock=clock)
     late: dict[str, Callable[[], Any]] = {
-        "answer": lambda: "first",
+        "response": lambda: "first",
         "stage": lambda: idem.save_stage("late"),
         "error": lambda: abort(418),
         "stream": lambda: iter(["first"]),

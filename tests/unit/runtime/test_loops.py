@@ -294,10 +294,10 @@ from open_idempotency.backends.sqlite import SqliteBackend
 
 async def serve():
     backend = SqliteBackend(sys.argv[1], coalesce=False).to_async()
-    answer = await backend.claim(Claim(os.urandom(32), b"fingerprint", os.urandom(16), 30.0, 600.0))
+    result = await backend.claim(Claim(os.urandom(32), b"fingerprint", os.urandom(16), 30.0, 600.0))
     claimed.set()
     threading.main_thread().join()
-    print(await backend.complete(Complete(answer.lease, b"response")), flush=True)
+    print(await backend.complete(Complete(result.lease, b"response")), flush=True)
 
 claimed = threading.Event()
 threading.Thread(target=lambda: asyncio.run(serve())).start()

@@ -44,8 +44,8 @@ def test_a_call_in_a_thread_gets_its_result() -> None:
     """With its result, or its error."""
 
     async def test() -> None:
-        answer, thread = await run_in_thread(lambda number: (2 * number, threading.get_ident()), 21)
-        assert answer == 42
+        result, thread = await run_in_thread(lambda number: (2 * number, threading.get_ident()), 21)
+        assert result == 42
         assert thread != threading.get_ident()
         with pytest.raises(ValueError, match="wrong"):
             await run_in_thread(fail, "wrong")

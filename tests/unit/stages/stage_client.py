@@ -50,9 +50,9 @@ class Client:
     def again(self) -> Response:
         """The response to the request where no further attempt is admitted."""
         intake = Intake(request_of(), [(b"idempotency-key", KEY)], new_owner(), lambda: None, lambda: body_of(b"{}"))
-        answer = self.engine.sync.run(admit(intake, self.engine.policy))
-        assert isinstance(answer, Response)
-        return answer
+        response = self.engine.sync.run(admit(intake, self.engine.policy))
+        assert isinstance(response, Response)
+        return response
 
     def forget(self) -> None:
         """Every record is lost."""

@@ -197,8 +197,8 @@ def test_flask_a_stale_worker_sends_what_it_has_committed(shop: Shop) -> None:
         return response
 
     Idempotency(app, shop.backend)
-    answer = app.test_client().post("/", headers=KEY)
-    assert (answer.status_code, answer.json) == (201, {"order": 1})
+    response = app.test_client().post("/", headers=KEY)
+    assert (response.status_code, response.json) == (201, {"order": 1})
 
 
 # FastAPI
@@ -212,8 +212,8 @@ async def in_fastapi_although_lost(number: int) -> Response:
 
 def test_fastapi_a_stale_worker_whose_response_is_not_committed_gets_409(shop: Shop) -> None:
     """L-03: nothing of it counts."""
-    (answer,) = anyio.run(fastapi_answers, shop, [b""], in_fastapi_although_lost)
-    assert (answer.status_code, shop.orders) == (409, 0)
+    (response,) = anyio.run(fastapi_responses, shop, [b""], in_fastapi_although_lost)
+    assert (response.status_code, shop.orders) == (409, 0)
 
 
 async def in_fastapi(number: int) -> Response:
@@ -224,7 +224,7 @@ async def in_fastapi(number: int) -> Response:
     return response
 
 
-async def fastapi_answers(
+async def fastapi_responses(
     shop: Shop, bodies: list[bytes], respond: Callable[[int], Any] = in_fastapi, **fields: Any
 ) -> list[Any]:
     """The responses to these bodies with one key; the record is lost after each."""
@@ -240,20 +240,20 @@ async def fastapi_answers(
     view.__annotations__ = {"request": Request}
     app.post("/")(view)
     app.add_middleware(IdempotencyMiddleware, backend=shop.backend, **fields)
-    answers = []
+    responses = []
     try:
         async with AsyncClient(transport=ASGITransport(app), base_url="http://shop") as client:
             for body in bodies:
-                answers.append(await client.post("/", content=body, headers=KEY))
+                responses.append(await client.post("/", content=body, headers=KEY))
                 shop.lose()
     finally:
         await engine.dispose()
-    return answers
+    return responses
 
 
 def test_fastapi_replays_although_the_record_was_lost(shop: Shop) -> None:
     """S-06, R-01: with SQLAlchemy's awaited session."""
-    first, again = anyio.run(fastapi_answers, shop, [b"", b""])
+    first, again = anyio.run(fastapi_responses, shop, [b"", b""])
     assert (first.status_code, again.status_code, first.content) == (201, 201, again.content)
     assert again.headers.get_list("x-part") == ["one", "two"]
     assert (REPLAYED in first.headers, again.headers[REPLAYED]) == (False, "true")
@@ -262,8 +262,8 @@ def test_fastapi_replays_although_the_record_was_lost(shop: Shop) -> None:
 
 def test_fastapi_refuses_another_body_although_the_record_was_lost(shop: Shop) -> None:
     """S-06, O-05."""
-    answers = anyio.run(fastapi_answers, shop, [b"one", b"other", b"one"])
-    assert [answer.status_code for answer in answers] == [201, 422, 201]
+    responses = anyio.run(fastapi_responses, shop, [b"one", b"other", b"one"])
+    assert [response.status_code for response in responses] == [201, 422, 201]
     assert shop.orders == 1
 
 
@@ -274,7 +274,7 @@ def test_a_stream_of_starlettes_rolls_back(shop: Shop) -> None:
         return StreamingResponse(iter([b"part"]))
 
     with pytest.raises(TypeError, match="StreamingResponse"):
-        anyio.run(fastapi_answers, shop, [b""], stream)
+        anyio.run(fastapi_responses, shop, [b""], stream)
     assert shop.orders == 0
 
 
@@ -376,5 +376,5 @@ def test_what_is_no_transaction_is_refused(shop: Shop) -> None:
 
 def test_a_response_of_the_core_is_returned_as_it_is() -> None:
     """S-06: for a WSGI or ASGI application without a framework."""
-    answer = CoreResponse(201, [(b"a", b"b")], b"body")
-    assert response_of(answer) is answer
+    response = CoreResponse(201, [(b"a", b"b")], b"body")
+    assert response_of(response) is response

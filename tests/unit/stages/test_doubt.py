@@ -157,7 +157,7 @@ def test_unknown_may_be_asked_again(client: Client, listener: Listener) -> None:
     assert (effect.calls, caught.value.retryable) == (0, True)
     with client.request():
         assert idem.run("charge", effect, reconcile=lambda: NOT_DONE) == "done"
-    assert [answer for _, answer in doubts(listener)] == ["unknown", "not_done"]
+    assert [outcome for _, outcome in doubts(listener)] == ["unknown", "not_done"]
 
 
 def test_another_result_of_reconcile_is_an_error_and_runs_nothing(client: Client) -> None:

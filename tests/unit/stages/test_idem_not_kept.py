@@ -184,17 +184,17 @@ def test_the_other_side_is_asked_for_the_value(client: Client, form: Callable[..
     assert (charge.calls, asked.calls) == (1, 2)
 
 
-@pytest.mark.parametrize("answer", [NOT_DONE, UNKNOWN])
-def test_whatever_the_other_side_says_the_stage_does_not_run_again(client: Client, answer: Any) -> None:
+@pytest.mark.parametrize("outcome", [NOT_DONE, UNKNOWN])
+def test_whatever_the_other_side_says_the_stage_does_not_run_again(client: Client, outcome: Any) -> None:
     """S-02a: the record knows that it is done. A later retry may find the value."""
     charge = Counted(Receipt())
     with client.request():
-        idem.run("charge", charge, reconcile=lambda: answer)
+        idem.run("charge", charge, reconcile=lambda: outcome)
     with client.request(), pytest.raises(OutcomeUnknown) as caught:
-        idem.run("charge", charge, reconcile=lambda: answer)
+        idem.run("charge", charge, reconcile=lambda: outcome)
     assert (caught.value.retryable, charge.calls) == (True, 1)
     with client.request():
-        assert idem.run("charge", charge, reconcile=lambda: answer, default="none") == "none"
+        assert idem.run("charge", charge, reconcile=lambda: outcome, default="none") == "none"
 
 
 @pytest.mark.anyio

@@ -67,7 +67,7 @@ def test_a_response_is_found_too_large_in_the_background() -> None:
     script = Script({Complete: [BackendUnavailable("down")]})
     assert script.run(finish(attempt, LONG)) is Fate.UNRECORDED
     (later,) = script.asked_for(RecordLater)
-    script.answers[Complete] = [TOO_LARGE, Completed()]
+    script.results[Complete] = [TOO_LARGE, Completed()]
     script.run(later.steps)
     assert decode_response(script.asked_for(Complete)[-1].response).body is None
     assert attempt.policy.on_event.kinds()[-1] is events.RecordedLate

@@ -227,10 +227,10 @@ async def test_the_response_of_an_exception_handler_is_the_outcome() -> None:
         runs.append(1)
         raise Declined
 
-    async def answer(request: Request, error: Exception) -> Response:
+    async def respond(request: Request, error: Exception) -> Response:
         return PlainTextResponse("declined", 402)
 
-    app = Starlette(routes=[Route("/charges", endpoint, methods=["POST"])], exception_handlers={Declined: answer})
+    app = Starlette(routes=[Route("/charges", endpoint, methods=["POST"])], exception_handlers={Declined: respond})
     app.add_middleware(IdempotencyMiddleware, backend="memory://")
     key = new_key()
     assert [(await post(app, key=key)).status_code for _ in range(2)] == [402, 402]
@@ -346,7 +346,7 @@ def opened_session(request: Request) -> Iterator[str]:
         request.app.state.codes.append(error.code)
 
 
-@pytest.mark.skipif(FASTAPI < (0, 118), reason="FastAPI before 0.118 cleans up before it answers")
+@pytest.mark.skipif(FASTAPI < (0, 118), reason="FastAPI before 0.118 cleans up before it sends the response")
 async def test_dependencies_with_yield_see_the_request_until_it_gets_a_response() -> None:
     """S-03: a dependency's clean-up comes after the response."""
     app = FastAPI()
@@ -357,8 +357,8 @@ async def test_dependencies_with_yield_see_the_request_until_it_gets_a_response(
     def create(name: Annotated[str, Depends(opened_session)]) -> dict[str, Any]:
         return {"charge": idem.run("charge", lambda: 1), "stages": [stage.name for stage in idem.stages]}
 
-    answer = await post(app, key=new_key())
-    assert answer.json() == {"charge": 1, "stages": ["charge"]}
+    response = await post(app, key=new_key())
+    assert response.json() == {"charge": 1, "stages": ["charge"]}
     assert app.state.codes == ["ERR_COMPLETED"]
 
 

@@ -89,9 +89,9 @@ class Browser:
         if self.session is not None:
             headers = {**headers, "cookie": f"session={self.session}"}
         async with httpx.AsyncClient(transport=httpx.ASGITransport(self._app), base_url="http://shop") as client:
-            answer = await client.request(method, path, headers=headers)
-            self.session = answer.cookies.get("session", self.session)
-            return answer
+            response = await client.request(method, path, headers=headers)
+            self.session = response.cookies.get("session", self.session)
+            return response
 
 
 async def log_in(request: Request) -> Response:
@@ -163,8 +163,8 @@ def test_a_logout_is_reported_as_one_that_no_session_knows(caplog: pytest.LogCap
 def test_a_session_that_is_not_changed_is_left_alone() -> None:
     """O-14, O-01: no cookie, no Vary."""
     shop = Shop(lambda request: None)
-    answer = shop.browse().post(**{"x-token": "ada"})
-    assert "set-cookie" not in answer.headers
+    response = shop.browse().post(**{"x-token": "ada"})
+    assert "set-cookie" not in response.headers
     assert shop.changes() == []
 
 

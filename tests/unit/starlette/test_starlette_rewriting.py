@@ -144,8 +144,8 @@ async def test_a_routers_own_response_behind_such_middleware_takes_no_key() -> N
     async with _client(app, follow_redirects=True) as client:
         nowhere = await client.post("/v2/nowhere", headers={"Idempotency-Key": KEY})
         assert (nowhere.status_code, list(backend.scan())) == (404, [])
-        answer = await client.post("/v2/pay/", headers={"Idempotency-Key": KEY})
-    assert (answer.status_code, answer.history[0].status_code, answer.text) == (201, 307, "run 1")
+        response = await client.post("/v2/pay/", headers={"Idempotency-Key": KEY})
+    assert (response.status_code, response.history[0].status_code, response.text) == (201, 307, "run 1")
 
 
 async def test_store_decides_about_other_responses_there_too() -> None:

@@ -149,8 +149,8 @@ FORMS = {
 async def test_an_endpoint_can_require_a_key(form: str, backend: WatchedBackend) -> None:
     """O-06: per route, by decorator, wherever the route is."""
     app = protected(FORMS[form], backend=backend)
-    answer = await send(app)
-    assert (answer.status_code, answer.json()["type"]) == (400, "urn:problem-type:open-idempotency:key-missing")
+    response = await send(app)
+    assert (response.status_code, response.json()["type"]) == (400, "urn:problem-type:open-idempotency:key-missing")
     assert backend.claims == []
     assert await twice(app)
 
@@ -211,11 +211,11 @@ async def test_a_route_has_its_own_limit_of_requests() -> None:
     )
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        answers = [
+        responses = [
             (await client.post(path, content=b"x" * size, headers={"idempotency-key": new_key()})).status_code
             for path, size in [("/small", 4), ("/small", 5), ("/large", 40), ("/large", 41)]
         ]
-    assert answers == [200, 413, 200, 413]
+    assert responses == [200, 413, 200, 413]
 
 
 async def test_a_route_has_its_own_limit_of_responses() -> None:
@@ -248,8 +248,8 @@ async def test_a_route_has_a_header_of_its_own() -> None:
     app = protected(post("/charges", own(header="X-Request-Key", required=True)))
     assert await status(app, idempotency_key=new_key()) == 400
     key = new_key()
-    answers = [await send(app, x_request_key=key) for _ in range(2)]
-    assert answers[1].headers["idempotent-replayed"] == "true"
+    responses = [await send(app, x_request_key=key) for _ in range(2)]
+    assert responses[1].headers["idempotent-replayed"] == "true"
 
 
 async def test_stages_run_plainly_on_a_route_without_a_key() -> None:
@@ -311,9 +311,10 @@ async def test_a_redirect_to_where_a_slash_is_missing_does_not_take_the_key() ->
     app = protected(post("/charges", charge))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test", follow_redirects=True) as client:
-        answers = [await client.post("/charges/", headers={"idempotency-key": "8e03978e-40d5-43e8"}) for _ in range(2)]
-    assert [a.status_code for a in answers] == [200, 200]
-    assert answers[1].headers["idempotent-replayed"] == "true"
+        headers = {"idempotency-key": "8e03978e-40d5-43e8"}
+        responses = [await client.post("/charges/", headers=headers) for _ in range(2)]
+    assert [response.status_code for response in responses] == [200, 200]
+    assert responses[1].headers["idempotent-replayed"] == "true"
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "/part/nowhere"])

@@ -72,8 +72,8 @@ def post(app: Any, path: str, key: str | None = None) -> int:
     async def send() -> int:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            answer = await client.post(path, headers={"idempotency-key": key or str(uuid4())})
-            return answer.status_code
+            response = await client.post(path, headers={"idempotency-key": key or str(uuid4())})
+            return response.status_code
 
     return asyncio.run(send())
 
