@@ -43,11 +43,11 @@ class Admission:
         )
 
     def run(self) -> Any:
-        """Run it; the attempt or the response."""
+        """Run ``admit``; return the attempt or the response."""
         return self.script.run(admit(self.intake, self.policy))
 
     def problem(self) -> dict[str, Any]:
-        """Run it; the members of the problem that it ends with."""
+        """Run ``admit``; return the members of the problem that it ends with."""
         response = self.run()
         assert isinstance(response, Response)
         assert (b"content-type", b"application/problem+json") in response.headers

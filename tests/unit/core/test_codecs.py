@@ -1,4 +1,4 @@
-"""Binary frames: they come back as they were, or are refused."""
+"""Binary frames of responses and stages: decoding returns what was encoded, or refuses the frame."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FRAME = encode_response(Response(201, [(b"Location", b"/1"), (b"x-a", b"")], b"\
 
 @given(responses)
 def test_a_response_comes_back_as_it_was(response: Response) -> None:
-    """R-01: status, header fields in order with duplicates, body bytes, tombstones."""
+    """R-01: status, headers in order with duplicates, body bytes, tombstones."""
     assert decode_response(encode_response(response)) == response
 
 
@@ -48,7 +48,7 @@ def test_an_empty_body_is_not_a_tombstone() -> None:
 @example(b"\x01\x00\x00\xc8\x00\x01\x00\x00\x00\x00\xff\xff\xff\xff\xff\xff")
 @example(b"\x01\x02\x00\xc8\x00\x00\x00\x00\x00\x00")
 def test_any_bytes_are_a_valid_response_or_refused(frame: bytes) -> None:
-    """B-08b: a typed error; what is read is no larger than the frame."""
+    """B-08b: a refusal is a typed error; a decoded response is no larger than its frame."""
     try:
         response = decode_response(frame)
     except RecordUnreadable:
@@ -112,7 +112,7 @@ def test_a_foreign_or_hostile_response_is_refused_when_it_is_read(frame: bytes, 
     ],
 )
 def test_a_header_field_that_breaks_framing_is_refused_when_it_is_written(field: tuple[bytes, bytes]) -> None:
-    """Validated when stored."""
+    """Headers are validated when they are stored."""
     with pytest.raises(ValueError, match="framing"):
         encode_response(Response(200, [field], b""))
 
@@ -124,7 +124,7 @@ def test_a_status_that_is_none_is_refused_when_it_is_written(status: int) -> Non
 
 
 def test_more_header_fields_than_a_frame_holds_are_refused_when_they_are_written() -> None:
-    """I11: an error that settlement knows, so that the response becomes a tombstone."""
+    """I11: settlement handles this error, so the response becomes a tombstone."""
     with pytest.raises(ValueError, match="too many"):
         encode_response(Response(200, [(b"a", b"b")] * 0x10000, b""))
 
@@ -157,6 +157,6 @@ def test_a_truncated_longer_or_newer_stage_is_refused(frame: bytes) -> None:
 
 
 def test_an_unknown_kind_of_stage_is_refused() -> None:
-    """B-08b: written by a newer version."""
+    """B-08b: a newer version may have written it."""
     with pytest.raises(RecordUnreadable):
         decode_stage(STAGE[:1] + b"\x07" + STAGE[2:])

@@ -21,7 +21,7 @@ LEASE, TTL = 10.0, 50.0
 
 
 class OneRecord(RuleBasedStateMachine):
-    """One record on one clock; the model beside it remembers who was told that it owns the record."""
+    """One record on one clock; the model beside it remembers which owners hold which tokens."""
 
     leases = Bundle("leases")
 
@@ -42,19 +42,19 @@ class OneRecord(RuleBasedStateMachine):
 
     @rule()
     def lose_the_record(self) -> None:
-        """Evicted or flushed: what was promised of it is off. Tokens then grow with the clock (B-02)."""
+        """The record is evicted or flushed, and its guarantees end. Later tokens grow with the clock (B-02)."""
         self.now += 0.001
         self.record, self.completed, self.saved = None, None, []
 
     @rule(target=leases)
     def claim(self) -> Any:
-        """A new request comes."""
+        """A new request claims the record."""
         self.owners += 1
         return self._claim(self.owners.to_bytes(16, "big"))
 
     @rule(lease=leases)
     def resend_the_claim(self, lease: Lease) -> None:
-        """Its reply was lost (B-08)."""
+        """The reply of the last claim was lost, so its owner sends it again (B-08)."""
         owns = self._owns(lease) and self.record is not None and self.record.status is Status.IN_PROGRESS
         result, kept = decisions.claim(self.record, self._claim_command(lease.owner), self.now)
         if owns and state_of(self.record, self.now) is not State.ABSENT:
@@ -88,7 +88,7 @@ class OneRecord(RuleBasedStateMachine):
         return self.current is not None and lease.token == self.current.token
 
     def _perform(self, decide: Any, command: Any, lease: Lease) -> Any:
-        """Carry out an owner's verb; a stale one must be refused while a record stands (I3)."""
+        """Carry out a verb of an owner; a stale owner must be refused while a record exists (I3)."""
         before = copy.deepcopy(self.record)
         stands = state_of(self.record, self.now) is not State.ABSENT
         stale = stands and self.record is not None and self.record.token != lease.token
@@ -103,7 +103,7 @@ class OneRecord(RuleBasedStateMachine):
 
     @rule(lease=leases, name=st.sampled_from("abc"), value=st.binary(max_size=2))
     def save_stage(self, lease: Lease, name: str, value: bytes) -> None:
-        """An owner, maybe a stale one, records a stage."""
+        """An owner, who may be stale, records a stage."""
         absent = state_of(self.record, self.now) is State.ABSENT
         result = self._perform(decisions.save_stage, SaveStage(lease, Stage(name, "", value)), lease)
         if result is None:
@@ -118,7 +118,7 @@ class OneRecord(RuleBasedStateMachine):
 
     @rule(lease=leases, response=st.binary(max_size=3))
     def complete(self, lease: Lease, response: bytes) -> None:
-        """An owner, maybe a stale one, completes."""
+        """An owner, who may be stale, completes."""
         state = state_of(self.record, self.now)
         result = self._perform(decisions.complete, Complete(lease, response), lease)
         if result is None:
@@ -130,12 +130,12 @@ class OneRecord(RuleBasedStateMachine):
 
     @rule(lease=leases, final=st.booleans())
     def fail(self, lease: Lease, final: bool) -> None:
-        """An owner, maybe a stale one, fails."""
+        """An owner, who may be stale, fails."""
         self._perform(decisions.fail, Fail(lease, final), lease)
 
     @rule(lease=leases)
     def release(self, lease: Lease) -> None:
-        """An owner, maybe a stale one, gives its claim back."""
+        """An owner, who may be stale, releases its claim."""
         self._perform(decisions.release, Release(lease), lease)
         if self.record is None:
             self.now += 0.001
@@ -143,7 +143,7 @@ class OneRecord(RuleBasedStateMachine):
 
     @rule(lease=leases)
     def renew(self, lease: Lease) -> None:
-        """The heartbeat of an owner, maybe a stale one."""
+        """The heartbeat of an owner, who may be stale, renews."""
         before = copy.deepcopy(self.record)
         owned = state_of(self.record, self.now) is not State.ABSENT and self.record is not None
         owned = owned and self.record is not None and self.record.token == lease.token

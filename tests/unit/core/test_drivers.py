@@ -1,4 +1,4 @@
-"""Both drivers carry out the same steps; cleanup happens whatever is cancelled, and wherever."""
+"""The sync and the async driver carry out the same steps; cleanup happens wherever the request is cancelled."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def fails() -> None:
 
 
 def story() -> Steps[list[object]]:
-    """Steps with an error that is met where it was asked for."""
+    """Steps that handle an error where the failing command was yielded."""
     seen: list[object] = [(yield from ask(Call(lambda: 1)))]
     try:
         yield from ask(Call(fails))
@@ -73,24 +73,24 @@ def story() -> Steps[list[object]]:
 
 
 def unmet() -> Steps[None]:
-    """Steps that do not meet the error."""
+    """Steps that do not handle the error of their command."""
     yield from ask(Call(fails))
 
 
 def silent() -> Steps[str]:
-    """Steps that ask nothing."""
+    """Steps without commands."""
     return "done"
     yield from ask(Now())
 
 
 async def call(command: Call[Any]) -> Any:
-    """Carry out a call, awaited."""
+    """Carry out a ``Call`` whose function is awaited."""
     await anyio.sleep(0)
     return command.function()
 
 
 class Shielded(AsyncDriver):
-    """Notes what it was to shield."""
+    """Notes which commands ran under a shield."""
 
     def __init__(self) -> None:
         super().__init__({Call: call})
@@ -103,14 +103,14 @@ class Shielded(AsyncDriver):
 
 @pytest.mark.parametrize(("steps", "end"), [(story, [1, "here", 3]), (silent, "done")])
 def test_steps_run_blocking_to_their_end(steps: Any, end: object) -> None:
-    """Errors of a command are thrown in where it was asked."""
+    """Errors of a command are raised in the steps, where the command was yielded."""
     assert Driver({Call: lambda command: command.function()}).run(steps()) == end
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(("steps", "end"), [(story, [1, "here", 3]), (silent, "done")])
 async def test_the_same_steps_run_awaited_to_the_same_end(steps: Any, end: object) -> None:
-    """One engine, sync and async."""
+    """One engine serves sync and async."""
     assert await AsyncDriver({Call: call}).run(steps()) == end
 
 
@@ -124,7 +124,7 @@ async def test_an_error_that_is_not_met_ends_both_drivers() -> None:
 
 @pytest.mark.anyio
 async def test_every_command_is_shielded_where_the_request_is_being_cancelled_already() -> None:
-    """L-04: ``guarded``."""
+    """L-04: ``guarded`` shields them."""
     driver = Shielded()
     await driver.run(story(), guarded=True)
     assert len(driver.shielded) == 3
@@ -132,7 +132,7 @@ async def test_every_command_is_shielded_where_the_request_is_being_cancelled_al
 
 @pytest.mark.anyio
 async def test_no_command_is_shielded_before_anything_was_cancelled() -> None:
-    """L-04: a shield costs a task, so the ordinary request has none; an ordinary error changes nothing."""
+    """L-04: a shield costs a task, so an ordinary request has none; an ordinary error changes nothing."""
     driver = Shielded()
     assert await driver.run(story()) == [1, "here", 3]
     assert driver.shielded == []
@@ -140,7 +140,7 @@ async def test_no_command_is_shielded_before_anything_was_cancelled() -> None:
 
 @pytest.mark.anyio
 async def test_both_performers_leave_the_same_record() -> None:
-    """One engine, sync and async; on real backends."""
+    """One engine, sync and async, on real backends."""
     response = Response(201, [(b"x", b"1")], b"made")
     blocking, awaited = MemoryBackend(clock=lambda: 5.0), MemoryBackend(clock=lambda: 5.0)
     performer, aio = Performer(blocking), AsyncPerformer(awaited.to_async())
@@ -245,7 +245,7 @@ AWAITS = 8
 
 @pytest.mark.anyio
 async def test_the_cancelled_request_below_awaits_as_often_as_is_tried() -> None:
-    """The next test tries each of them, and none that is not there."""
+    """The next test cancels at each of these awaits, and at no await that does not exist."""
     backend = Halting(MemoryBackend())
     await one_request(AsyncPerformer(backend), backend)
     assert backend.awaits == AWAITS
@@ -254,7 +254,7 @@ async def test_the_cancelled_request_below_awaits_as_often_as_is_tried() -> None
 @pytest.mark.anyio
 @pytest.mark.parametrize("at", range(1, AWAITS + 1))
 async def test_a_request_cancelled_at_any_await_never_leaves_its_key_stuck(at: int) -> None:
-    """L-04, I6: the next request runs at once, or replays what was completed."""
+    """L-04, I6: the next request runs at once, or replays the completed response."""
     memory = MemoryBackend(clock=lambda: 1_000.0)
     backend = Halting(memory)
     backend.cancel_at = at
@@ -297,7 +297,7 @@ def test_a_task_cancelled_twice_never_leaves_its_key_stuck(at: int) -> None:
 
 
 class Hanging(AsyncMemoryBackend):
-    """A backend that breaks its promise: a failure takes for ever."""
+    """A backend that breaks its contract: a failure takes for ever."""
 
     call_timeout = 0.0
 
@@ -307,7 +307,7 @@ class Hanging(AsyncMemoryBackend):
 
 @pytest.mark.anyio
 async def test_a_cleanup_that_hangs_is_given_up_as_if_the_backend_were_down() -> None:
-    """L-04, I11: time-bounded; what the handler raised is the adapter's to raise on."""
+    """L-04, I11: cleanup is bounded in time; the adapter raises the handler's error."""
     aio = AsyncPerformer(Hanging())
     attempt = Attempt.of(lease_of(), (), IdempotencyPolicy(), "/")
     with anyio.fail_after(10):
@@ -316,7 +316,7 @@ async def test_a_cleanup_that_hangs_is_given_up_as_if_the_backend_were_down() ->
 
 @pytest.mark.anyio
 async def test_a_backends_error_passes_through_the_shield() -> None:
-    """B-10."""
+    """B-10: the shield does not change the error."""
 
     class Down(AsyncMemoryBackend):
         async def claim(self, c: Claim, /) -> ClaimResult:
@@ -331,7 +331,7 @@ async def test_a_backends_error_passes_through_the_shield() -> None:
 
 @pytest.mark.anyio
 async def test_a_performer_knows_every_verb_of_the_backend() -> None:
-    """Dispatch by dict."""
+    """Commands are dispatched by a dict."""
     memory = MemoryBackend()
     backend: AsyncBackend = memory.to_async()
     leased = memory.claim(CLAIM)
