@@ -161,7 +161,7 @@ def test_a_second_run_of_a_transaction_that_is_rolled_back_leaves_no_record() ->
 
 
 def rolled_back_by_flag(request: HttpRequest) -> HttpResponse:
-    """A view whose caller sets the rollback flag, as an outer decorator may do."""
+    """Runs the view in a transaction and sets its rollback flag, as an outer decorator may do."""
     with transaction.atomic():
         response: HttpResponse = order(request)
         transaction.set_rollback(len(runs) == 1)
@@ -169,7 +169,7 @@ def rolled_back_by_flag(request: HttpRequest) -> HttpResponse:
 
 
 def rolled_back_to_a_savepoint(request: HttpRequest) -> HttpResponse:
-    """A view whose caller rolls back to a savepoint, in a transaction that commits."""
+    """Runs the view and rolls back to a savepoint, in a transaction that commits."""
     with transaction.atomic():
         # Django 6.1 renames it.
         savepoint = getattr(transaction, "savepoint_create", transaction.savepoint)()
@@ -180,7 +180,7 @@ def rolled_back_to_a_savepoint(request: HttpRequest) -> HttpResponse:
 
 
 def rolled_back_by_an_inner_block(request: HttpRequest) -> HttpResponse:
-    """A view whose caller rolls back a nested ``atomic()`` block, and so a savepoint."""
+    """Runs the view in a nested ``atomic()`` block that is rolled back, and so in a savepoint."""
     with transaction.atomic():
         try:
             with transaction.atomic():
@@ -193,7 +193,7 @@ def rolled_back_by_an_inner_block(request: HttpRequest) -> HttpResponse:
 
 
 def rolled_back_behind_a_block(request: HttpRequest) -> HttpResponse:
-    """A view with ``idem.atomic()`` alone, without the decorator."""
+    """Uses ``idem.atomic()`` alone, without the decorator, and rolls back around it."""
     with transaction.atomic():
         with idem.atomic("default") as block:
             runs.append(1)

@@ -1,4 +1,4 @@
-"""However a request ends, its lease is renewed no longer: a key that nobody runs would be taken for ``max_run``."""
+"""However a request ends, its lease is not renewed any more: otherwise its key would be blocked for ``max_run``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LEASE = 0.6
 
 
 class TimeLimit(BaseException):
-    """As gevent's is."""
+    """An exception like gevent's ``Timeout``, which is no ``Exception``."""
 
 
 class Befallen(MemoryBackend):
@@ -71,7 +71,7 @@ class Befallen(MemoryBackend):
 
 
 class Site:
-    """One adapter with a view that does what the test says."""
+    """One adapter with a view that calls the test's function."""
 
     def __init__(self) -> None:
         self.backend = Befallen()
@@ -96,7 +96,7 @@ class Site:
         return sum(len(each._watched) for each in beats if each._backend is self.backend)
 
     def send(self, body: bytes = b"") -> None:
-        """One request with a key, whatever becomes of it."""
+        """Send one request with a key, however it ends."""
         with suppress(Exception, TimeLimit, asyncio.CancelledError):
             self.app(body)
 
@@ -237,7 +237,7 @@ def test_a_view_that_raises(site: Site, error: BaseException) -> None:
 
 
 def test_requests_for_which_no_view_runs(site: Site) -> None:
-    """L-01: a replay, and a key that is used for another body."""
+    """L-01: a replay, and a key that is reused for another body."""
     site.send()
     site.send()
     site.send(b"another")
@@ -245,7 +245,7 @@ def test_requests_for_which_no_view_runs(site: Site) -> None:
 
 
 def test_a_stage_in_doubt(site: Site) -> None:
-    """L-01, S-04: what stops a view."""
+    """L-01, S-04: the doubt is raised in the view."""
 
     def act() -> int:
         with idem.stage("charge", external=True):
@@ -258,7 +258,7 @@ def test_a_stage_in_doubt(site: Site) -> None:
 
 
 def test_a_claim_whose_listener_ends_the_request(site: Site) -> None:
-    """L-01, L-11: between the claim and the view; the claim is given back, and the next request runs."""
+    """L-01, L-11: between the claim and the view; the claim is released, and the next request runs."""
 
     def heard(event: events.Event) -> None:
         if isinstance(event, events.Claimed):
@@ -282,7 +282,7 @@ def test_a_handler_that_must_not_begin(site: Site) -> None:
 
 @pytest.mark.parametrize("error", [BackendUnavailable("down"), ValueError("a"), TimeLimit()], ids=repr)
 def test_a_question_before_the_handler_that_fails(site: Site, error: BaseException) -> None:
-    """L-01, L-10: nobody can tell whose the lease is; nothing runs."""
+    """L-01, L-10: the owner of the lease is unknown, so nothing runs."""
     site.backend.befalls[Claim] = lambda _: time.sleep(1.2 * LEASE)
     # Each time: the heartbeat may renew before the question asks.
     site.backend.befalls_each[Renew] = _raises(error)
@@ -294,7 +294,7 @@ def test_a_question_before_the_handler_that_fails(site: Site, error: BaseExcepti
 @pytest.mark.parametrize("status", [201, 409, 500])
 @pytest.mark.parametrize("error", [BackendUnavailable("down"), ValueError("a"), TimeLimit()], ids=repr)
 def test_an_end_that_is_not_recorded_at_once(site: Site, status: int, error: BaseException) -> None:
-    """L-01, L-08: it is renewed until it is on record in the background, and no longer."""
+    """L-01, L-08: the lease is renewed until the end is recorded in the background, and no longer."""
     site.act = lambda: status
     for verb in (Complete, Release, Fail):
         site.backend.befalls[verb] = _raises(error)

@@ -1,4 +1,4 @@
-"""Applications that charge in threads, those who cancel their requests, and what must hold then."""
+"""Applications that charge in threads, cancellers of their requests, and the checks that all tests share."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PATIENCE = 10.0
 
 
 class Shop:
-    """What the endpoints of one test do in threads: arrive, wait for the gate, charge."""
+    """The endpoints of one test: in a thread they arrive, wait for the gate, and charge."""
 
     def __init__(self) -> None:
         self.arrived = threading.Event()
@@ -140,18 +140,18 @@ APPLICATIONS = [
 ]  # fmt: skip
 
 
-# Those who cancel
+# Cancellers of requests
 
 
 class Canceller:
-    """Around an application: ``cancel`` cancels the request that is on its way, which gets 504 then."""
+    """A layer around an application: ``cancel`` cancels the current request, which gets 504."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
         self.stop: Callable[[], object] = lambda: None
 
     async def cancel(self) -> None:
-        """Cancel it now; where it was cancelled already, once more."""
+        """Cancel the request; after the first call, cancel it again."""
         self.stop()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -163,7 +163,7 @@ class Canceller:
 
 
 class ByServer(Canceller):
-    """As servers cancel: the request's task."""
+    """Cancels the request's task, as servers do."""
 
     async def ends(self, scope: Any, receive: Any, send: Any) -> bool:
         task = asyncio.ensure_future(self.app(scope, receive, send))
@@ -173,7 +173,7 @@ class ByServer(Canceller):
 
 
 class ByTimeout(Canceller):
-    """By ``asyncio.timeout``."""
+    """Cancels by ``asyncio.timeout``."""
 
     async def ends(self, scope: Any, receive: Any, send: Any) -> bool:
         try:
@@ -186,7 +186,7 @@ class ByTimeout(Canceller):
 
 
 class ByWaitFor(Canceller):
-    """By ``asyncio.wait_for``, whose limit cannot be changed: the loop's clock is put forward instead."""
+    """Cancels by ``asyncio.wait_for``, whose limit cannot be changed: the loop's clock is moved instead."""
 
     limit = 10 * PATIENCE
 
@@ -204,7 +204,7 @@ class ByWaitFor(Canceller):
 
 
 class ByScope(Canceller):
-    """By a scope of anyio's or trio's."""
+    """Cancels by a cancel scope of anyio or trio."""
 
     async def ends(self, scope: Any, receive: Any, send: Any) -> bool:
         with anyio.CancelScope() as limit:
@@ -222,7 +222,7 @@ async def pass_on(request: Request, call_next: Any) -> Response:
 
 
 def protected(app: Any, layers: str = "", backend: Any = "memory://") -> Any:
-    """The application with our middleware, and Starlette's own around or beneath it."""
+    """The application with the library's middleware, and Starlette's own around it or beneath it."""
     if "beneath" in layers:
         app = BaseHTTPMiddleware(app, pass_on)
     app = IdempotencyMiddleware(app, backend)
@@ -237,7 +237,7 @@ async def post(app: Any, key: str) -> httpx.Response:
 
 @asynccontextmanager
 async def begun(app: Any, key: str, shop: Shop) -> AsyncIterator[list[httpx.Response]]:
-    """A request whose thread waits for the gate; at the end of the block it is waited for, and in the list."""
+    """Start a request whose thread waits for the gate; at the end of the block its response is in the list."""
     responses: list[httpx.Response] = []
 
     async def ask() -> None:
@@ -252,7 +252,7 @@ async def begun(app: Any, key: str, shop: Shop) -> AsyncIterator[list[httpx.Resp
 
 
 async def cancelled_and_retried(app: Canceller, shop: Shop) -> None:
-    """What must hold: nothing runs beside the thread, and its response is what a later retry gets."""
+    """Check that nothing runs beside the thread, and that a later retry gets its response."""
     key = str(uuid4())
     async with begun(app, key, shop) as responses:
         for _ in range(2):
