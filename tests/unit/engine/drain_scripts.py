@@ -1,4 +1,4 @@
-"""Scripts of processes that exit, fork or are interrupted while a lease runs. ``test_drain`` passes name and database."""
+"""Scripts of processes that exit, fork or are interrupted while a lease runs. ``test_drain`` runs them by name."""
 
 from __future__ import annotations
 

@@ -250,7 +250,7 @@ async def test_a_stream_that_its_application_ends_because_its_client_left_is_no_
 
 @pytest.mark.parametrize("spool_bytes", [1024, 0], ids=["in memory", "on disk"])
 async def test_before_its_response_an_application_hears_at_once(spool_bytes: int) -> None:
-    """R-06: an application that only polls gets the disconnect again at the next poll."""
+    """R-06: an application that only polls gets the disconnect at its second poll at the latest."""
     heard: list[bool] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

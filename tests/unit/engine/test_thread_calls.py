@@ -101,7 +101,7 @@ class _SlowAsyncBackend(AsyncMemoryBackend):
 
 
 async def test_a_response_is_recorded_however_long_that_takes(anyio_backend_name: str) -> None:
-    """L-09: the backend may need more time than the response had to be produced."""
+    """L-09: the completion may take longer than the grace in which the response has to be made."""
     shop, backend = Shop(), SlowBackend()
     app = (ByServer if anyio_backend_name == "asyncio" else ByScope)(protected(with_endpoint(shop), backend=backend))
     key = str(uuid4())
@@ -242,7 +242,7 @@ async def test_nothing_is_given_up_beside_a_thread_that_the_application_has_left
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("left", [True, False])
 async def test_a_response_that_is_kept_does_not_wait_for_a_thread(left: bool, anyio_backend: str) -> None:
-    """L-09: no retry runs after it; the response does not wait either for a thread that a task of its own still awaits."""
+    """L-09: no retry runs after it. A failure does not wait either for a thread that a task of its own still awaits."""
     shop = Shop()
     tasks: list[Any] = []
 
@@ -284,7 +284,7 @@ async def test_a_time_limit_within_the_endpoint_that_is_over_cancels_nobody(anyi
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_stream_that_is_made_in_threads_is_not_held_for_ever(anyio_backend: str) -> None:
-    """L-09: a response that has begun to leave is waited for only for a second, and so is its thread."""
+    """L-09: once a response has begun to leave, it and its thread are waited for at most a second."""
     shop = Shop()
     running = threading.Lock()
 

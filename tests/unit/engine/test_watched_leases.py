@@ -36,37 +36,37 @@ class TimeLimit(BaseException):
     """An exception like gevent's ``Timeout``, which is no ``Exception``."""
 
 
-class Befallen(MemoryBackend):
-    """The memory backend; something befalls a call of it, once or each time."""
+class HookedBackend(MemoryBackend):
+    """The memory backend with hooks that run in its calls: ``hooks`` once, ``hooks_each`` each time."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.befalls: dict[type, Callable[[Any], object]] = {}
-        self.befalls_each: dict[type, Callable[[Any], object]] = {}
+        self.hooks: dict[type, Callable[[Any], object]] = {}
+        self.hooks_each: dict[type, Callable[[Any], object]] = {}
 
-    def _befall(self, command: Any) -> None:
-        self.befalls.pop(type(command), lambda _: None)(command)
-        self.befalls_each.get(type(command), lambda _: None)(command)
+    def _run_hooks(self, command: Any) -> None:
+        self.hooks.pop(type(command), lambda _: None)(command)
+        self.hooks_each.get(type(command), lambda _: None)(command)
 
     def claim(self, c: Claim, /) -> Any:
         result = super().claim(c)
-        self._befall(c)
+        self._run_hooks(c)
         return result
 
     def renew(self, c: Renew, /) -> Any:
-        self._befall(c)
+        self._run_hooks(c)
         return super().renew(c)
 
     def complete(self, c: Complete, /) -> Any:
-        self._befall(c)
+        self._run_hooks(c)
         return super().complete(c)
 
     def fail(self, c: Fail, /) -> None:
-        self._befall(c)
+        self._run_hooks(c)
         super().fail(c)
 
     def release(self, c: Release, /) -> None:
-        self._befall(c)
+        self._run_hooks(c)
         super().release(c)
 
 
@@ -74,7 +74,7 @@ class Site:
     """One adapter with a view that calls the test's function."""
 
     def __init__(self) -> None:
-        self.backend = Befallen()
+        self.backend = HookedBackend()
         self.app: Any = None
         self.act: Callable[[], int] = lambda: 201
         self.heard: Callable[[events.Event], object] = lambda _: None
@@ -275,7 +275,7 @@ def test_a_claim_whose_listener_ends_the_request(site: Site) -> None:
 
 def test_a_handler_that_must_not_begin(site: Site) -> None:
     """L-01, L-10: another attempt has taken over."""
-    site.backend.befalls[Claim] = _takes_over(site)
+    site.backend.hooks[Claim] = _takes_over(site)
     site.send()
     assert (site.runs, site.watched) == (0, 0)
 
@@ -283,9 +283,9 @@ def test_a_handler_that_must_not_begin(site: Site) -> None:
 @pytest.mark.parametrize("error", [BackendUnavailable("down"), ValueError("a"), TimeLimit()], ids=repr)
 def test_a_question_before_the_handler_that_fails(site: Site, error: BaseException) -> None:
     """L-01, L-10: the owner of the lease is unknown, so nothing runs."""
-    site.backend.befalls[Claim] = lambda _: time.sleep(1.2 * LEASE)
+    site.backend.hooks[Claim] = lambda _: time.sleep(1.2 * LEASE)
     # Each time: the heartbeat may renew before the question asks.
-    site.backend.befalls_each[Renew] = _raises(error)
+    site.backend.hooks_each[Renew] = _raises(error)
     site.send()
     eventually(lambda: site.watched == 0)
     assert (site.runs, site.watched) == (0, 0)
@@ -297,7 +297,7 @@ def test_an_end_that_is_not_recorded_at_once(site: Site, status: int, error: Bas
     """L-01, L-08: the lease is renewed until the end is recorded in the background, and no longer."""
     site.act = lambda: status
     for verb in (Complete, Release, Fail):
-        site.backend.befalls[verb] = _raises(error)
+        site.backend.hooks[verb] = _raises(error)
     site.send()
     eventually(lambda: site.watched == 0)
     assert site.runs == 1
@@ -306,7 +306,7 @@ def test_an_end_that_is_not_recorded_at_once(site: Site, status: int, error: Bas
 def test_a_lease_that_is_lost_while_the_view_runs(site: Site) -> None:
     """L-01, L-03."""
     claims: list[Claim] = []
-    site.backend.befalls[Claim] = claims.append
+    site.backend.hooks[Claim] = claims.append
 
     def act() -> int:
         site.backend.delete(claims[0].record_id)
