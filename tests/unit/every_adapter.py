@@ -144,7 +144,7 @@ def _django_blocking(backend: Any, sent: Pairs, **policy: Any) -> Send:
     return _django(False, backend, sent, **policy)
 
 
-#: by name: takes a backend, the headers of the view's response, and policy fields; returns a function that sends one request
+#: by name: takes a backend, headers of the view's response, and policy fields; returns a sender of requests
 ADAPTERS: dict[str, Callable[..., Send]] = {
     "asgi": _asgi,
     "fastapi": _fastapi,

@@ -1,4 +1,4 @@
-"""Requests that no route takes as they are, and that what stands between makes into one that a route takes."""
+"""Requests that match no route until an inner layer rewrites their path or dispatches them elsewhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KEY = "8e03978e-40d5-43e8-bc93-6894a57f9324"
 
 
 class Runs:
-    """An endpoint that counts."""
+    """An endpoint that counts its runs."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -38,12 +38,12 @@ class Runs:
 
     @property
     def route(self) -> Route:
-        """Where it is."""
+        """A route to the endpoint."""
         return Route("/pay", self.pay, methods=["POST"])
 
 
 class Strip:
-    """Takes a prefix off the path."""
+    """Middleware that removes a prefix of the path."""
 
     def __init__(self, app: App) -> None:
         self.app = app
@@ -82,10 +82,10 @@ def _with_a_root_path(runs: Runs) -> App:
 
 
 class Lenient(Router):
-    """A router with an idea of its own."""
+    """A router with another way of matching paths."""
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Route."""
+        """Match the path in this router's own way."""
         await super().app({**scope, "path": scope["path"].removeprefix("/v2")}, receive, send)
 
 
@@ -94,14 +94,14 @@ def _with_a_router_of_its_own(runs: Runs) -> App:
 
 
 class Dispatcher:
-    """Holds another application each time."""
+    """Middleware that chooses the next application for each request."""
 
     def __init__(self, *apps: App) -> None:
         self._apps = [*apps]
 
     @property
     def app(self) -> App:
-        """Who responds next."""
+        """The application that responds next."""
         return self._apps[0]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,7 +123,7 @@ def _changing(runs: Runs) -> App:
     ids=lambda make: make.__name__.strip("_"),
 )
 async def test_a_request_that_is_led_to_a_route_after_all_runs_once(make: Callable[[Runs], App]) -> None:
-    """No request with a key runs unprotected."""
+    """no request with a key runs unprotected."""
     runs = Runs()
     app = make(runs)
     async with _client(app) as client:
@@ -149,7 +149,7 @@ async def test_a_routers_own_response_behind_such_middleware_takes_no_key() -> N
 
 
 async def test_store_decides_about_other_responses_there_too() -> None:
-    """``store=`` overrules."""
+    """``store=`` overrules the default."""
     runs = Runs()
     app = Starlette(routes=[runs.route])
     app.add_middleware(Strip)
