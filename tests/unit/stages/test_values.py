@@ -135,7 +135,7 @@ def test_a_dataclass_in_a_union_of_several_types_comes_back_as_its_own() -> None
 
 @dataclass
 class Derived:
-    """A dataclass with a computed field, and one that is not compared."""
+    """A dataclass with a computed field outside of ``__init__``."""
 
     base: int
     double: int = field(init=False)

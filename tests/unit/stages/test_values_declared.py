@@ -485,12 +485,12 @@ def test_a_type_of_which_something_can_be_kept_is_let_through(declared: object) 
 
 
 def future() -> Awaitable[Decimal]:
-    """A sync function whose annotation is an awaitable."""
+    """A sync function that is annotated to return an awaitable of a Decimal."""
     raise NotImplementedError
 
 
 def coroutine() -> Coroutine[Any, Any, None]:
-    """A coroutine function whose annotation is no awaitable."""
+    """A sync function that is annotated to return a coroutine without a result."""
     raise NotImplementedError
 
 
