@@ -1,4 +1,4 @@
-"""The endpoints that several tests use, as behaviours."""
+"""The behaviours of endpoints that several tests use."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Steps = Generator[Any, Any, Reply]
 
 
 class Declined(Exception):
-    """What a handler raises in this suite."""
+    """The exception that handlers of this suite raise."""
 
 
 def charge(call: Call) -> Steps:
-    """Charge a card: another charge each time it runs."""
+    """Charge a card: each run makes another charge."""
     yield from ()
     number = len(call.script.runs)
     headers = [("Content-Type", "application/json"), ("Location", f"/charges/{number}"), ("X-Ledger", "main")]
@@ -32,7 +32,7 @@ def gated(call: Call) -> Steps:
 
 
 def responding(status: int, body: bytes = b"said") -> Behaviour:
-    """An endpoint that responds with a status."""
+    """An endpoint that responds with this status."""
 
     def endpoint(call: Call) -> Steps:
         yield from ()
@@ -56,13 +56,13 @@ def failing_once(status: int | None = None) -> Behaviour:
 
 
 def always_raising(call: Call) -> Steps:
-    """Never works."""
+    """Raises each time."""
     yield from ()
     raise Declined("every time")
 
 
 def staged(call: Call) -> Steps:
-    """Reserves, then fails at the first attempt before it charges. Notes which stages really ran."""
+    """Reserves, then fails in the first attempt before it charges. Notes which stages ran."""
     script = call.script
 
     def effect(name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Stages in doubt behind every adapter (S-04): the client is told, and a retry asks the other side."""
+"""Stages in doubt behind every adapter (S-04): the client gets 409, and a retry asks the other system."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.http.endpoints import Declined, Steps
 
 
 def charging(*fails: int, **terms: Any) -> Behaviour:
-    """Charges in an external stage, which raises after its effect in the runs of these numbers."""
+    """Charges in an external stage, which raises after its effect in the runs with these numbers."""
 
     def endpoint(call: Call) -> Steps:
         script = call.script

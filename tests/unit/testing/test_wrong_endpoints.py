@@ -28,7 +28,7 @@ def bank() -> Bank:
 
 @pytest.fixture
 def calls() -> list[str]:
-    """The calls that the endpoint of a test has made outside of stages."""
+    """The effects of a test's endpoint, at a provider that knows no keys."""
     return []
 
 
