@@ -21,7 +21,7 @@ class RunsMalformed(Shop):
 
 
 class OpaqueKeys(Shop):
-    """Takes any bytes of the header as the key."""
+    """Accepts any bytes of the header as the key."""
 
     fails = frozenset({"no-string", "strange-bytes", "two-lines", "empty", "bare-key", "parameters", "length"})
 
@@ -30,7 +30,7 @@ class OpaqueKeys(Shop):
 
 
 class TakesLists(Shop):
-    """Takes the first of several keys."""
+    """Accepts a list of keys, and uses the first one."""
 
     fails = frozenset({"two-lines"})
 
@@ -105,7 +105,7 @@ class NoParameters(Shop):
 
 
 class AnyLength(Shop):
-    """Takes keys of any length."""
+    """Accepts keys of any length."""
 
     fails = frozenset({"length"})
 

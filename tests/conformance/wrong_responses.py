@@ -92,7 +92,7 @@ class Unmarked(Shop):
 
 
 class IgnoresPayload(Shop):
-    """Replays whatever the payload is."""
+    """Replays the response for any payload."""
 
     fails = frozenset({"reuse-refused", "reuse-meanwhile"})
 

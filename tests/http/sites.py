@@ -63,9 +63,9 @@ class Site:
     def __init__(self, adapter: str, folder: Path) -> None:
         self.adapter = adapter
         self.port = 0
-        # A server may close a connection after an error; no request of ours must race with that. So each request asks
-        # for the end of its connection. A pool that keeps none is no way to say so: it takes a connection for idle
-        # while it ends a response, though another thread may have been given it by then, and closes it under that one.
+        # A server may close a connection after an error, and no request may race with that. So each request asks for
+        # the end of its connection. A pool without keep-alive does not help: when a response ends, it takes the
+        # connection for idle and closes it, although another thread may have got it meanwhile.
         self.client = httpx.Client(timeout=15, trust_env=False, headers={"Connection": "close"})
         self._folder = folder
         self._built: dict[str, Built] = {}
@@ -190,7 +190,7 @@ class Case:
 
     @property
     def verbs(self) -> list[str]:
-        """The names of those commands."""
+        """The names of the commands since this case began."""
         return [type(command).__name__ for command in self.commands]
 
     def send(

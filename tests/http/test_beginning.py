@@ -29,14 +29,14 @@ def _stands_still(_: Claim) -> None:
 def _is_superseded(case: Case, then: Callable[[Lease], None] = lambda _: None) -> Callable[[Claim], None]:
     """Stand still for longer than the lease, while another worker begins the second attempt."""
 
-    def befall(claim: Claim) -> None:
+    def take_over(claim: Claim) -> None:
         _stands_still(claim)
         result = case.watched.inner.claim(replace(claim, owner=os.urandom(16), lease=60.0))
         assert isinstance(result, Leased)
         assert result.lease.attempt == 2
         then(result.lease)
 
-    return befall
+    return take_over
 
 
 def test_a_handler_does_not_begin_beside_the_attempt_that_took_over(new_case: NewCase) -> None:

@@ -118,7 +118,7 @@ def test_a_stream_of_known_length_is_durable_before_its_last_bytes(new_case: New
         return Reply(200, [("Content-Length", "10")], [b"first", b" last", call.script.release])
 
     case = new_case(endpoint)
-    # An adapter may hold the last bytes until the stream ends; then somebody has to end it.
+    # An adapter may hold the last bytes until the stream ends, so the timer ends it.
     opener = threading.Timer(1.0, case.script.release.set)
     opener.start()
     try:

@@ -31,7 +31,7 @@ def test_a_retry_knows_that_it_is_one(new_case: NewCase) -> None:
 
 @needs("async")
 def test_a_blocking_endpoint_in_the_threadpool_resumes_too(new_case: NewCase) -> None:
-    """S-08: ``idem.run`` in a thread of an asynchronous application just works."""
+    """S-08: ``idem.run`` works in a thread of an async application."""
     case = new_case(staged)
     assert case.send(path="/sync/charges").status_code == 500
     assert case.send(path="/sync/charges").json()["reserved"] == {"name": "reserve", "run": 1}

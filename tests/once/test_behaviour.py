@@ -35,7 +35,7 @@ PATIENCE = 30.0
 
 
 class Declined(Exception):
-    """A card was declined: a result."""
+    """An error that is a result: a card was declined."""
 
 
 class Count:

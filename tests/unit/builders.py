@@ -192,7 +192,7 @@ class RecordingBackend(MemoryBackend):
             self.beaten.release()
 
     def await_beats(self, count: int = 1, seconds: float = 10.0) -> None:
-        """Wait for so many further renew calls; fails after ``seconds`` for each."""
+        """Wait for this many further renew calls, each within ``seconds``."""
         for _ in range(count):
             assert self.beaten.acquire(timeout=seconds), f"no beat within {seconds} s; so far {self.renewals}"
 

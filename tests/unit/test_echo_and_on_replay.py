@@ -1,4 +1,4 @@
-"""``echo_key=`` and ``on_replay=`` on every adapter."""
+"""``echo_key=`` sends the key back, and ``on_replay=`` changes replays, on every adapter."""
 
 from __future__ import annotations
 

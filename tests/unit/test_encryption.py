@@ -87,7 +87,7 @@ def test_a_key_does_not_open_what_is_passed_off_as_its_own() -> None:
 
 @pytest.mark.parametrize("cipher", CIPHERS)
 def test_a_change_of_any_bit_is_noticed(cipher: Any) -> None:
-    """B-08b: header, nonce, text and tag."""
+    """B-08b: in the header, the nonce, the text or the tag."""
     keys = EncryptionKeys({"k": NEW}, cipher=cipher)
     sealed = keys.seal(b"card", HERE)
     for bit in range(len(sealed) * 8):
@@ -166,7 +166,7 @@ def test_bad_keys_are_refused_at_start_and_not_repeated(keys: Any, said: str) ->
 
 
 def test_an_unknown_cipher_is_refused_at_start() -> None:
-    """Options validate themselves."""
+    """The constructor validates its options."""
     with pytest.raises(ConfigurationError, match=r"^encryption: cipher 'des' is none of 'aes-256-gcm', 'chacha"):
         EncryptionKeys({"k": NEW}, cipher="des")
 

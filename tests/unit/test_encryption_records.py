@@ -46,7 +46,7 @@ class Kept(WatchedBackend):
         self.inner.fail(Fail(lease))
 
     def record(self, claim: Claim) -> Record:
-        """What is stored."""
+        """The stored record."""
         record = self.inner.get(Get(claim.record_id))
         assert record is not None
         return record

@@ -644,9 +644,7 @@ def test_a_stage_that_is_never_awaited_keeps_no_result(backend: WatchedBackend) 
     assert Complete not in asked(backend)
 
 
-@pytest.mark.parametrize(
-    "error", [InProgress("busy", 3.0), TooManyKeys("full", 4.0), OutcomeUnknown("who knows", True)]
-)
+@pytest.mark.parametrize("error", [InProgress("busy", 3.0), TooManyKeys("full", 4.0), OutcomeUnknown("unknown", True)])
 def test_errors_can_be_pickled(error: Any) -> None:
     """Task queues pickle the errors that a task raises."""
     make, arguments, *state = error.__reduce__()  # what pickle calls

@@ -1,4 +1,4 @@
-"""The keyword arguments that type checkers see are the policy's fields."""
+"""Type checkers see the policy's fields as keyword arguments of every adapter."""
 
 from __future__ import annotations
 

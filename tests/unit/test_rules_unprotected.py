@@ -158,7 +158,7 @@ def test_a_required_key_that_nobody_asks_for_is_an_error() -> None:
 
 
 def test_only_what_the_rule_covers_is_an_error() -> None:
-    """O-25: by its own header and methods."""
+    """O-25: the rule's own header and methods decide."""
     app = starlette_app(marked(header="X-Key", methods=["GET-ONCE"]))
     assert send(app, headers=KEY).status_code == 200
     own = starlette_app(marked(header="X-Key"))

@@ -71,7 +71,7 @@ def find_views_here(get_response: Callable[[HttpRequest], Any]) -> Callable[[Htt
 
 
 def find_rest_views(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:
-    """The same with the views of ``rest_framework_app``."""
+    """Set the request's URLconf to the views of ``rest_framework_app``."""
     from tests.http.apps.rest_framework_app import Urls
 
     def middleware(request: HttpRequest) -> Any:

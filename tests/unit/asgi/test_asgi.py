@@ -137,7 +137,7 @@ async def test_a_shutdown_is_complete_when_what_was_cancelled_is_recorded() -> N
         arrived.set()
         await anyio.sleep_forever()
 
-    async def told_last(message: Message) -> None:
+    async def noted_last(message: Message) -> None:
         reported.append(message["type"])
 
     middleware = IdempotencyMiddleware(app, Slow())
@@ -152,7 +152,7 @@ async def test_a_shutdown_is_complete_when_what_was_cancelled_is_recorded() -> N
         group.start_soon(serve)
         await arrived.wait()
         cancelled.cancel()
-        await middleware(lifespan.scope, lifespan.receive, told_last)
+        await middleware(lifespan.scope, lifespan.receive, noted_last)
     assert reported == ["failed", "lifespan.shutdown.complete"]
 
 

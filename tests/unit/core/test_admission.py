@@ -27,7 +27,7 @@ def too_large() -> RequestBody:
 
 
 def test_a_malformed_key_is_refused_before_any_command() -> None:
-    """O-06: before any backend call; nothing is read either."""
+    """O-06: no backend call is made, and the body is not read."""
     admission = Admission(key=(b"idempotency-key", b'"abc'))
     assert name(admission.problem()) == "key-malformed"
     assert admission.script.names() == []
@@ -61,7 +61,7 @@ def test_a_short_key_of_a_verified_user_is_claimed() -> None:
 
 
 def test_a_body_over_the_limit_is_refused_before_the_claim() -> None:
-    """O-07: never silently unprotected."""
+    """O-07: the request never runs unprotected."""
     admission = Admission(receive=too_large)
     assert name(admission.problem()) == "body-too-large"
     assert admission.script.names() == ["Call", "Call"]

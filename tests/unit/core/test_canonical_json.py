@@ -145,7 +145,7 @@ def test_two_ignored_elements_of_one_array_do_not_shift_each_other() -> None:
 
 
 class Lexeme(str):
-    """A number as it was written."""
+    """A number in the form in which it was written."""
 
     __slots__ = ()
 
@@ -259,7 +259,7 @@ def test_repeated_members_have_one_outcome_with_orjson_and_without(members: list
 
 
 def _bounded(value: Any) -> Any:
-    """The value with its integers in the 64 bits that orjson writes."""
+    """The value with its integers within the 64 bits that orjson writes."""
     if isinstance(value, list):
         return [_bounded(item) for item in value]
     if isinstance(value, dict):

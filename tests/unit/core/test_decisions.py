@@ -289,7 +289,7 @@ def test_the_stored_response_comes_with_the_claim() -> None:
 
 
 def test_a_failed_response_comes_with_the_refusal() -> None:
-    """O-08, ``on_failed="replay"``."""
+    """O-08: for ``on_failed="replay"``."""
     assert decisions.claim(record_in(State.FINAL), claim_of(), NOW)[0] == Refused(Refusal.FAILED, 1, b"failed")
 
 
@@ -319,7 +319,7 @@ def test_one_name_with_another_key_is_another_stage() -> None:
 
 
 def test_a_stage_extends_the_lease() -> None:
-    """L-01: activity."""
+    """L-01: a stage counts as activity."""
     _, kept = save(record_in(State.ALIVE), Stage("charge", "", b"c"), NOW + 5)
     assert kept.lease_end == NOW + 35
 

@@ -169,9 +169,9 @@ def intake(owner: bytes, identify: Any, receive: Any) -> Intake:
 
 
 class Halting(AsyncMemoryBackend):
-    """The memory backend with an await before and after each verb's effect, where a cancellation can come.
+    """The memory backend with an await before and after each verb's effect, where a cancellation can arrive.
 
-    ``cancel_at`` counts those awaits; at that one ``cancel`` is called.
+    ``cancel_at``: the number of the await at which ``cancel`` is called.
     """
 
     def __init__(self, over: MemoryBackend) -> None:
@@ -275,7 +275,7 @@ async def test_a_request_cancelled_at_any_await_never_leaves_its_key_stuck(at: i
 
 @pytest.mark.parametrize("at", range(1, AWAITS + 1))
 def test_a_task_cancelled_twice_never_leaves_its_key_stuck(at: int) -> None:
-    """L-04: asyncio delivers each ``cancel()`` once; a second one meets the cleanup."""
+    """L-04: asyncio delivers each ``cancel()`` once; the second one arrives during the cleanup."""
     memory = MemoryBackend(clock=lambda: 1_000.0)
     backend = Halting(memory)
 

@@ -45,8 +45,8 @@ ALL: list[tuple[Problem, str, int]] = [
 ]
 
 STOP, AGAIN = False, True
-# Each maker of a problem, what a safe client does then, and what would come of the same request with the same key.
-# Nothing is AGAIN from which a client could take that a changed request, or another key, would be safe.
+# Each maker of a problem, the reaction of a safe client, and the result of the same request with the same key.
+# No problem is AGAIN if a client could conclude that a changed request, or another key, is safe.
 CLIENT: dict[Any, tuple[bool, str]] = {
     problems.key_missing: (STOP, "it still has no key, and with a new one it would be another request"),
     problems.key_malformed: (STOP, "the key is as wrong as before"),
@@ -284,7 +284,7 @@ def test_a_hook_counts_before_compat() -> None:
     assert render(problems.key_reused(), policy) == Response(422, [], b"")
 
 
-# What every problem may have beside its own headers
+# Further headers of every problem
 
 
 CORS = {"Access-Control-Allow-Origin": "https://app.example", "Vary": "Origin"}
@@ -294,7 +294,7 @@ CORS = {"Access-Control-Allow-Origin": "https://app.example", "Vary": "Origin"}
     "further", [{}, {"compat": "stripe"}, {"render_problem": lambda problem: Response(problem.status, [], b"")}]
 )
 def test_further_headers_are_on_every_problem_in_every_form(further: Any) -> None:
-    """R-12: ``problem_headers``, such as what a browser's script needs to read a problem."""
+    """R-12: ``problem_headers``, such as the headers that a browser's script needs to read a problem."""
     policy = IdempotencyPolicy(problem_headers=CORS, **further)
     for problem, *_ in ALL:
         headers = render(problem, policy).headers

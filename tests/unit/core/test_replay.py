@@ -63,7 +63,7 @@ def test_a_field_of_the_outcome_is_kept(name: bytes) -> None:
 
 
 def test_fields_that_connection_names_are_not_kept() -> None:
-    """R-02: in several lines, with space, in any case."""
+    """R-02: the Connection header may have several lines, spaces, and any case."""
     headers = [(b"Connection", b"close, X-Hop"), (b"connection", b"x-other ,"), (b"x-hop", b"1"), (b"X-Other", b"2")]
     assert storable(
         Response(200, [*headers, (b"x-end", b"3")], b""), IdempotencyPolicy(max_response_bytes=10)

@@ -73,7 +73,7 @@ def test_an_enum_is_its_number() -> None:
     """O-19: the text of an enum differs between versions of Python."""
 
     class Id(IntEnum):
-        """An id with a name."""
+        """An enum of ids."""
 
         ANN = 7
 

@@ -149,7 +149,7 @@ def counted(response: Response) -> bool:
 
 
 def among(response: Response) -> bool:
-    """The same mistake with several statuses."""
+    """A hook with the same mistake, for several statuses."""
     return response in (200, 201)
 
 
@@ -328,7 +328,7 @@ def handed_over(write: Any = Complete, **fields: Any) -> tuple[Attempt, RecordLa
 
 @pytest.mark.parametrize("failures", [0, 1, 30])
 def test_the_recording_goes_on_in_the_background_until_it_succeeds(failures: int) -> None:
-    """L-08: with pauses of a second at most."""
+    """L-08: its pauses are a second at most."""
     attempt, later, _ = handed_over()
     script = Script({Complete: [DOWN] * failures + [Completed()]})
     script.run(later.steps)
@@ -415,7 +415,7 @@ def test_a_record_that_vanished_is_completed_anew_and_reported() -> None:
 @pytest.mark.parametrize("verb", [Release, Fail], ids=["Release", "Fail"])
 @pytest.mark.parametrize("error", [DOWN, RecordUnreadable("newer")], ids=["down", "unreadable"])
 def test_a_response_that_is_not_kept_goes_out_even_if_the_backend_is_down(verb: Any, error: Exception) -> None:
-    """L-08: the lease ends by itself."""
+    """L-08: the lease expires by itself."""
     attempt, script = attempt_of(), Script({verb: [error]})
     status = {Release: 403, Fail: 500}[verb]
     assert script.run(finish(attempt, Response(status, [], b""))) is Fate.NOT_KEPT

@@ -58,7 +58,7 @@ class Twice:
 @by_every_adapter
 @pytest.mark.parametrize("credentials", [COOKIE, TOKEN], ids=["cookie", "token"])
 def test_credentials_of_a_response_are_not_stored(adapter: str, credentials: tuple[str, str]) -> None:
-    """O-21, O-21a: the first client gets them, the record does not; the replay without them is reported."""
+    """O-21, O-21a: the first client gets them, and the record does not have them; a replay without them is reported."""
     twice = Twice(adapter, credentials, ("X-Kept", "1"))
     assert "secret" in twice.first.headers[credentials[0].lower()]
     assert credentials[0].lower() not in twice.again.headers
@@ -100,7 +100,7 @@ def test_a_policy_keeps_headers_that_are_left_out(adapter: str) -> None:
 
 @by_every_adapter
 def test_encrypted_credentials_may_be_kept(adapter: str) -> None:
-    """O-21: then each replay has them, the record does not show them, and nothing is reported."""
+    """O-21: each replay then has them, the record does not show them, and nothing is reported."""
     policy = {"keep_headers": ["Set-Cookie", "Authorization"], "encryption": KEYS}
     twice = Twice(adapter, COOKIE, ("Set-Cookie", "other=2; HttpOnly; Path=/"), TOKEN, **policy)
     assert (twice.again.headers["set-cookie"], twice.again.headers["authorization"]) == (

@@ -42,7 +42,7 @@ def _counting(calls: list[int]) -> Callable[[HttpRequest], HttpResponse]:
 
 
 def _resuming(calls: list[str], *, awaited: bool) -> Any:
-    """A view sync or async that fails between two stages, the first time."""
+    """A sync or async view that fails between two stages, the first time."""
 
     def blocking(request: HttpRequest) -> HttpResponse:
         idem.run("charge", calls.append, "charge")

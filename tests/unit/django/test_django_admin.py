@@ -87,7 +87,7 @@ def _make_one_of_each(backend: Any) -> dict[str, str]:
     _lease(backend, ids["unreadable"])
     Record.objects.filter(record_id=ids["unreadable"].hex()).update(record_version=9)
     if not Record.objects.filter(record_id=ids["expired"].hex()).exists():
-        # A claim on the way has purged it.
+        # A claim of this function has purged the expired record.
         backend.clock.now = begun - 100_000
         _lease(backend, ids["expired"])
     return {name: record_id.hex() for name, record_id in ids.items()}

@@ -108,7 +108,7 @@ def test_a_view_that_is_tried_again_behind_its_commit_does_not_run_again() -> No
         return response
 
     with project(view):
-        # Under ATOMIC_REQUESTS hooks run behind the decorator, so nobody tries again but the client.
+        # With ATOMIC_REQUESTS hooks run after the decorator, so only the client tries again.
         assert statuses() == [500 if is_atomic_by_itself() else 201, 201, 201]
     assert (orders(), len(runs)) == (1, 1)
 

@@ -71,7 +71,7 @@ def test_a_form_over_the_limit_that_csrf_protection_has_read_is_refused() -> Non
 
 
 def test_a_url_encoded_form_reaches_the_view() -> None:
-    """R-08."""
+    """R-08: the view reads ``request.POST``."""
     with project(lambda request: HttpResponse(request.POST["amount"] + request.body.decode())):
         response = post(Client(), data="amount=5", content_type="application/x-www-form-urlencoded")
     assert response.content == b"5amount=5"

@@ -156,7 +156,7 @@ def test_a_retry_finds_the_record_although_the_view_has_changed_the_caller(
     if (act, session) == ("logout", "new"):
         return  # neither session names the caller
     if (act, session, engine, listed[0]) == ("registration", "new", IN_COOKIES, OURS):
-        return  # the session has left when the middleware hears of it
+        return  # the cookie is written before the middleware sees the new session
     user, other = new_user(), new_user()
     effects = Effects({"registration": log_in(other), "password": change_password, "logout": logout}[act])
     browser = browse(user)
@@ -194,7 +194,7 @@ def test_a_retry_of_a_login_finds_the_record(
 ) -> None:
     """O-14: the caller was anonymous before."""
     if (session, engine, listed[0]) == ("new", IN_COOKIES, OURS):
-        return  # the session has left when the middleware hears of it
+        return  # the cookie is written before the middleware sees the new session
     effects, browser = Effects(log_in(new_user())), browse()
     with project(view_of(effects, browser), MIDDLEWARE=listed):
         first = browser.send()

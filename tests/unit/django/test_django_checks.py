@@ -19,7 +19,7 @@ from open_idempotency.django import IdempotencyMiddleware, idempotent
 from open_idempotency.exceptions import ConfigurationError
 from tests.django_project.calls import OURS, project
 
-# Its settings are read when its views are imported.
+# REST framework reads its settings when its views are imported.
 with override_settings(REST_FRAMEWORK={"UNAUTHENTICATED_USER": None}):
     from rest_framework.decorators import api_view
     from rest_framework.viewsets import ViewSet

@@ -24,7 +24,7 @@ from open_idempotency import rules
 from open_idempotency.django import checks, exempt, idempotent
 from tests.django_project.calls import KEY, REPLAYED, WatchedBackend, post, project
 
-# Its settings are read when it is imported.
+# ninja reads its settings when it is imported.
 with override_settings():
     from ninja import NinjaAPI, Router, Schema
     from ninja.decorators import decorate_view

@@ -28,7 +28,7 @@ from django.views import View
 from open_idempotency.django import idempotent
 from tests.django_project.calls import OURS, REPLAYED, post, project
 
-# Its settings are read when its views are imported.
+# REST framework reads its settings when its views are imported.
 with override_settings(REST_FRAMEWORK={"UNAUTHENTICATED_USER": None}):
     from rest_framework.authentication import BaseAuthentication
     from rest_framework.decorators import api_view, authentication_classes, permission_classes

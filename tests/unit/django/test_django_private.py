@@ -81,7 +81,7 @@ def test_requests_are_protected_by_public_parts(missing: str, send: Any, place: 
 
 
 def test_a_stream_is_closed_and_recorded(missing: str) -> None:
-    """B-25: also where the view reads from the request as from a file."""
+    """B-25: also where the view reads the request like a file."""
     calls.clear()
     with project(_stream):
         first = _sync("/0", data="abcdef")

@@ -13,7 +13,7 @@ from django.test.client import encode_multipart
 
 from tests.django_project.calls import KEY, REPLAYED, post, project
 
-# Its settings are read when its views are imported.
+# REST framework reads its settings when its views are imported.
 with override_settings(REST_FRAMEWORK={"UNAUTHENTICATED_USER": None}):
     from rest_framework import serializers
     from rest_framework.decorators import api_view
@@ -55,7 +55,7 @@ class Charges(APIView):
 
 @pytest.fixture(autouse=True)
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The attempts at charges in this test."""
+    """The numbers of the attempts in this test."""
     mine: list[int] = []
     monkeypatch.setattr(Charges, "calls", mine)
     return mine

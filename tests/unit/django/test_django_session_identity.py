@@ -253,7 +253,7 @@ def test_a_retry_finds_the_record_although_the_view_has_changed_the_caller(
 ) -> None:
     """O-14, O-19: the login is not made twice."""
     if (session, engine, listed[0]) == ("new", IN_COOKIES, OURS):
-        return  # the session has left when the middleware hears of it
+        return  # the cookie is written before the middleware sees the new session
     effects = Effects(register)
     browser = browse(user_id=before) if before else browse()
     with project(view_of(effects, browser), MIDDLEWARE=listed):

@@ -322,7 +322,7 @@ def test_the_rule_of_a_base_class_over_views_that_only_read_is_right() -> None:
     assert _found(path("0", Read.as_view())) == []
 
 
-# Only what is marked, and nothing at all
+# Covering only marked views, and switching the middleware off
 
 
 def test_only_marked_views_are_covered_if_the_settings_say_so() -> None:

@@ -57,7 +57,7 @@ def test_a_stream_is_replayed_with_the_stages_that_its_iterator_ran() -> None:
 
 @pytest.mark.parametrize("key", [KEY, None])
 def test_an_awaited_stream_runs_its_stages(key: str | None) -> None:
-    """R-04, R-08, S-03: with a key and without one."""
+    """R-04, R-08, S-03: with a key and without one, in the awaited chain."""
 
     async def number() -> int:
         return 7
@@ -249,7 +249,7 @@ def test_an_awaited_stream_whose_client_left_between_two_parts_is_closed_after_i
         assert again.body == b"ab"
         assert attempts == [1, 2]
 
-    gc.disable()  # a stream that only the garbage collector closes would be closed at any time, or at none
+    gc.disable()  # the stream must be closed without the garbage collector
     try:
         asyncio.run(asyncio.wait_for(scenario(), 2 * PATIENCE))
     finally:

@@ -10,7 +10,7 @@ from django.test import Client, override_settings
 
 from tests.django_project.calls import KEY, REPLAYED, post, project
 
-# Its settings are read when its views are imported.
+# REST framework reads its settings when its views are imported.
 with override_settings(REST_FRAMEWORK={"UNAUTHENTICATED_USER": None}):
     from rest_framework.authentication import BaseAuthentication
     from rest_framework.decorators import action, api_view, authentication_classes, parser_classes, permission_classes
@@ -189,13 +189,13 @@ class Orders(ViewSet):
     @idempotent(required=True)
     @action(detail=False, methods=["post"])
     def above(self, request: Request) -> Response:
-        """Marked above."""
+        """Marked above ``@action``."""
         return Response("done")
 
     @action(detail=False, methods=["post"])
     @idempotent(required=True)
     def below(self, request: Request) -> Response:
-        """Marked below."""
+        """Marked below ``@action``."""
         return Response("done")
 
 

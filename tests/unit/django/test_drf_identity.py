@@ -15,7 +15,7 @@ from django.utils.asyncio import async_unsafe
 
 from tests.django_project.calls import KEY, OURS, REPLAYED, post, project
 
-# Its settings are read when its views are imported.
+# REST framework reads its settings when its views are imported.
 with override_settings(REST_FRAMEWORK={"UNAUTHENTICATED_USER": None}):
     from rest_framework.authentication import BaseAuthentication, SessionAuthentication, TokenAuthentication
     from rest_framework.exceptions import APIException, AuthenticationFailed

@@ -22,7 +22,7 @@ REST = {
     "DEFAULT_SCHEMA_CLASS": "open_idempotency.django.spectacular.AutoSchema",
 }
 
-# Their settings are read when they are imported.
+# REST framework and drf-spectacular read their settings when they are imported.
 with override_settings(REST_FRAMEWORK=REST):
     from django.urls import path
     from drf_spectacular.generators import SchemaGenerator

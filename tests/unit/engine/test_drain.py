@@ -74,7 +74,7 @@ def _save(attempt: Attempt, stage: Stage) -> Any:
 
 @pytest.fixture
 def open_desk() -> Iterator[Callable[..., Desk]]:
-    """``open_desk(backend, **fields)``."""
+    """Opens a desk: ``open_desk(backend, **fields)``."""
     desks: list[Desk] = []
 
     def open_one(backend: Backend | str, **fields: Any) -> Desk:

@@ -102,7 +102,7 @@ def test_a_forgotten_attempt_is_not_renewed_any_more(desk: Desk) -> None:
     desk.heartbeat.forget(ended)
     seen = len(desk.backend.renewals)
     eventually(lambda: len(desk.backend.renewals) > seen + 2)
-    # One call may have been on its way when it was forgotten.
+    # One call may have been in flight when the attempt was forgotten.
     assert {count for _, count in desk.backend.renewals[seen + 1 :]} == {1}
     assert running.lease is not None
 

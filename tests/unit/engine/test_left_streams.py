@@ -58,7 +58,7 @@ class Server:
             if not asked:
                 asked.append(True)
                 return {"type": "http.request", "body": b"{}", "more_body": False}
-            if not self.left.is_set():  # a server does not wait for what it knows
+            if not self.left.is_set():  # after the disconnect a server does not wait
                 await self.left.wait()
             return {"type": "http.disconnect"}
 
@@ -334,7 +334,7 @@ def test_a_wsgi_stream_that_ends_late_is_stored(backend: MemoryBackend, monkeypa
 
 
 def test_without_a_grace_a_wsgi_stream_is_closed_at_once(backend: MemoryBackend) -> None:
-    """L-05a: as its server would close it."""
+    """L-05a: the server would close it at once, too."""
     parts: list[int] = []
 
     def body() -> Iterator[bytes]:

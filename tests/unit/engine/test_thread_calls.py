@@ -117,7 +117,7 @@ async def test_a_response_is_recorded_however_long_that_takes(anyio_backend_name
     assert (responses[0].status_code, (await post(app.app, key)).headers["idempotent-replayed"]) == (504, "true")
 
 
-# What is cancelled as ever
+# Requests that are cancelled at once
 
 
 async def test_a_coroutine_is_cancelled_at_once(anyio_backend_name: str) -> None:

@@ -41,7 +41,7 @@ class Site:
 
 @pytest.fixture
 def site() -> Site:
-    """One for each test."""
+    """A site for each test."""
     return Site()
 
 
@@ -149,7 +149,7 @@ def test_a_handler_does_not_begin_while_the_owner_of_the_lease_is_unknown() -> N
 
 
 def test_a_beginning_that_is_cancelled_gives_the_claim_back() -> None:
-    """L-10, L-04: nothing has run."""
+    """L-10, L-04: the handler has not run."""
     script = Script({Renew: [CancelledError()], Release: [None]})
     with pytest.raises(CancelledError):
         script.run(begin(attempt_of()))
@@ -165,7 +165,7 @@ def test_a_renewal_counts_from_when_it_was_asked_for() -> None:
 
 
 def test_without_a_lease_there_is_nothing_to_ask(site: Site) -> None:
-    """S-03: a covered request without a key."""
+    """S-03: a covered request without a key has no lease."""
     with site.client.request(key=b"") as attempt:
         assert attempt.sure_until == inf
         idem.run("charge", Counted())

@@ -212,17 +212,17 @@ def _raises(error: BaseException) -> Callable[..., Any]:
 def _takes_over(site: Site) -> Callable[[Any], None]:
     """Another worker begins the second attempt while this process stands still."""
 
-    def befall(claim: Claim) -> None:
+    def take_over(claim: Claim) -> None:
         time.sleep(1.2 * LEASE)
         result = site.backend.claim(replace(claim, owner=os.urandom(16)))
         assert isinstance(result, Leased)
 
-    return befall
+    return take_over
 
 
 @pytest.mark.parametrize("status", [201, 302, 401, 409, 500])
 def test_a_view_that_returns(site: Site, status: int) -> None:
-    """L-01: whether its response is kept or not."""
+    """L-01: whether its response is stored or not."""
     site.act = lambda: status
     site.send()
     assert (site.runs, site.seen, site.watched) == (1, 1, 0)
@@ -249,7 +249,7 @@ def test_a_stage_in_doubt(site: Site) -> None:
 
     def act() -> int:
         with idem.stage("charge", external=True):
-            raise ConnectionError("who knows")
+            raise ConnectionError("the connection was lost")
 
     site.act = act
     site.send()

@@ -71,7 +71,7 @@ def with_generator_dependency(shop: Shop) -> Any:
     def charged() -> Iterator[dict[str, int]]:
         order: dict[str, int] = {}
         yield order
-        if order:  # a replay ends dependencies too, and there nothing was ordered
+        if order:  # a replay ends dependencies too, without an order
             shop.charge()
 
     # Earlier versions always end it before the response is sent.

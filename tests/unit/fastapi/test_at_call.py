@@ -232,7 +232,7 @@ async def test_a_user_dependency_that_names_nobody_is_an_error(value: Any) -> No
         with pytest.raises(ScopeUnknown, match=r"user|value|sub"):
             await client.post("/charges", headers={"idempotency-key": new_key()})
     assert app.state.runs == []
-    assert (await post(app)).status_code == 200  # without a key nobody asks
+    assert (await post(app)).status_code == 200  # without a key the caller is not identified
 
 
 async def test_a_route_without_the_dependency_has_its_usual_caller() -> None:
@@ -758,7 +758,7 @@ async def by_hand(app: Any, path: str, pieces: Sequence[bytes], headers: dict[st
 
 
 async def test_a_body_over_the_limit_is_refused() -> None:
-    """O-18, O-07: although FastAPI has read it by then."""
+    """O-18, O-07: the request is refused although FastAPI has read its body by then."""
     app = shop(max_request_bytes=1000)
 
     @app.post("/charges")

@@ -141,7 +141,7 @@ def named_by_session(_: object) -> str:
 
 @pytest.mark.parametrize("session", ["old", "new"])
 def test_a_scope_that_reads_the_session_is_followed_too(session: str) -> None:
-    """O-14: without Flask-Login."""
+    """O-14: the application has no Flask-Login."""
     shop = Shop(lambda: flask.session.update(user="bob"), scope=named_by_session)
     client = shop.client()
     with client.session_transaction() as before:

@@ -41,7 +41,7 @@ class Asgi:
     def __call__(
         self, path: str, method: str = "POST", key: str | None = None, root: str = "", body: bytes = b"", **more: str
     ) -> int:
-        """The status of the response to one request, whose path is written as in a URL."""
+        """Send one request, whose path is written as in a URL; return the status."""
         fields = {**more, **({} if key is None else {"idempotency-key": key})}
         headers = [(name.replace("_", "-").encode(), value.encode()) for name, value in fields.items()]
         scope = {"type": "http", "method": method, "path": root + unquote(path), "raw_path": (root + path).encode()}
@@ -74,7 +74,7 @@ class Wsgi:
     def __call__(
         self, path: str, method: str = "POST", key: str | None = None, root: str = "", body: bytes = b"", **more: str
     ) -> int:
-        """The status of the response to one request, whose path is written as in a URL."""
+        """Send one request, whose path is written as in a URL; return the status."""
         fields = {"HTTP_" + name.upper(): value for name, value in more.items()}
         decoded = unquote(path, "latin-1")
         request = environ(body, key=key, REQUEST_METHOD=method, PATH_INFO=decoded, SCRIPT_NAME=root, **fields)

@@ -205,7 +205,7 @@ def test_after_a_withdrawal_it_can_be_in_doubt_again(client: Client) -> None:
 
 
 def test_a_memoised_error_ends_the_doubt(client: Client) -> None:
-    """S-07 beside S-04."""
+    """S-07 beside S-04: a recorded error is a result."""
     for _ in range(2):
         with pytest.raises(Declined), client.request():
             idem.run("charge", Counted(Declined()), external=True, memo_errors=(Declined,))

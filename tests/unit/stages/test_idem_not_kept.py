@@ -119,8 +119,8 @@ def test_the_effect_is_not_repeated_and_the_first_attempt_goes_on(
             assert not caught.value.retryable
             assert attempt.interrupted is caught.value
     assert charge.calls == 1
-    (told,) = [event for event in listener.seen if isinstance(event, events.StageValueNotKept)]
-    assert (told.stage, told.kind == "", told.cure == "") == ("charge", False, False)
+    (reported,) = [event for event in listener.seen if isinstance(event, events.StageValueNotKept)]
+    assert (reported.stage, reported.kind == "", reported.cure == "") == ("charge", False, False)
 
 
 @pytest.mark.anyio
@@ -491,7 +491,7 @@ def test_a_declared_type_with_a_hidden_secret_fails_before_the_effect(client: Cl
 
 
 def test_a_saved_stage_with_a_hidden_secret_is_reported(client: Client, listener: Listener) -> None:
-    """S-09: ``save_stage`` has no declared type."""
+    """S-09: ``save_stage`` has no declared type, so the secret is found when it is saved."""
     with client.request():
         assert idem.save_stage("charge", CARD) is CARD
     assert listener.kinds().count(events.StageValueNotKept) == 1

@@ -175,7 +175,7 @@ VALUES: list[tuple[object, object]] = [
     (LEG, Annotated[Leg, "leg"]),
     (Decimal(1), Amount),
     (Level.LOW, Literal["low"]),
-    # a wrong annotation of plain values is no harm
+    # a wrong annotation of a plain value is harmless
     ("x", UUID),
     (5, Decimal),
     ("nan", float),

@@ -218,7 +218,7 @@ async def test_a_base_http_middleware_on_either_side_does_not_matter(inside: boo
 
 
 class Declined(Exception):
-    """What an endpoint raises."""
+    """The error that an endpoint raises."""
 
 
 async def test_the_response_of_an_exception_handler_is_the_outcome() -> None:

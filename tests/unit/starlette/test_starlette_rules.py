@@ -73,7 +73,7 @@ async def status(app: Any, path: str = "/charges", **how: Any) -> int:
 
 
 async def charge(request: Request) -> Response:
-    """Responds anew each time."""
+    """Responds with another body each time."""
     return PlainTextResponse(uuid4().hex)
 
 
@@ -88,7 +88,7 @@ async def free(request: Request) -> Response:
 
 
 def protected(*routes: Any, backend: Any = "memory://", **fields: Any) -> Starlette:
-    """An application with the middleware around it all."""
+    """An application inside of the middleware."""
     return Starlette(routes=routes, middleware=[Middleware(IdempotencyMiddleware, backend=backend, **fields)])
 
 

@@ -159,7 +159,7 @@ def with_router() -> FastAPI:
 
 
 def with_dependency() -> FastAPI:
-    """All routes of the application have this rule."""
+    """An application with this rule for all its routes."""
     app = shop(IdempotencyRule(ttl=1))
     app.add_api_route("/charges", number, methods=["POST"])
     return app

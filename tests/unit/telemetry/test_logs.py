@@ -24,7 +24,7 @@ from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.telemetry import RequestFilter, add_request
 from tests.unit.every_adapter import FIELDS, KEY, post_asgi
 
-# a name that no application of another test has, which might set its level
+# a logger of this module alone, so no other test sets its level
 SHOP = logging.getLogger(f"{__name__}.shop")
 
 

@@ -191,10 +191,10 @@ def test_an_inner_middleware_leaves_a_protected_request_alone(backend: MemoryBac
     ("name", "values"),
     [
         (b"content-type", [b"text/plain"]),
-        (b"content-length", []),  # an empty one is none
+        (b"content-length", []),  # an empty CONTENT_LENGTH is no header
         (b"authorization", [b"Bearer a"]),
         (b"x-two-words", [b"caf\xe9"]),
-        (b"x_two_words", []),  # no name of a field that an environ has
+        (b"x_two_words", []),  # no environ has a header of this name
         (b"x-absent", []),
     ],
 )
