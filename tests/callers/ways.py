@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, Protocol
 
 import httpx
 
-#: the header fields that a client sends, or what makes them for each try anew, such as a signature, of the body
+#: the headers that a client sends, or a function that makes them for each try from the body, such as a signature
 Fields = Mapping[str, str] | Callable[[bytes], Mapping[str, str]]
 
 REFUSED = (401, 403)
-#: the path of the login page
+#: the statuses of a redirect to the login page
 TO_LOGIN = (302,)
 
 

@@ -217,7 +217,7 @@ def test_digests_of_the_body_go_with_what_they_were_made_of() -> None:
 
 @pytest.mark.parametrize("body", [b"", None])
 def test_a_response_without_a_body_stays_as_it_is(body: Any) -> None:
-    """R-01: such as a 204."""
+    """R-01: such as a 204; O-11: or a tombstone."""
     response = Response(204, [], body)
     assert redact_json("/card")(response) is response
 

@@ -122,7 +122,7 @@ def test_over_the_quota_a_key_whose_record_lives_gets_a_response() -> None:
 
 @pytest.mark.parametrize(("remaining", "reported"), [(0.0, 1), (0.2, 1), (1.0, 1), (86_400.0, 86_400), (1e300, 86_400)])
 def test_retry_after_is_a_second_at_least_and_a_day_at_most(remaining: float, reported: int) -> None:
-    """Retry-After is rounded to whole seconds, as for O-03."""
+    """O-03's arithmetic: Retry-After is in whole seconds."""
     assert problems.too_many_keys(remaining).retry_after == reported
 
 
@@ -215,7 +215,7 @@ def test_a_stage_that_this_attempt_saved_keeps_the_place() -> None:
 
 
 def test_a_slot_that_cannot_be_freed_changes_no_response() -> None:
-    """The slot counts until it expires, and an event says so (compare L-08)."""
+    """L-08's rule: the slot counts until it expires, and an event says so."""
     attempt = _attempt()
     _finish(attempt, 401, also={Unreserve: [BackendUnavailable("down")]})
     seen: Any = attempt.policy.on_event

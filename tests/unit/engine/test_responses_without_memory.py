@@ -26,7 +26,7 @@ backend, runs = MemoryBackend(), []
 
 
 def limit():
-    # So much more as no copy of the response fits into.
+    # Allow a little more memory, into which no copy of the response fits.
     size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + HALF // 2, resource.getrlimit(resource.RLIMIT_AS)[1]))
 

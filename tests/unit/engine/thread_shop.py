@@ -28,7 +28,7 @@ from starlette.routing import Route
 from open_idempotency import idem
 from open_idempotency.starlette import IdempotencyMiddleware
 
-# Starlette leaves its iterators to the garbage collector, also where they are cancelled, and trio says so.
+# Starlette leaves its iterators to the garbage collector, also cancelled ones; trio warns about it.
 LEFT_BY_STARLETTE = "ignore:Async generator 'starlette:ResourceWarning"
 UNRAISABLE = "ignore:Exception ignored in. <async_generator object BaseHTTP:pytest.PytestUnraisableExceptionWarning"
 

@@ -32,7 +32,7 @@ from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.exceptions import MissingExtra, ScopeUnknown
 from open_idempotency.starlette import IdempotencyMiddleware
 
-# Starlette leaves the iterator of a body to the garbage collector, and trio says so, on Python 3.10 at once.
+# Starlette leaves the iterator of a body to the garbage collector; trio warns about it, on Python 3.10 at once.
 LEFT_BY_STARLETTE = "ignore:Async generator 'starlette.requests.Request.stream' was garbage collected:ResourceWarning"
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings(LEFT_BY_STARLETTE)]
 

@@ -18,7 +18,7 @@ from open_idempotency.asgi import App, Receive, Scope, Send
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.starlette import IdempotencyMiddleware
 
-# Starlette leaves the iterator of a body, and in its oldest release a stream, to the garbage collector, which says so.
+# Starlette leaves the iterator of a body, and in its oldest release a stream, to the garbage collector, with a warning.
 LEFT_BY_STARLETTE = "ignore:Async generator 'starlette.requests.Request.stream' was garbage collected:ResourceWarning"
 LEFT_OPEN_BY_STARLETTE = "ignore:Unclosed <MemoryObjectReceiveStream:ResourceWarning"
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings(LEFT_BY_STARLETTE, LEFT_OPEN_BY_STARLETTE)]
@@ -132,7 +132,7 @@ async def test_a_request_that_is_led_to_a_route_after_all_runs_once(make: Callab
         first, second = [await client.post("/v2/pay", headers={"Idempotency-Key": KEY}) for _ in range(2)]
     assert (first.status_code, first.text) == (second.status_code, second.text) == (201, "run 1")
     assert second.headers["idempotent-replayed"] == "true"
-    gc.collect()  # here, and not in somebody else's test
+    gc.collect()  # so that warnings come in this test and not in another one
 
 
 async def test_a_routers_own_response_behind_such_middleware_takes_no_key() -> None:

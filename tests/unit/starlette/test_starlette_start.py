@@ -61,7 +61,7 @@ def refused(app: Any) -> str:
 
     with pytest.raises(ConfigurationError) as caught:
         asyncio.run(try_it())
-    # A server that hears of it ends; one that only sees the exception may take it for an application without lifespan.
+    # A server ends on this message; without it the exception may look like an application without a lifespan.
     assert said == [{"type": "lifespan.startup.failed", "message": str(caught.value)}]
     return str(caught.value)
 

@@ -189,7 +189,7 @@ def _raise(event: events.Event) -> None:
 
 
 class _Broken(events.Telemetry):
-    """An instrument whose every method raises."""
+    """A listener whose every method raises."""
 
     def __call__(self, event: events.Event) -> None:
         raise RuntimeError("on purpose")

@@ -28,7 +28,7 @@ def bank() -> Bank:
 
 @pytest.fixture
 def calls() -> list[str]:
-    """The effects of a test's endpoint, at a provider that knows no keys."""
+    """The effects of a test's endpoint, without a provider that knows keys."""
     return []
 
 
