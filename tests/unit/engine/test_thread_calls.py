@@ -396,7 +396,8 @@ def test_a_coroutine_costs_no_task_no_timer_and_no_turn_of_the_loop() -> None:
     loop = CountingLoop()
     try:
         loop.run_until_complete(app(scope, receive, send))
-        # One callback starts the task and one ends it; each of three futures costs one to set it and one to wake the task.
+        # One callback starts the task and one ends it. Each of three futures costs one to set it and one to wake the
+        # task.
         assert sorted(loop.asked) == ["call_soon"] * (2 + 3 * 2) + ["create_task"]
     finally:
         loop.close()
