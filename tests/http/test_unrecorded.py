@@ -1,5 +1,4 @@
-"""The backend becomes unavailable when a handler has finished: the client does not wait, and the outcome is not lost
-(L-08).
+"""A backend that is down when a handler has finished: the client does not wait, and the outcome is not lost (L-08).
 
 Also: a worker that cannot renew a lease runs nothing (L-11).
 """

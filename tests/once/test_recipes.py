@@ -1,5 +1,4 @@
-"""The recipes of ``docs/once.md`` run unchanged under the libraries that they are for, and messages are delivered
-again.
+"""The recipes of ``docs/once.md`` run unchanged under their libraries, and each message is delivered again.
 
 Every message is delivered again after a failure, by the library if it does so, and once more after that. The work is
 done once. Only addresses are replaced by those of the tests' servers.

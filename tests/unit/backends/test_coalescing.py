@@ -1,6 +1,4 @@
-"""Coalescing: calls that arrive while a batch is in flight form the next batch, in order, bounded, each with its own
-result.
-"""
+"""Coalescing: calls that arrive while a batch is in flight form the next batch, and each gets its own result."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""``@idempotent(atomic=True)`` when a view runs twice in one request, is rolled back from outside, or has a strict
-policy.
-"""
+"""``@idempotent(atomic=True)`` with a view that runs twice, a rollback from outside, or a strict policy."""
 
 from __future__ import annotations
 

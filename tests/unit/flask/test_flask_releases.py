@@ -1,6 +1,4 @@
-"""A release of Flask that does not call the methods that the extension wraps is reported when an application is
-protected.
-"""
+"""Releases of Flask that do not call the methods that the extension wraps: a warning when it protects an application."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Rules by path of the plain ASGI and WSGI middleware: which rule a path has, and that no spelling of a path bypasses
-it.
-"""
+"""Rules by path of the plain ASGI and WSGI middleware: which rule a path has; no spelling of a path bypasses it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The Starlette and FastAPI adapters: callers, exception handlers, background tasks, lifespans and files around a
-claim.
-"""
+"""The Starlette and FastAPI adapters: callers, exception handlers, background tasks, lifespans and files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The record and the attempt in the log lines of a request: in threads, on asyncio and trio, with logging and
-structlog.
-"""
+"""The record and the attempt in a request's log lines: in threads, on asyncio and trio, with logging and structlog."""
 
 from __future__ import annotations
 
