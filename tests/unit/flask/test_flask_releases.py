@@ -1,4 +1,4 @@
-"""Releases of Flask that do not call the methods that the extension wraps: a warning when it protects an application."""
+"""Releases of Flask that do not call the methods that the extension wraps: the application gets one warning."""
 
 from __future__ import annotations
 
