@@ -1,7 +1,7 @@
-"""The table of how users are known: each row has examples, and they check what the row says (O-23).
+"""The table of ways to identify users: each row has examples, and they check what the row says (O-23).
 
-``tests/docs`` runs the pages of the examples. Who a caller is does not depend on the backend, which is asked later; the
-examples of Django have their records in Django's own database.
+``tests/docs`` runs the pages of the examples. Who a caller is does not depend on the backend, which is called later;
+the examples of Django have their records in Django's own database.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def _blocks_of(page: str, place: str) -> list[Block]:
 
 
 class Check(NamedTuple):
-    """One call of a check: whether it has renewed credentials, what a retry with them gets, and whether it revokes."""
+    """One call of a check: whether it has renewed credentials, what a retry with them gets, and whether it revokes
+    credentials.
+    """
 
     renewed: str
     revoked: str
@@ -81,7 +83,9 @@ def _name(call: ast.Call) -> str:
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.known_by for row in ROWS])
 def test_a_row_has_examples_that_check_what_it_says(row: Row) -> None:
-    """O-23: code that a reader sees, and beneath it two users, what the row says of renewed and of revoked ones."""
+    """O-23: code that a reader sees, and below it two users, with the renewed and revoked credentials that the row
+    describes.
+    """
     assert row.examples
     for page, place in row.examples:
         own = _blocks_of(page, place)
@@ -93,25 +97,25 @@ def test_a_row_has_examples_that_check_what_it_says(row: Row) -> None:
 
 
 def test_each_example_is_in_the_table() -> None:
-    """O-23: nobody looks for a way that the table does not lead to."""
+    """O-23: readers find an example only through the table."""
     reported = {example for row in ROWS for example in row.examples}
     there = {(name, anchor(title)) for name, page in PAGES.items() for title in headings(page)[1:]}
     assert reported == there
 
 
 def test_what_is_to_be_written_is_in_an_example() -> None:
-    """O-23: each piece of code of a row stands in one of its examples."""
+    """O-23: each piece of code of a row is in one of its examples."""
     for row in ROWS:
         texts = "".join(block.text for example in row.examples for block in _blocks_of(*example))
         for code in row.write.split("`")[1::2]:
             assert code.removeprefix("@").rstrip("=") in texts, (row.known_by, code)
 
 
-# What the checks of the examples notice
+# Faults that the checks of the examples find
 
 
 def _leaky(**fields: Any) -> Any:
-    """An application whose callers share their responses, or that asks nobody who he is."""
+    """An application whose callers share their responses, or that does not identify its callers."""
     runs: list[int] = []
 
     async def charge(request: Request) -> JSONResponse:
@@ -146,6 +150,6 @@ def test_the_check_of_the_examples_fails_where_a_promise_is_broken(
 
 
 def test_the_check_of_anonymous_callers_fails_where_any_key_is_taken() -> None:
-    """O-23: a key that can be guessed is nobody's own."""
+    """O-23: a key that can be guessed is not private."""
     with pytest.raises(AssertionError):
         shares_nothing(_leaky(scope=lambda request: "all"), anyone={})

@@ -1,7 +1,7 @@
-"""What holds for every way of knowing users: no caller sees another's response, or a 422 of another's (O-23).
+"""Checks for every way to identify users: no caller sees another's response, or a 422 because of another (O-23).
 
-The examples of docs/callers call this in hidden blocks, each for its own way, with real clients of their frameworks. An
-example responds to each run with another body, so that a body says whose run it was.
+The examples of docs/callers call these checks in hidden blocks, each for its own way, with real clients of their
+frameworks. An example responds to each run with another body, so a body identifies its run.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any, NamedTuple, Protocol
 
 import httpx
 
-#: the header fields that a client sends, or what makes them for each try anew, such as a signature, of the body
+#: the headers that a client sends, or a function that makes them for each try from the body, such as a signature
 Fields = Mapping[str, str] | Callable[[bytes], Mapping[str, str]]
 
 REFUSED = (401, 403)
-#: where a browser is sent that has to log in
+#: the statuses of a redirect to the login page
 TO_LOGIN = (302,)
 
 
 class Got(NamedTuple):
-    """A response, as far as it says whose it is."""
+    """The part of a response that identifies its run."""
 
     status: int
     body: bytes
@@ -31,7 +31,7 @@ class Got(NamedTuple):
 
 
 class Send(Protocol):
-    """Posts JSON with these header fields."""
+    """Posts JSON with these headers."""
 
     def __call__(self, fields: Mapping[str, str], body: bytes) -> Got:
         """The response."""
@@ -39,7 +39,7 @@ class Send(Protocol):
 
 
 def over_asgi(app: Any, path: str) -> Send:
-    """A client of an ASGI application, whose errors are responses as a server makes them."""
+    """A client of an ASGI application; its errors become responses, as on a server."""
 
     def send(fields: Mapping[str, str], body: bytes) -> Got:
         async def post() -> httpx.Response:
@@ -54,7 +54,9 @@ def over_asgi(app: Any, path: str) -> Send:
 
 
 def over_wsgi(app: Any, path: str) -> Send:
-    """A client of a WSGI application, a Flask application too. ``REMOTE_USER`` is what its server has verified."""
+    """A client of a WSGI application, also of a Flask application. ``REMOTE_USER`` is the user that its server
+    verified.
+    """
     from werkzeug.test import Client
 
     def send(fields: Mapping[str, str], body: bytes) -> Got:
@@ -80,14 +82,14 @@ _JSON = {"Content-Type": "application/json"}
 
 
 class Caller:
-    """One who posts with keys of one's own choice, which others may choose as well."""
+    """A caller who posts with chosen keys, which other callers may choose as well."""
 
     def __init__(self, send: Send, fields: Fields) -> None:
         self._send = send
         self._fields = fields
 
     def post(self, key: str, amount: int = 5) -> Got:
-        """One try."""
+        """Send one try."""
         body = json.dumps({"amount": amount}).encode()
         fields = self._fields(body) if callable(self._fields) else self._fields
         return self._send({**fields, "Idempotency-Key": key}, body)
@@ -105,11 +107,11 @@ def keeps_apart(
     refused: tuple[int, ...] = REFUSED,
     refresh_replays: bool = True,
 ) -> None:
-    """Assert it for this way. None: there is nobody of that kind; the text of the example says why.
+    """Check the promises for this way. None: no caller of that kind exists; the text of the example says why.
 
     ``ann`` and ``bob`` are two users; ``nobody`` has no credentials, ``forged`` has wrong ones. ``refreshed`` are new
-    credentials of Ann's: her retry with them is replayed, or without ``refresh_replays`` runs again. ``revoke`` takes
-    all of Ann's away, or what she may do with them. ``refused``: how the application refuses.
+    credentials of Ann: a retry with them is replayed, or runs again without ``refresh_replays``. ``revoke`` removes all
+    credentials of Ann, or her permissions. ``refused``: how the application refuses.
     """
     one, other = Caller(send, ann), Caller(send, bob)
     key = str(uuid.uuid4())
@@ -138,13 +140,13 @@ def keeps_apart(
     if revoke is not None:
         revoke()
         for caller in (Caller(send, each) for each in (ann, refreshed) if each is not None):
-            for amount in (5, 6):  # no replay, and no 422 that would tell of one
+            for amount in (5, 6):  # no replay, and no 422 that would reveal one
                 _is_refused(caller.post(key, amount), refused)
         _replays(other.post(key), second)
 
 
 def shares_nothing(send: Send, *, anyone: Fields) -> None:
-    """Assert what anonymous callers have: a key that nobody can guess is theirs alone, and another is refused."""
+    """Check the promises for anonymous callers: an unguessable key is private, and another key is refused."""
     caller = Caller(send, anyone)
     key = str(uuid.uuid4())
     first = _runs(caller.post(key))

@@ -9,14 +9,14 @@ from tests.conformance import servers
 
 
 def options(url: str, **changes: Any) -> dict[str, Any]:
-    """What to examine at an address: the paths of the shop, and two callers."""
+    """The options for an address: the paths of the shop, and two callers."""
     fields: dict[str, Any] = {"url": f"{url}/charges", "slow_url": f"{url}/slow", "failing_url": f"{url}/failing"}
     fields |= {"headers": (("Authorization", "Bearer a"),), "other_caller": (("Authorization", "Bearer b"),)}
     return {**fields, "required": True, **changes}
 
 
 def examined(app: Any, **changes: Any) -> Findings:
-    """What the runner says of a WSGI application."""
+    """The runner's report about a WSGI application."""
     with servers.wsgi(app) as url:
         return examine(Target(**options(url, **changes)))
 

@@ -23,9 +23,9 @@ from tests.conformance.shop import PATIENCE, SLOW
 
 
 class Handler:
-    """Charges; ``/slow`` waits until a duplicate was turned away, ``/failing`` is a 503.
+    """Charges; ``/slow`` waits until a duplicate was refused, ``/failing`` is a 503.
 
-    The first slow request is met by a retry, the second by nobody, and the third by another payload.
+    During the first slow request a retry arrives, during the second no request, and during the third another payload.
     """
 
     def __init__(self) -> None:
@@ -34,14 +34,14 @@ class Handler:
         self._turned_away = {0: threading.Event(), 2: threading.Event()}
 
     def listen(self, event: events.Event) -> None:
-        """End a slow request once the request that met it has been refused."""
+        """End a slow request once the request that came during it has been refused."""
         if isinstance(event, events.Conflicted):
             self._turned_away[0].set()
         elif isinstance(event, events.KeyReused) and self._slow_runs >= 2:
             self._turned_away[2].set()
 
     def charge(self, path: str) -> tuple[int, dict[str, int], dict[str, str]]:
-        """Status, body and headers."""
+        """The status, body and headers of a charge."""
         if path == "/slow":
             turn, self._slow_runs = self._slow_runs, self._slow_runs + 1
             if turn in self._turned_away:
@@ -52,12 +52,12 @@ class Handler:
         return 503 if path == "/failing" else 201, {"charge": number}, fields
 
     def policy(self, required: bool) -> dict[str, Any]:
-        """What each middleware is given."""
+        """The policy of each middleware."""
         return {"required": required, "on_event": self.listen}
 
 
 def plain_asgi(required: bool) -> App:
-    """Any ASGI application."""
+    """The shop as a plain ASGI application."""
     handler = Handler()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,7 +72,7 @@ def plain_asgi(required: bool) -> App:
 
 
 def plain_wsgi(required: bool) -> Callable[..., Iterable[bytes]]:
-    """Any WSGI application."""
+    """The shop as a plain WSGI application."""
     handler = Handler()
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -84,7 +84,7 @@ def plain_wsgi(required: bool) -> Callable[..., Iterable[bytes]]:
 
 
 def fastapi(required: bool) -> App:
-    """A FastAPI application."""
+    """The shop as a FastAPI application."""
     handler = Handler()
     app = FastAPI()
     app.add_middleware(FastAPIMiddleware, backend="memory://", **handler.policy(required))
@@ -98,7 +98,7 @@ def fastapi(required: bool) -> App:
 
 
 def flask(required: bool) -> Callable[..., Iterable[bytes]]:
-    """A Flask application."""
+    """The shop as a Flask application."""
     handler = Handler()
     app = Flask("shop")
     Idempotency(app, backend="memory://", **handler.policy(required))

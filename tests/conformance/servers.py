@@ -26,11 +26,11 @@ class _Handler(WSGIRequestHandler):
     timeout = SECONDS
 
     def get_environ(self) -> dict[str, Any]:
-        """What WSGI asks for, and the names of the fields as they were written."""
+        """The environ of the request, with the names of the headers as they were written."""
         return {**super().get_environ(), "tests.names": self.headers.keys()}
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Keep the tests' output to themselves."""
+        """Log nothing, to keep the tests' output clean."""
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A small shop in plain WSGI with an idempotency layer of its own, which the tests break by overriding methods.
 
-It shares no code with the package, since a runner that is only tested on our own middleware proves little. Each method
-is one decision, so that a subclass is wrong in one way.
+It shares no code with the package, since a runner that is tested only on the package's middleware proves little. Each
+method is one decision, so that a subclass is wrong in one way.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Headers = list[tuple[str, str]]
 STRING = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])+)"(?:; *[a-z*][a-z0-9_\-.*]*(?:=[a-z0-9]+)?)*')
 BARE = re.compile(r"[!#-+\--:<-\[\]-~]+")
 PATIENCE = 10.0
-#: seconds that a request to ``/slow`` takes, once it has been met
+#: seconds that a request to ``/slow`` takes after another request came during it
 SLOW = 0.12
 
 
@@ -56,8 +56,8 @@ class Kept:
 class Shop:
     """Charges at any path; ``/slow`` waits for a duplicate, ``/failing`` is a 503.
 
-    Of the keys that come to ``/slow`` the first one meets a duplicate, the second one comes alone and does not wait,
-    and the third one meets another payload.
+    Of the keys that come to ``/slow`` the first one gets a duplicate, the second one gets none and does not wait, and
+    the third one gets another payload.
     """
 
     #: the statements that fail
@@ -72,7 +72,7 @@ class Shop:
         self.runs = 0
         self.kept: dict[Any, Kept] = {}
         self.lock = threading.Lock()
-        #: by turn: set when a duplicate of a slow request got its response, or ran as well
+        #: by the number of the key: set when a duplicate of a slow request got its response, or ran as well
         self.met = {0: threading.Event(), 2: threading.Event()}
         self.slow_runs: Counter[int] = Counter()
         self.slow_keys: list[str] = []
@@ -121,7 +121,7 @@ class Shop:
         return self.problem(409, "in progress", [("Retry-After", "1")])
 
     def keeps(self, response: Response) -> bool:
-        """Whether a response is the outcome."""
+        """Whether a response is the outcome of its request."""
         return response.status < 500
 
     def problem(self, status: int, title: str, headers: Headers | None = None) -> Response:
@@ -129,7 +129,7 @@ class Shop:
         body = json.dumps({"type": "urn:shop:problem", "title": title}).encode()
         return Response(status, [("Content-Type", "application/problem+json"), *(headers or [])], body)
 
-    # The rest is right
+    # The other methods are correct in every shop
 
     def run(self, request: Request) -> Response:
         """The handler."""
@@ -201,7 +201,7 @@ class Shop:
 
 
 class HoldsDuplicates(Shop):
-    """Lets a duplicate wait, and then replays the 201, as `wait=` does."""
+    """Lets a duplicate wait, and then replays the 201, as ``wait=`` does."""
 
     slow_for = 1.0
 
@@ -212,7 +212,7 @@ class HoldsDuplicates(Shop):
 
 
 class MarksOtherwise(Shop):
-    """Marks replays with a header of another name. ``mark``: what a replay has, and what a first response has."""
+    """Marks replays with a header of another name. ``mark``: the values on a replay and on a first response."""
 
     mark: tuple[str, str, str | None] = ("X-Idempotency-Replayed", "true", None)
 

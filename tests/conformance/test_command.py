@@ -1,4 +1,4 @@
-"""The command: exit codes, the table, JSON, and that it runs where pytest is not installed."""
+"""The command of the conformance runner: exit codes, the table, JSON; it runs without pytest."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_what_is_right_exits_with_0(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_fault_exits_with_1_and_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    """The last line is what a person looks for."""
+    """The last line has the result."""
     with servers.wsgi(wrong_responses.AnotherStatus()) as url:
         assert _run(url) == 1
     out = capsys.readouterr().out
@@ -46,19 +46,19 @@ def test_a_fault_exits_with_1_and_is_named(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_fault_of_an_info_exits_with_0() -> None:
-    """INFO never fails a run."""
+    """A statement of level INFO never fails a run."""
     with servers.wsgi(wrong_responses.Unmarked()) as url:
         assert _run(url) == 0
 
 
 def test_a_statement_that_is_left_out_does_not_count() -> None:
-    """--skip is for what an API does otherwise on purpose."""
+    """``--skip`` is for an API that deviates on purpose."""
     with servers.wsgi(wrong_responses.ReusedIs400()) as url:
         assert _run(url, "--skip", "reuse-status", "--skip", "reuse-meanwhile") == 0
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
-    """Machines get the same, and nothing but an object on standard output."""
+    """Standard output has one JSON object with the same findings, and nothing else."""
     with servers.wsgi(wrong_responses.AnotherStatus()) as url:
         assert _run(url, "--json") == 1
     out = capsys.readouterr().out
@@ -73,7 +73,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_it_warns_before_it_sends(capsys: pytest.CaptureFixture[str]) -> None:
-    """On standard error, with the number and the address."""
+    """The warning on standard error has the number of requests and the address."""
     with servers.wsgi(Shop()) as url:
         _run(url)
         warning = capsys.readouterr().err
@@ -81,7 +81,7 @@ def test_it_warns_before_it_sends(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_help_lists_how_many_requests_are_sent(capsys: pytest.CaptureFixture[str]) -> None:
-    """Scene by scene, and together."""
+    """For each scene, and in total."""
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     assert ended.value.code == 0
@@ -91,7 +91,7 @@ def test_the_help_lists_how_many_requests_are_sent(capsys: pytest.CaptureFixture
 
 
 def test_a_refused_connection_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nobody listens there."""
+    """No server listens there."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     assert main([f"http://127.0.0.1:{port}/"]) == 2
@@ -100,7 +100,7 @@ def test_a_refused_connection_exits_with_2(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize("option", ["--slow-url", "--failing-url"])
 def test_another_address_where_nobody_listens_exits_with_2(option: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """O-34: it was given to decide more, and a report without it would look as if it had been tested."""
+    """O-34: a report without this address would look as if it had been tested."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with servers.wsgi(Shop()) as url:
@@ -120,14 +120,14 @@ def test_the_report_names_the_revision_of_the_draft(capsys: pytest.CaptureFixtur
 
 
 def test_a_silent_server_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    """After the timeout."""
+    """The run ends after the timeout."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert main([f"http://127.0.0.1:{listener.getsockname()[1]}/", "--timeout", "0.2"]) == 2
     assert "TimeoutError" in capsys.readouterr().err
 
 
 def test_a_plain_request_that_is_refused_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing could be said about an endpoint that wants something else."""
+    """The endpoint needs another request, so nothing can be tested."""
 
     class Locked(Shop):
         def respond(self, request: object, header: str | None) -> object:
@@ -163,7 +163,7 @@ def test_a_plain_request_that_is_refused_exits_with_2(capsys: pytest.CaptureFixt
     ids=lambda arguments: " ".join(arguments) or "none",
 )
 def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
-    """O-34: whether the parser or the target notices."""
+    """O-34: the parser or the target reports it."""
     try:
         code: object = main(arguments)
     except SystemExit as ended:
@@ -172,7 +172,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
 
 
 def test_it_runs_without_pytest_and_every_optional_package() -> None:
-    """The base install is enough."""
+    """The base install suffices."""
     script = (
         "import runpy, sys\n"
         "class Blocked:\n"
@@ -196,7 +196,7 @@ def test_it_runs_without_pytest_and_every_optional_package() -> None:
 
 
 def test_the_contract_suite_is_still_found_by_name() -> None:
-    """What the package exported before, it exports now, when it is asked for."""
+    """The package still exports its earlier names, on access."""
     from open_idempotency import conformance
 
     assert {"AsyncVerbs", "BackendContract", "ManualClock"} <= set(dir(conformance))

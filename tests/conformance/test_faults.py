@@ -16,7 +16,7 @@ WRONG: list[type[Shop]] = [
     for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, Shop) and value.__module__ == module.__name__
 ]
-# Needs a shop whose keys are optional, so it has a test of its own.
+# This statement needs a shop whose keys are optional, so it has a test of its own.
 ELSEWHERE = {"missing-apart"}
 
 
@@ -30,7 +30,7 @@ class OneRecordWithoutKey(Shop):
 
 
 class SaysLittle(Shop):
-    """Responds alike to every charge, and does not mark replays."""
+    """Sends the same response to every charge, and does not mark replays."""
 
     def run(self, request: Request) -> Response:
         response = super().run(request)
@@ -50,7 +50,7 @@ def test_a_fault_fails_its_own_statements(shop: type[Shop]) -> None:
 
 
 def test_a_shop_that_is_right_passes() -> None:
-    """Nothing fails, and nothing is left open but what is about keys that are optional."""
+    """No statement fails, and only statements about optional keys are not applicable."""
     findings = examined(Shop())
     assert with_result(findings, Result.FAILS) == set()
     assert with_result(findings, Result.UNKNOWN) == set()
@@ -58,13 +58,13 @@ def test_a_shop_that_is_right_passes() -> None:
 
 
 def test_every_statement_has_a_fault_that_it_finds() -> None:
-    """A statement that cannot fail would say nothing."""
+    """A statement that cannot fail would prove nothing."""
     found = {name for shop in WRONG for name in shop.fails}
     assert found == {statement.id for statement in STATEMENTS} - ELSEWHERE
 
 
 def test_requests_without_a_key_that_share_a_record_are_found() -> None:
-    """Where keys are optional, no key is no key."""
+    """An absent key must not be treated as a key."""
     findings = examined(OneRecordWithoutKey(), required=False)
     assert with_result(findings, Result.FAILS) == {"missing-apart"}
 
@@ -81,14 +81,14 @@ def test_optional_keys_are_right() -> None:
 
 
 def test_where_every_run_looks_the_same_nothing_is_claimed() -> None:
-    """If runs and replays look alike, the statement is neither held nor failed."""
+    """If runs and replays look alike, the statement neither passes nor fails."""
     findings = examined(SaysLittle(), failing_url=None)
     assert with_result(findings, Result.FAILS) == {"retry-marked"}
     assert {"new-keys", "retry-result", "case-of-name", "callers-apart"} <= with_result(findings, Result.UNKNOWN)
 
 
 def test_a_first_request_that_is_too_quick_leaves_the_conflict_open() -> None:
-    """Without a slow endpoint a duplicate may come too late to meet the first."""
+    """Without a slow endpoint a duplicate may come after the first request has ended."""
     findings = examined(HoldsDuplicates(), slow_url=None)
     finding = about(findings, "concurrent-conflict")
     assert finding.verdict.result is Result.UNKNOWN
@@ -109,7 +109,7 @@ def test_another_payload_that_is_refused_anyway_proves_nothing() -> None:
 
 
 def test_scenes_that_were_not_asked_for_are_not_applicable() -> None:
-    """Each says which option it needs."""
+    """Each finding says which option it needs."""
     findings = examined(Shop(), data=b"tea=1", required=False, failing_url=None, other_caller=())
     wanted = {"reuse-refused": "--other-data", "missing-refused": "--required"}
     wanted |= {"failure-not-kept": "--failing-url", "callers-apart": "--other-caller"}
@@ -120,7 +120,7 @@ def test_scenes_that_were_not_asked_for_are_not_applicable() -> None:
 
 
 def test_a_duplicate_that_waits_and_is_replayed_passes() -> None:
-    """O-35: `wait=` is no fault. There is no 409 then to look at."""
+    """O-35: ``wait=`` is no fault. There is no 409 then that could be checked."""
     findings = examined(HoldsDuplicates())
     finding = about(findings, "concurrent-conflict")
     assert finding.verdict.result is Result.HOLDS
@@ -142,7 +142,7 @@ def test_a_duplicate_that_waits_and_is_replayed_passes() -> None:
     ids=lambda mark: "-".join(map(str, mark)),
 )
 def test_another_spelling_of_the_mark_is_no_failure(mark: tuple[str, str, str | None]) -> None:
-    """O-35: neither of the mark's own statement, nor of the headers of a retry; the report shows the spelling."""
+    """O-35: neither for the mark's own statement, nor for the headers of a retry; the report shows the spelling."""
     shop = MarksOtherwise()
     shop.mark = mark
     findings = examined(shop, slow_url=None)
@@ -154,7 +154,9 @@ def test_another_spelling_of_the_mark_is_no_failure(mark: tuple[str, str, str | 
 
 
 def test_a_mark_of_another_spelling_shows_what_was_replayed() -> None:
-    """O-35: as evidence, it counts as ours does: where every run looks the same, the mark tells them apart."""
+    """O-35: the mark is evidence like the draft's own: where every run looks the same, it distinguishes runs and
+    replays.
+    """
 
     class Alike(MarksOtherwise):
         def run(self, request: Request) -> Response:
@@ -165,7 +167,7 @@ def test_a_mark_of_another_spelling_shows_what_was_replayed() -> None:
 
 
 def test_a_second_run_is_named_only_where_it_is_one() -> None:
-    """O-35: a replay whose body was written anew is another fault than a retry that runs."""
+    """O-35: a replay with a rewritten body is another fault than a retry that runs."""
     again = about(examined(wrong_responses.RunsAgain(), slow_url=None), "retry-result")
     assert again.verdict.result is Result.FAILS
     assert "as from a second run" in again.verdict.seen
@@ -183,7 +185,7 @@ class RefusesRetries(Shop):
 
 
 def test_private_headers_of_retries_that_run_are_not_applicable() -> None:
-    """O-35: an application without replays repeats nothing, even if each of its responses has the same cookie."""
+    """O-35: an application without replays repeats no header, even if each of its responses has the same cookie."""
 
     class SameCookie(wrong_responses.RunsAgain):
         def run(self, request: Request) -> Response:

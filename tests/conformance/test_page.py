@@ -1,4 +1,4 @@
-"""The page of the docs says what the runner does."""
+"""The page of the docs matches the statements and scenes of the runner."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ def _rows(heading: str) -> list[list[str]]:
 
 
 def test_the_page_lists_every_statement() -> None:
-    """With its level, section and sentence, in order."""
+    """With level, section and sentence, in order."""
     shown = [[f"`{each.id}`", each.level.value, each.section, each.sentence] for each in STATEMENTS]
     assert _rows("The statements") == shown
 
 
 def test_the_page_lists_every_scene() -> None:
-    """With the number of requests that it sends at most, and the sum in the text."""
+    """With the maximal number of its requests, and the total in the text."""
     assert [row[:2] for row in _rows("The requests")] == [[scene, str(number)] for scene, number in LIMITS.items()]
     assert f"up to {sum(LIMITS.values())} times" in PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["acp", "ucp"])
 def test_the_page_lists_every_statement_of_a_protocol(name: str) -> None:
-    """O-40: with its level, section and sentence, in order."""
+    """O-40: with level, section and sentence, in order."""
     shown = [[f"`{each.id}`", each.level.value, each.section, each.sentence] for each in PROFILES[name].statements]
     assert _rows(f"Statements of {name.upper()}") == shown
 
 
 def test_the_page_lists_the_scenes_of_the_protocols() -> None:
-    """O-40: those that the draft's run has not, and the sum in the text."""
+    """O-40: scenes that the draft's run lacks, and the total in the text."""
     limits = limits_of(Target(url="http://127.0.0.1:1", profile="acp"))
     more = [[scene, str(number)] for scene, number in limits.items() if scene not in LIMITS]
     assert [row[:2] for row in _rows("Agentic commerce")] == more

@@ -1,4 +1,4 @@
-"""What this package's middleware protects passes every statement, over real sockets."""
+"""Applications that this package's middleware protects pass every statement, over real sockets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SERVED: dict[str, tuple[Callable[..., Any], Callable[[bool], Any]]] = {
 @pytest.mark.parametrize("name", SERVED)
 @pytest.mark.parametrize("required", [True, False], ids=["required", "optional"])
 def test_the_middleware_passes_every_statement(name: str, required: bool) -> None:
-    """H-01 to H-11, O-01 to O-03, O-05, O-06, O-08, R-01, R-02, and what the draft says, as a stranger sees it."""
+    """H-01 to H-11, O-01 to O-03, O-05, O-06, O-08, R-01, R-02, and the statements of the draft, seen from outside."""
     serve, make = SERVED[name]
     with serve(make(required)) as url:
         findings = examine(Target(**options(url, required=required)))
@@ -38,7 +38,9 @@ def test_the_middleware_passes_every_statement(name: str, required: bool) -> Non
 
 @pytest.mark.parametrize("name", SERVED)
 def test_without_the_middleware_it_fails(name: str) -> None:
-    """With the key in a field that the middleware does not know: what passed, passed because of the middleware."""
+    """The key is in a header that the middleware does not read, so the statements above passed because of the
+    middleware.
+    """
     serve, make = SERVED[name]
     with serve(make(False)) as url:
         findings = examine(Target(**options(url, required=False, header_name="X-Not-The-Key", slow_url=None)))
@@ -46,7 +48,7 @@ def test_without_the_middleware_it_fails(name: str) -> None:
 
 
 def test_duplicates_that_wait_pass() -> None:
-    """O-04, O-35: with ``wait=`` a duplicate is held, and gets the first response."""
+    """O-04, O-35: with ``wait=`` a duplicate waits, and gets the first response."""
     numbers = count(1)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the runner sends: no more than announced, random keys, odd bytes as they are."""
+"""The requests that the runner sends: no more than announced, with random keys, and with odd bytes unchanged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.conformance.shop import Shop
 @pytest.mark.parametrize("shop", [Shop, wrong_keys.RefusesStrings, wrong_keys.RunsMalformed])
 @pytest.mark.parametrize("required", [True, False])
 def test_no_more_requests_are_sent_than_announced(shop: type[Shop], required: bool) -> None:
-    """The help's table is an upper bound for each scene."""
+    """The table in the help is an upper bound for each scene."""
     sent = Counter(each.group for each in examined(shop(), required=required).exchanges)
     assert set(sent) == set(LIMITS)
     assert all(sent[scene] <= LIMITS[scene] for scene in sent)
@@ -39,13 +39,15 @@ def _keys(exchanges: tuple[Exchange, ...]) -> set[bytes]:
 
 
 def test_keys_are_new_in_each_run() -> None:
-    """No run meets the records of another, except for what is empty."""
+    """No run finds the records of another, except for the empty key."""
     one, other = (examined(Shop()).exchanges for _ in range(2))
     assert _keys(one) & _keys(other) <= {b"", b'""'}
 
 
 def test_every_request_has_the_given_headers() -> None:
-    """--header, --content-type and --method, in every request; the other caller replaces its own."""
+    """``--header``, ``--content-type`` and ``--method`` apply to every request; the other caller replaces its own
+    headers.
+    """
     headers = (("Authorization", "Bearer a"), ("X-Trace", "on"))
     exchanges = examined(Shop(), headers=headers, content_type="text/plain", method="PATCH").exchanges
     for each in exchanges:
@@ -56,7 +58,7 @@ def test_every_request_has_the_given_headers() -> None:
 
 
 def test_another_header_name() -> None:
-    """--header-name: a shop that reads another header is another shop."""
+    """``--header-name`` names the header that the server reads."""
 
     class Renamed(Shop):
         def __call__(self, environ: dict[str, object], start_response: object) -> object:
@@ -69,7 +71,7 @@ def test_another_header_name() -> None:
 
 
 def test_over_tls(tmp_path: Path) -> None:
-    """https, with a certificate that is trusted by --ca-file."""
+    """https, with a certificate that ``--ca-file`` trusts."""
     trusted = tmp_path / "authority.pem"
     servers.AUTHORITY.cert_pem.write_to_path(trusted)
     with servers.wsgi(Shop(), tls=True) as url:
@@ -77,7 +79,7 @@ def test_over_tls(tmp_path: Path) -> None:
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused() -> None:
-    """Nothing is sent to a server that cannot be trusted."""
+    """Nothing is sent to a server with an untrusted certificate."""
     shop = Shop()
     with servers.wsgi(shop, tls=True) as url, pytest.raises(CouldNotRun, match="CERTIFICATE_VERIFY_FAILED"):
         examine(Target(**options(url)))
@@ -86,7 +88,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused() -> None:
 
 @pytest.fixture
 def raw() -> Iterator[tuple[str, list[bytes]]]:
-    """A server of one connection that keeps the bytes that it gets; its address and the bytes."""
+    """A server of one connection that stores the bytes it gets; its address and the bytes."""
     got: list[bytes] = []
 
     def serve() -> None:
@@ -105,7 +107,7 @@ def raw() -> Iterator[tuple[str, list[bytes]]]:
 
 
 def test_odd_bytes_and_two_lines_go_out_as_they_are(raw: tuple[str, list[bytes]]) -> None:
-    """Nothing between the statement and the socket tidies the header."""
+    """No layer between the statement and the socket changes the header."""
     url, got = raw
     call = Target(url=f"{url}/a?b=1").call((b'"\xc3\xa9', b"\x01 ", b""))
     response = Client({"scene": 1}, servers.SECONDS).send("scene", call)
@@ -121,7 +123,7 @@ def test_odd_bytes_and_two_lines_go_out_as_they_are(raw: tuple[str, list[bytes]]
 
 
 def test_an_endless_response_is_cut() -> None:
-    """A stream that never ends costs no more than the bound."""
+    """Only a bounded part of an endless stream is read."""
 
     def endless(environ: dict[str, object], start_response: object) -> Iterator[bytes]:
         start_response("200 OK", [])
@@ -155,6 +157,6 @@ def test_an_endless_response_is_cut() -> None:
     ids=str,
 )
 def test_what_cannot_be_sent_is_refused_before_anything_is(wrong: dict[str, object]) -> None:
-    """A mistake in the options is reported before the first request."""
+    """Wrong options are reported before the first request."""
     with pytest.raises(CouldNotRun):
         examine(Target(**{"url": "http://127.0.0.1:1/", **wrong}))

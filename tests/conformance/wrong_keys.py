@@ -12,7 +12,7 @@ from tests.conformance.shop import Request, Response, Shop
 
 
 class RunsMalformed(Shop):
-    """Ignores what it cannot read, and runs unprotected."""
+    """Ignores a malformed key, and runs unprotected."""
 
     fails = frozenset({"no-string", "strange-bytes", "two-lines", "empty", "length"})
 
@@ -21,7 +21,7 @@ class RunsMalformed(Shop):
 
 
 class OpaqueKeys(Shop):
-    """Takes any bytes of the header as the key."""
+    """Accepts any bytes of the header as the key."""
 
     fails = frozenset({"no-string", "strange-bytes", "two-lines", "empty", "bare-key", "parameters", "length"})
 
@@ -30,7 +30,7 @@ class OpaqueKeys(Shop):
 
 
 class TakesLists(Shop):
-    """Takes the first of several keys."""
+    """Accepts a list of keys, and uses the first one."""
 
     fails = frozenset({"two-lines"})
 
@@ -49,7 +49,7 @@ class EmptyIsNone(Shop):
 
 
 class TakesStrangeBytes(Shop):
-    """Drops the bytes that it does not like."""
+    """Drops invalid bytes of the key."""
 
     fails = frozenset({"strange-bytes"})
 
@@ -58,7 +58,7 @@ class TakesStrangeBytes(Shop):
 
 
 class IgnoresCase(Shop):
-    """Keys differ by more than case."""
+    """Ignores the case of keys."""
 
     fails = frozenset({"case-of-key"})
 
@@ -78,7 +78,7 @@ class ExactName(Shop):
 
 
 class BareIsAnotherKey(Shop):
-    """A String, or anything else, each its own key."""
+    """Treats a quoted key and a bare key as two keys."""
 
     fails = frozenset({"bare-key", "parameters"})
 
@@ -87,7 +87,7 @@ class BareIsAnotherKey(Shop):
 
 
 class RefusesStrings(Shop):
-    """Takes bare keys alone."""
+    """Accepts only bare keys."""
 
     fails = frozenset({"string-taken"})
 
@@ -105,7 +105,7 @@ class NoParameters(Shop):
 
 
 class AnyLength(Shop):
-    """Takes keys of any length."""
+    """Accepts keys of any length."""
 
     fails = frozenset({"length"})
 
@@ -144,7 +144,7 @@ class RevealsOtherCallers(SharesKeys):
 
 
 class OneForAll(Shop):
-    """Takes every request for the first one."""
+    """Treats every request with the key as the first one."""
 
     fails = frozenset({"reuse-meanwhile", "new-keys", "reuse-refused", "case-of-key"})
     slow_for = 1.0

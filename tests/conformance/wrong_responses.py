@@ -13,7 +13,7 @@ from tests.conformance.shop import PATIENCE, Kept, Request, Response, Shop
 
 
 class RunsAgain(Shop):
-    """Carries a retry out again."""
+    """Runs a retry again."""
 
     fails = frozenset({"retry-headers", "retry-marked", "retry-result"})
 
@@ -22,7 +22,7 @@ class RunsAgain(Shop):
 
 
 class ForgetsAfterOneReplay(Shop):
-    """A replay uses the record up."""
+    """Deletes the record with its first replay."""
 
     fails = frozenset({"retry-result"})
 
@@ -42,7 +42,7 @@ class AnotherStatus(Shop):
 
 
 class AnotherBody(Shop):
-    """Writes the body anew."""
+    """Rewrites the body of a replay."""
 
     fails = frozenset({"retry-result"})
 
@@ -73,7 +73,7 @@ class LosesContentType(Shop):
 
 
 class LeaksCookies(Shop):
-    """Gives one client's cookie to the next."""
+    """Sends one client's cookie to the next client."""
 
     fails = frozenset({"retry-private"})
 
@@ -82,7 +82,7 @@ class LeaksCookies(Shop):
 
 
 class Unmarked(Shop):
-    """Does not say that it replays."""
+    """Does not mark replays."""
 
     fails = frozenset({"retry-marked"})
 
@@ -92,7 +92,7 @@ class Unmarked(Shop):
 
 
 class IgnoresPayload(Shop):
-    """Replays whatever the payload is."""
+    """Replays the response for any payload."""
 
     fails = frozenset({"reuse-refused", "reuse-meanwhile"})
 
@@ -128,7 +128,7 @@ class ReusedMeanwhileIs409(Shop):
 
 
 class ReusedMeanwhileRuns(Shop):
-    """Carries out whatever comes in before the first payload is on record."""
+    """Runs every payload that arrives before the first response is stored."""
 
     fails = frozenset({"reuse-meanwhile"})
 
@@ -137,7 +137,7 @@ class ReusedMeanwhileRuns(Shop):
 
 
 class ReuseSpoils(Shop):
-    """A refused request takes the record over."""
+    """Overwrites the record by a refused request."""
 
     fails = frozenset({"reuse-harmless"})
 
@@ -196,7 +196,7 @@ class ConflictSpoils(Shop):
 
 
 class BothConflict(Shop):
-    """Each of two equal requests gives way to the other."""
+    """Refuses both of two equal requests at the same time."""
 
     fails = frozenset({"concurrent-once"})
 
@@ -213,7 +213,7 @@ class BothConflict(Shop):
 
 
 class MissingAccepted(Shop):
-    """Requires a key in its documentation alone."""
+    """Requires a key only in its documentation."""
 
     fails = frozenset({"missing-refused"})
 
@@ -222,7 +222,7 @@ class MissingAccepted(Shop):
 
 
 class PlainErrors(Shop):
-    """Errors without an explanation."""
+    """Sends errors without an explanation."""
 
     fails = frozenset({"reuse-explained", "conflict-explained", "missing-explained"})
 

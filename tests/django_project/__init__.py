@@ -1,6 +1,7 @@
-"""The one Django project of all test suites: Django can be set up once in a process.
+"""The one Django project of all test suites, as Django can be set up only once in a process.
 
-``set_up()`` before anything of Django that needs settings; then ``override_settings`` for what a test wants else.
+Call ``set_up()`` before importing anything of Django that needs settings; a test changes settings by
+``override_settings``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import os
 
 
 def set_up() -> None:
-    """Set Django up with this project's settings; the first call counts."""
+    """Set Django up with this project's settings; only the first call has an effect."""
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.django_project.settings"
     import django
     from django.apps import apps

@@ -1,4 +1,4 @@
-"""A project with the admin site, its tables, and people who may do this or that on it."""
+"""A project with the admin site, its tables, and members of the staff with chosen permissions."""
 
 # ruff: noqa: E402 (Django has to be set up before what needs its settings is imported)
 from __future__ import annotations
@@ -68,7 +68,7 @@ def admin_site(*views: Any, **options: Any) -> Generator[None, None, None]:
 
 
 def staff(*permissions: str, password: str = "", **more: Any) -> User:
-    """A new member of the staff who has these permissions."""
+    """A new member of the staff with these permissions."""
     user = User.objects.create_user(f"user-{secrets.token_hex(4)}", is_staff=True, password=password, **more)
     user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
     return user

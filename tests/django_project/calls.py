@@ -1,4 +1,4 @@
-"""What tests of the Django adapter share: a project for one test, its backend, and a request with a key."""
+"""Helpers of the Django tests: a project for one test, its backend, and a request with a key."""
 
 # ruff: noqa: E402 (Django has to be set up before what needs its settings is imported)
 from __future__ import annotations
@@ -26,7 +26,7 @@ REPLAYED = "Idempotent-Replayed"
 
 
 class WatchedBackend(MemoryBackend):
-    """The memory backend, which also notes the claims and completions it is asked for."""
+    """The memory backend, which also notes its claims and completions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def post(client: Any, place: str = "/0", data: Any = None, key: str | None = KEY
 
 
 class AsgiCall:
-    """One POST to an ASGI application, as a server makes it. ``left``: set it for the client's disconnect."""
+    """One POST to an ASGI application, as a server sends it. ``left``: set it for the client's disconnect."""
 
     def __init__(self, body: bytes = b"", content_type: bytes = b"text/plain") -> None:
         self._request = body
@@ -77,7 +77,7 @@ class AsgiCall:
         self._asked = False
 
     async def run(self, app: Callable[..., Awaitable[None]]) -> None:
-        """Send it, and wait until the application is done with it."""
+        """Send the request, and wait until the application has ended."""
         scope = {
             "type": "http", "method": "POST", "path": "/0", "raw_path": b"/0", "query_string": b"", "scheme": "http",
             "headers": [
@@ -101,5 +101,5 @@ class AsgiCall:
 
     @property
     def body(self) -> bytes:
-        """What came so far."""
+        """The body received so far."""
         return b"".join(message.get("body", b"") for message in self.sent)

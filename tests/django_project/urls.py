@@ -1,3 +1,3 @@
-"""No views: each suite brings its own, by ``ROOT_URLCONF`` or ``request.urlconf``."""
+"""No views: each suite sets its own, by ``ROOT_URLCONF`` or ``request.urlconf``."""
 
 urlpatterns: list[object] = []

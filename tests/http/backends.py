@@ -1,6 +1,6 @@
-"""Backends for this suite: one that tells what it was asked, and real ones that are down.
+"""Backends for this suite: one that records its commands, and real ones that are down.
 
-``WatchedBackend`` delegates every verb to a real backend; it notes the command, and lets a test hold completions back.
+``WatchedBackend`` delegates every verb to a real backend; it notes the command, and lets a test delay completions.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Command = Claim | Renew | SaveStage | Complete | Fail | Release | Get | Reserve 
 
 
 class WatchedBackend(Backend):
-    """A real backend and a list of the commands that it was given."""
+    """A real backend, with a list of the commands that it was given."""
 
     def __init__(self, backend: Backend) -> None:
         self.inner = backend
@@ -56,9 +56,9 @@ class WatchedBackend(Backend):
         self.may_complete = threading.Event()
         self.may_complete.set()
         self.completing = threading.Event()
-        #: set by a test for which the store is away when an owner writes
+        #: set by a test in which the backend is unavailable to an owner
         self.away = threading.Event()
-        #: what befalls the process between the reply to a claim and the handler, each once: it holds the event loop up
+        #: called between the reply to a claim and the handler, each once; it blocks the event loop meanwhile
         self.after_claim: list[Callable[[Claim], None]] = []
         #: raised by the next completions and stages, one by each, before the real backend is asked
         self.failures: list[Exception] = []
@@ -66,9 +66,9 @@ class WatchedBackend(Backend):
 
     def claim(self, c: Claim, /) -> ClaimResult:
         self.commands.append(c)
-        answer = self.inner.claim(c)
+        result = self.inner.claim(c)
         self.stall(c)
-        return answer
+        return result
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
         self.commands.append(c)
@@ -77,12 +77,12 @@ class WatchedBackend(Backend):
 
     def save_stage(self, c: SaveStage, /) -> StageSaved:
         self.commands.append(c)
-        self.fail_as_told()
+        self.fail_as_prepared()
         return self.inner.save_stage(c)
 
     def complete(self, c: Complete, /) -> Completed:
         self.commands.append(c)
-        self.fail_as_told()
+        self.fail_as_prepared()
         self.hold()
         self.check_reachable()
         return self.inner.complete(c)
@@ -130,29 +130,29 @@ class WatchedBackend(Backend):
         return self._async
 
     def check_reachable(self) -> None:
-        """Raise while a test has the store away."""
+        """Raise while a test has the backend unavailable."""
         if self.away.is_set():
             raise BackendUnavailable("away")
 
     def stall(self, c: Claim) -> None:
-        """Let happen what a test wants to happen after this claim."""
+        """Run the test's functions after this claim."""
         while self.after_claim:
             self.after_claim.pop()(c)
 
-    def fail_as_told(self) -> None:
-        """Raise what a test wants this call to meet."""
+    def fail_as_prepared(self) -> None:
+        """Raise the next prepared error."""
         if self.failures:
             raise self.failures.pop(0)
 
     def hold(self) -> None:
-        """Wait while a test holds completions back."""
+        """Wait while a test delays completions."""
         self.completing.set()
         if not self.may_complete.wait(PATIENCE):
             raise TimeoutError("the test did not let the completion go on")
 
 
 class _AsyncWatchedBackend(AsyncBackend):
-    """The same over the async front of the real backend."""
+    """The same, on the async front of the real backend."""
 
     def __init__(self, watched: WatchedBackend) -> None:
         self._watched = watched
@@ -163,9 +163,9 @@ class _AsyncWatchedBackend(AsyncBackend):
 
     async def claim(self, c: Claim, /) -> ClaimResult:
         self._noted.append(c)
-        answer = await self._inner.claim(c)
+        result = await self._inner.claim(c)
         self._watched.stall(c)
-        return answer
+        return result
 
     async def renew(self, c: Renew, /) -> Sequence[Renewal]:
         self._noted.append(c)
@@ -174,12 +174,12 @@ class _AsyncWatchedBackend(AsyncBackend):
 
     async def save_stage(self, c: SaveStage, /) -> StageSaved:
         self._noted.append(c)
-        self._watched.fail_as_told()
+        self._watched.fail_as_prepared()
         return await self._inner.save_stage(c)
 
     async def complete(self, c: Complete, /) -> Completed:
         self._noted.append(c)
-        self._watched.fail_as_told()
+        self._watched.fail_as_prepared()
         await in_thread(self._watched.hold)
         self._watched.check_reachable()
         return await self._inner.complete(c)
@@ -228,7 +228,7 @@ class _AsyncWatchedBackend(AsyncBackend):
 
 
 def memory_down(_: Path) -> Backend:
-    """A memory backend that is full of live records: it refuses new ones."""
+    """A memory backend that refuses new records, as it is full of live ones."""
     backend = open_backend("memory://?max_records=1")
     backend.claim(Claim(os.urandom(32), b"fingerprint", os.urandom(16), lease=3600.0, ttl=3600.0))
     return backend
@@ -244,7 +244,7 @@ def sqlite_down(folder: Path) -> Backend:
 
 
 def _refusing_port() -> int:
-    """A port that is taken, so that nobody else can listen there, and refuses connections."""
+    """A port that is bound, so that no other process can listen there, and that refuses connections."""
     taken = socket.socket()
     taken.bind(("127.0.0.1", 0))
     _held.append(taken)
@@ -253,12 +253,12 @@ def _refusing_port() -> int:
 
 
 def redis_down(_: Path) -> Backend:
-    """A Redis address where nobody listens."""
+    """A Redis address without a server."""
     return open_backend(f"redis://127.0.0.1:{_refusing_port()}/0")
 
 
 def postgres_down(_: Path) -> Backend:
-    """A PostgreSQL address where nobody listens."""
+    """A PostgreSQL address without a server."""
     return open_backend(f"postgresql://127.0.0.1:{_refusing_port()}/none?timeout=0.2")
 
 
@@ -272,6 +272,6 @@ DOWN: dict[str, Callable[[Path], Backend]] = {
 
 
 def close_held() -> None:
-    """Give back what the backends that are down hold on to."""
+    """Release the resources that the backends hold while they are down."""
     while _held:
         _held.pop().close()

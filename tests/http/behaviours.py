@@ -1,8 +1,8 @@
-"""What an endpoint does, said once for every framework.
+"""What an endpoint does, written once for every framework.
 
-A behaviour is a generator: it yields what has to wait or be awaited (a gate, a stage) and returns a ``Reply``. The two
-drivers carry it out, blocking or awaited; an application of a framework only translates its request to a ``Call`` and
-a ``Reply`` to its response. Nothing here knows of a framework.
+A behaviour is a generator: it yields steps that wait or are awaited (a gate, a stage) and returns a ``Reply``. Two
+drivers carry it out, sync and async; an application of a framework only translates its request to a ``Call`` and a
+``Reply`` to its response. This module imports no framework.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PATIENCE = 10.0  # seconds; nothing in this suite waits longer, so a lost signal
 
 @dataclass
 class Call:
-    """A request as every framework can tell it."""
+    """A request, independent of its framework."""
 
     method: str
     path: str
@@ -34,7 +34,10 @@ class Call:
 
 @dataclass
 class Reply:
-    """A response to make. Any other body than bytes is a stream: bytes in order, and gates to wait for in between."""
+    """A response, independent of its framework.
+
+    A body other than bytes is a stream: bytes in order, and gates to wait for in between.
+    """
 
     status: int = 201
     headers: list[tuple[str, str]] = field(default_factory=list)
@@ -53,7 +56,7 @@ class Wait:
 class Run:
     """``idem.run(name, function, **terms)`` or ``await idem.arun(name, function, **terms)``.
 
-    ``gate``: held within the stage, after the function and before its record, until it opens.
+    ``gate``: the stage waits for it after the function and before its record.
     """
 
     name: str
@@ -75,7 +78,7 @@ Behaviour = Callable[[Call], Generator[Wait | Run | Save, Any, Reply]]
 
 @dataclass
 class Script:
-    """What one test wants its endpoint to do, and what the endpoint has to tell the test."""
+    """The endpoint's behaviour in one test, and what the endpoint reports to the test."""
 
     behaviour: Behaviour
     runs: list[Call] = field(default_factory=list)
@@ -96,7 +99,7 @@ def call_of(
 
 
 def perform(call: Call) -> Reply:
-    """Run the behaviour, blocking."""
+    """Run the behaviour, sync."""
     call.script.runs.append(call)
     steps = call.script.behaviour(call)
     try:
@@ -114,7 +117,7 @@ def perform(call: Call) -> Reply:
 
 
 async def perform_async(call: Call) -> Reply:
-    """Run the behaviour, awaited."""
+    """Run the behaviour, async."""
     call.script.runs.append(call)
     steps = call.script.behaviour(call)
     try:
@@ -179,7 +182,7 @@ _AWAITED: dict[type, Callable[[Any], Any]] = {
 
 
 def chunks(pieces: Iterable[bytes | threading.Event]) -> Iterator[bytes]:
-    """A streamed body, blocking."""
+    """A streamed body, sync."""
     with _closed(pieces):
         for piece in pieces:
             if isinstance(piece, bytes):
@@ -189,7 +192,7 @@ def chunks(pieces: Iterable[bytes | threading.Event]) -> Iterator[bytes]:
 
 
 async def achunks(pieces: Iterable[bytes | threading.Event]) -> AsyncIterator[bytes]:
-    """A streamed body, awaited."""
+    """A streamed body, async."""
     with _closed(pieces):
         for piece in pieces:
             if isinstance(piece, bytes):
@@ -207,7 +210,7 @@ def _closed(pieces: Any) -> Iterator[None]:
 
 
 def header_pairs(reply: Reply) -> list[tuple[bytes, bytes]]:
-    """The headers as bytes, with a Content-Length where the body is known and the status may have one."""
+    """The headers as bytes, with a Content-Length if the body is known and the status may have one."""
     pairs = [(name.lower().encode(), value.encode("latin-1")) for name, value in reply.headers]
     if isinstance(reply.body, bytes) and reply.status not in (204, 304):
         pairs.append((b"content-length", b"%d" % len(reply.body)))

@@ -1,4 +1,4 @@
-"""The matrix: every test of this folder that asks for ``site`` runs on every adapter and every backend that can do it.
+"""The matrix: every test of this folder that uses ``site`` runs on every adapter and every backend that supports it.
 
 ``OI_TEST_HTTP=full`` runs it on every pair of them (``tests.matrix``). On PostgreSQL each adapter runs on the version
 that ``ON_POSTGRES_16`` says; in the full form on both.
@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make the cells that run, and no others: there are three times as many."""
+    """Generate only the cells that run, as there are three times as many."""
     if "adapter" in metafunc.fixturenames:
         cells = _cells(metafunc.definition)
         if not is_full("HTTP"):
@@ -44,12 +44,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of a test of many values run some on each adapter, unless every cell was asked for."""
+    """Of a test with many values keep some on each adapter, unless every cell was requested."""
     share_out(config, items, "http", "HTTP", "adapter", "backend_name")
 
 
 def _cells(test: pytest.Item) -> list[tuple[str, str]]:
-    """Each adapter that can do what the test needs, on each backend that it is for."""
+    """Each adapter that has the capabilities of the test, on each backend that the test is for."""
     needed = {capability for mark in test.iter_markers("needs") for capability in mark.args}
     allowed = [set(mark.args) for mark in test.iter_markers("on_backends")]
     return [
@@ -61,13 +61,13 @@ def _cells(test: pytest.Item) -> list[tuple[str, str]]:
 
 
 def _kind(backend_name: str) -> str:
-    """The backend, without its version."""
+    """The name of the backend without its version."""
     return backend_name.rstrip("0123456789")
 
 
 @pytest.fixture(scope="session")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Site]]:
-    """Sites by adapter, each started when it is first asked for."""
+    """Sites by adapter, each started on first use."""
     sites: dict[str, Site] = {}
     with ExitStack() as stack:
         stack.callback(close_held)

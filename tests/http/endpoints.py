@@ -1,4 +1,4 @@
-"""The endpoints that several tests use, as behaviours."""
+"""The behaviours of endpoints that several tests use."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Steps = Generator[Any, Any, Reply]
 
 
 class Declined(Exception):
-    """What a handler raises in this suite."""
+    """The exception that handlers of this suite raise."""
 
 
 def charge(call: Call) -> Steps:
-    """Charge a card: another charge each time it runs."""
+    """Charge a card: each run makes another charge."""
     yield from ()
     number = len(call.script.runs)
     headers = [("Content-Type", "application/json"), ("Location", f"/charges/{number}"), ("X-Ledger", "main")]
@@ -31,8 +31,8 @@ def gated(call: Call) -> Steps:
     return (yield from charge(call))
 
 
-def answering(status: int, body: bytes = b"said") -> Behaviour:
-    """An endpoint that responds with a status."""
+def responding(status: int, body: bytes = b"said") -> Behaviour:
+    """An endpoint that responds with this status."""
 
     def endpoint(call: Call) -> Steps:
         yield from ()
@@ -56,13 +56,13 @@ def failing_once(status: int | None = None) -> Behaviour:
 
 
 def always_raising(call: Call) -> Steps:
-    """Never works."""
+    """Raises each time."""
     yield from ()
     raise Declined("every time")
 
 
 def staged(call: Call) -> Steps:
-    """Reserves, then fails at the first attempt before it charges. Notes which stages really ran."""
+    """Reserves, then fails in the first attempt before it charges. Notes which stages ran."""
     script = call.script
 
     def effect(name: str) -> dict[str, Any]:
@@ -73,5 +73,5 @@ def staged(call: Call) -> Steps:
     if len(script.runs) == 1:
         raise Declined("between two stages")
     charged = yield Run("charge", lambda: effect("charge"))
-    answer = {"reserved": reserved, "charged": charged, "attempt": idem.attempt, "resumed": idem.resumed}
-    return Reply(201, [("Content-Type", "application/json")], json.dumps(answer).encode())
+    body = {"reserved": reserved, "charged": charged, "attempt": idem.attempt, "resumed": idem.resumed}
+    return Reply(201, [("Content-Type", "application/json")], json.dumps(body).encode())

@@ -1,4 +1,4 @@
-"""What the variant ``measured`` counts in: one registry, one SDK of OpenTelemetry and one list for all adapters."""
+"""The instruments of the variant ``measured``: one registry, one SDK of OpenTelemetry and one list for all adapters."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Real servers on loopback, each in a thread of the test process, and how a test talks to them.
+"""Real servers on loopback, each in a thread of the test process, and the client of a test.
 
-One server for each adapter. The ``X-App`` request header picks the application (backend and variant), which is built
-when it is first asked for; so a test can share plain objects with its endpoint.
+There is one server for each adapter. The ``X-App`` request header selects the application (backend and variant), which
+is built on first use; so a test can share plain objects with its endpoint.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Field = tuple[bytes, bytes]
 
 
 class Built:
-    """One application and what can be seen of it."""
+    """One application, with its backend and its events."""
 
     def __init__(self, adapter: str, backend: Backend, fields: dict[str, Any]) -> None:
         self.events: list[Event] = []
@@ -58,14 +58,14 @@ class Built:
 
 
 class Site:
-    """One adapter, served; ``app`` builds its applications."""
+    """One served adapter; ``app`` builds its applications."""
 
     def __init__(self, adapter: str, folder: Path) -> None:
         self.adapter = adapter
         self.port = 0
-        # A server may close a connection after an error; no request of ours must race with that. So each request asks
-        # for the end of its connection. A pool that keeps none is no way to say so: it takes a connection for idle
-        # while it ends a response, though another thread may have been given it by then, and closes it under that one.
+        # A server may close a connection after an error, and no request may race with that. So each request asks for
+        # the end of its connection. A pool without keep-alive does not help: when a response ends, it takes the
+        # connection for idle and closes it, although another thread may have got it meanwhile.
         self.client = httpx.Client(timeout=15, trust_env=False, headers={"Connection": "close"})
         self._folder = folder
         self._built: dict[str, Built] = {}
@@ -83,19 +83,19 @@ class Site:
         return self._built[full_name]
 
     async def asgi(self, scope: Any, receive: Any, send: Any) -> None:
-        """What uvicorn serves."""
+        """The ASGI application that uvicorn serves."""
         headers = dict(scope["headers"])
         await self._built[headers[b"x-app"].decode()].app(scope, receive, send)
 
     def wsgi(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """What waitress serves."""
-        answer: Iterable[bytes] = self._built[environ["HTTP_X_APP"]].app(environ, start_response)
-        return answer
+        """The WSGI application that waitress serves."""
+        body: Iterable[bytes] = self._built[environ["HTTP_X_APP"]].app(environ, start_response)
+        return body
 
 
 @contextmanager
 def served(adapter: str, folder: Path) -> Iterator[Site]:
-    """A site on a free port, until the end of the block."""
+    """Serve a site on a free port until the end of the block."""
     site = Site(adapter, folder)
     serve = _uvicorn if adapter in ON_UVICORN else _waitress
     with serve(site), site.pool, site.client:
@@ -152,7 +152,7 @@ def _waitress(site: Site) -> Iterator[None]:
 
 
 class Case:
-    """One test's endpoint, key and client. Each has a key of its own, so tests share servers and backends."""
+    """One test's endpoint, key and client. Each test has a key of its own, so tests share servers and backends."""
 
     def __init__(self, site: Site, app_name: str, built: Built, behaviour: Behaviour) -> None:
         self.site = site
@@ -175,22 +175,22 @@ class Case:
 
     @property
     def runs(self) -> list[Call]:
-        """Each time that the handler ran."""
+        """The calls of the handler."""
         return self.script.runs
 
     @property
     def events(self) -> list[Event]:
-        """What the application told since this case began."""
+        """The events of the application since this case began."""
         return self._built.events[self._first_event :]
 
     @property
     def commands(self) -> list[Command]:
-        """What the backend was asked since this case began."""
+        """The commands that the backend was given since this case began."""
         return self._built.backend.commands[self._first_command :]
 
     @property
     def verbs(self) -> list[str]:
-        """The names of those commands."""
+        """The names of the commands since this case began."""
         return [type(command).__name__ for command in self.commands]
 
     def send(
@@ -202,15 +202,15 @@ class Case:
         body: Any = b'{"amount": 1}',
         headers: Sequence[tuple[str, str]] = (),
     ) -> httpx.Response:
-        """One request, read to its end. ``key``: without quotes; None for none."""
+        """Send one request and read its response. ``key``: without quotes; None for none."""
         return self.site.client.send(self.request(method, path, key=key, body=body, headers=headers))
 
     def wait_for_a_waiter(self) -> None:
-        """Wait until a duplicate that another thread has sent is waiting too."""
+        """Wait until another duplicate, sent by another thread, waits too."""
         poll(lambda: len(self.watched.waits) > self._first_wait)
 
-    def wait_until_told(self, kind: type[Event]) -> None:
-        """Wait for an event, which is told when its write is done, of a request whose client sees nothing of it."""
+    def wait_until_reported(self, kind: type[Event]) -> None:
+        """Wait for an event that is reported after the response, when its write is done."""
         poll(lambda: any(type(event) is kind for event in self.events))
 
     def start(self, *args: Any, **kwargs: Any) -> Future[httpx.Response]:
@@ -240,7 +240,7 @@ class Case:
         return fields
 
     def raw(self, *fields: Field, body: bytes = b"{}") -> http.client.HTTPResponse:
-        """One request with these header bytes, as they are, on a connection of its own."""
+        """Send one request with these raw header bytes, on a connection of its own."""
         with self.connected(*fields, body=body) as connection:
             response = http.client.HTTPResponse(connection)
             response.begin()
@@ -249,7 +249,7 @@ class Case:
 
     @contextmanager
     def connected(self, *fields: Field, body: bytes = b"{}") -> Iterator[socket.socket]:
-        """The same, sent and without a response yet; at the end of the block the client leaves."""
+        """Send the same request without reading a response; at the end of the block the client leaves."""
         lines = [
             b"POST /charges HTTP/1.1",
             b"Host: localhost",
@@ -266,7 +266,7 @@ class Case:
 
 
 def poll(holds: Callable[[], bool]) -> None:
-    """Wait until it holds."""
+    """Wait until the condition holds."""
     deadline = time.monotonic() + PATIENCE
     while not holds():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -276,7 +276,7 @@ def poll(holds: Callable[[], bool]) -> None:
 def assert_problem(
     response: httpx.Response, name: str, status: int, *, retryable: bool, path: str = "/charges"
 ) -> dict[str, Any]:
-    """That a response is our problem document with all its members; the document."""
+    """Assert that a response is a problem document with all its members; return the document."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     assert response.headers["cache-control"] == "no-store"

@@ -1,4 +1,4 @@
-"""What the record of a request says about it, on every adapter: method, route, caller and worker."""
+"""What a record says about its request, on every adapter: method, route, caller and worker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.http.endpoints import charge
 from tests.http.sites import Case
 from tests.http.variants import on_memory_only
 
-#: the template of the route that every path leads to, as each framework writes it; the others know the path alone
+#: the template of the one route, as each framework writes it; adapters that are missing here know only the path
 TEMPLATES = {
     "asgi": "/charges",
     "starlette": "/{rest:path}",
@@ -27,7 +27,7 @@ TEMPLATES = {
 
 
 def _about(case: Case) -> About:
-    """What the record says that the case's last claim is about."""
+    """The description in the record of the case's last claim."""
     claims = [command for command in case.commands if isinstance(command, Claim)]
     backend = case.watched
     record = backend.get(Get(claims[-1].record_id))
@@ -36,7 +36,7 @@ def _about(case: Case) -> About:
 
 
 def test_a_record_says_what_its_request_was_and_which_worker_has_it(new_case: NewCase) -> None:
-    """P-01, P-02: the route as the framework writes it, where it is known before the claim; never the query."""
+    """P-01, P-02: the route as the framework writes it, if it is known before the claim; never the query."""
     case = new_case(charge)
     case.send(path="/charges?token=secret")
     about = _about(case)
@@ -47,7 +47,7 @@ def test_a_record_says_what_its_request_was_and_which_worker_has_it(new_case: Ne
 
 @on_memory_only
 def test_the_records_of_one_caller_have_its_digest_in_common(new_case: NewCase) -> None:
-    """P-02: another caller has another."""
+    """P-02: another caller has another digest."""
     digests = []
     for caller in ("Bearer anna", "Bearer anna", "Bearer bert"):
         case = new_case(charge)
@@ -59,7 +59,7 @@ def test_the_records_of_one_caller_have_its_digest_in_common(new_case: NewCase) 
 
 @on_memory_only
 def test_with_encryption_a_record_says_no_path(new_case: NewCase) -> None:
-    """P-02: it may hold personal data; a template does not."""
+    """P-02: a path may contain personal data; a template does not."""
     case = new_case(charge, "encrypted")
     case.send(path="/people/anna")
     template = TEMPLATES[case.site.adapter]

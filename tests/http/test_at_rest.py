@@ -1,4 +1,4 @@
-"""What is stored can be encrypted or redacted, and no client sees a difference in the live response."""
+"""Stored data can be encrypted or redacted, and no client sees a difference in the live response."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CARD = "4111-1111-1111-1111"
 
 
 def with_a_card(call: Call) -> Steps:
-    """Reserves on a card, fails at the first attempt, and then says which card it was."""
+    """Reserves on a card, fails in the first attempt, and then responds with the card."""
     reserved = yield Run("reserve", lambda: {"card": CARD, "run": len(call.script.runs)})
     if len(call.script.runs) == 1:
         raise Declined("after the stage")
@@ -23,13 +23,13 @@ def with_a_card(call: Call) -> Steps:
 
 
 def stored(case: Case) -> list[bytes]:
-    """The frames that the backend was given, of stages and of responses."""
+    """The frames of stages and responses that the backend was given."""
     stages = [command.stage.frame for command in case.commands if isinstance(command, SaveStage)]
     return stages + [command.response for command in case.commands if isinstance(command, Complete)]
 
 
 def test_an_encrypted_request_resumes_and_is_replayed_as_any_other(new_case: NewCase) -> None:
-    """R-01, O-08: the backend is given neither the body nor the value of a stage."""
+    """R-01, O-08: the backend gets neither the body nor the value of a stage in plain text."""
     case = new_case(with_a_card, "encrypted")
     assert case.send().status_code == 500
     first, second = case.send(), case.send()
@@ -43,7 +43,7 @@ def test_an_encrypted_request_resumes_and_is_replayed_as_any_other(new_case: New
 
 @on_memory_only
 def test_a_redacted_response_reaches_its_first_client_whole(new_case: NewCase) -> None:
-    """The live response untouched, on every adapter's way of sending it."""
+    """The live response is not changed, in every adapter's way of sending it."""
     case = new_case(with_a_card, "redacts")
     case.send()
     first, second = case.send(), case.send()

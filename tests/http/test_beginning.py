@@ -1,6 +1,7 @@
 """A process that stands still between the reply to its claim and the handler, for longer than the lease.
 
-Its event loop is held up, or its thread gets no turn, or it was frozen. Another worker may have taken over meanwhile.
+Its event loop is blocked, its thread is not scheduled, or the process is frozen. Another worker may have taken over
+meanwhile.
 """
 
 from __future__ import annotations
@@ -26,20 +27,20 @@ def _stands_still(_: Claim) -> None:
 
 
 def _is_superseded(case: Case, then: Callable[[Lease], None] = lambda _: None) -> Callable[[Claim], None]:
-    """Stand still for longer than the lease, in which another worker begins the second attempt."""
+    """Stand still for longer than the lease, while another worker begins the second attempt."""
 
-    def befall(claim: Claim) -> None:
+    def take_over(claim: Claim) -> None:
         _stands_still(claim)
-        answer = case.watched.inner.claim(replace(claim, owner=os.urandom(16), lease=60.0))
-        assert isinstance(answer, Leased)
-        assert answer.lease.attempt == 2
-        then(answer.lease)
+        result = case.watched.inner.claim(replace(claim, owner=os.urandom(16), lease=60.0))
+        assert isinstance(result, Leased)
+        assert result.lease.attempt == 2
+        then(result.lease)
 
-    return befall
+    return take_over
 
 
 def test_a_handler_does_not_begin_beside_the_attempt_that_took_over(new_case: NewCase) -> None:
-    """L-10: whoever stood still asks whose the lease is, and its client is told to retry."""
+    """L-10: the worker asks who owns the lease, and its client gets a retryable problem."""
     case = new_case(charge, "short lease")
     case.watched.after_claim.append(_is_superseded(case))
     assert_problem(case.send(), "in-progress", 409, retryable=True)
@@ -47,7 +48,7 @@ def test_a_handler_does_not_begin_beside_the_attempt_that_took_over(new_case: Ne
 
 
 def test_its_client_gets_the_response_of_the_attempt_that_took_over(new_case: NewCase) -> None:
-    """L-10, L-03: where that one has ended already."""
+    """L-10, L-03: if that attempt has ended already."""
     case = new_case(charge, "short lease")
 
     def complete(lease: Lease) -> None:
@@ -60,7 +61,7 @@ def test_its_client_gets_the_response_of_the_attempt_that_took_over(new_case: Ne
 
 
 def test_a_handler_begins_where_nobody_took_over(new_case: NewCase) -> None:
-    """L-10: it has its lease again, and is still the first attempt."""
+    """L-10: the worker renews its lease, and is still the first attempt."""
     case = new_case(charge, "short lease")
     case.watched.after_claim.append(_stands_still)
     assert case.send().json() == {"charge": 1}
@@ -70,7 +71,7 @@ def test_a_handler_begins_where_nobody_took_over(new_case: NewCase) -> None:
 
 
 def test_nobody_is_asked_while_the_lease_is_known_to_last(new_case: NewCase) -> None:
-    """L-10: it costs a look at the clock."""
+    """L-10: a look at the clock suffices."""
     case = new_case(charge)
     assert case.send().status_code == 201
     assert "Renew" not in case.verbs

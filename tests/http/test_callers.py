@@ -1,4 +1,4 @@
-"""Whose key it is: two callers with one key never see each other's response."""
+"""The caller of a key: two callers with one key never see each other's response."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_two_callers_with_one_key_run_twice(new_case: NewCase) -> None:
 
 
 def test_two_callers_with_api_keys_run_twice(new_case: NewCase) -> None:
-    """O-15: credentials in other headers tell callers apart as well, and so does having none."""
+    """O-15: credentials in other headers distinguish callers too, and so does having none."""
     case = new_case(charge)
     callers = [[("x-api-key", "ann's")], [("x-api-key", "bob's")], [("private-token", "ann's")], []]
     assert [case.send(headers=who).json() for who in callers] == [{"charge": n} for n in (1, 2, 3, 4)]
@@ -30,14 +30,14 @@ def test_two_callers_with_api_keys_run_twice(new_case: NewCase) -> None:
 
 
 def test_another_callers_request_is_not_a_mismatch(new_case: NewCase) -> None:
-    """Not even a 422 is seen across callers."""
+    """A caller does not even get a 422 because of another caller's request."""
     case = new_case(charge)
     case.send(headers=ADA)
     assert case.send(headers=BOB, body=b"something else").status_code == 201
 
 
 def test_a_caller_and_nobody_are_two(new_case: NewCase) -> None:
-    """Without credentials the same key is another one."""
+    """An anonymous caller with the same key has another record."""
     case = new_case(charge)
     assert case.send(headers=ADA).json() == {"charge": 1}
     assert case.send().json() == {"charge": 2}
@@ -54,7 +54,7 @@ def test_a_guessable_key_of_nobody_is_refused(new_case: NewCase) -> None:
 
 @on_memory_only
 def test_a_caller_with_credentials_may_use_short_keys(new_case: NewCase) -> None:
-    """They are only guessed within the caller's own scope."""
+    """Such keys could be guessed only within the caller's own scope."""
     case = new_case(charge)
     who = [("authorization", f"Bearer {case.key}")]
     assert case.send(key="1", headers=who).status_code == 201
@@ -63,7 +63,7 @@ def test_a_caller_with_credentials_may_use_short_keys(new_case: NewCase) -> None
 
 @needs("users")
 def test_two_verified_users_with_one_key_run_twice(new_case: NewCase) -> None:
-    """The framework's verified identity tells them apart."""
+    """The framework's verified identity distinguishes them."""
     case = new_case(charge)
     assert case.send(headers=[("x-user", "ada")]).json() == {"charge": 1}
     assert case.send(headers=[("x-user", "bob")]).json() == {"charge": 2}
@@ -72,7 +72,7 @@ def test_two_verified_users_with_one_key_run_twice(new_case: NewCase) -> None:
 
 @needs("users")
 def test_a_verified_user_may_have_a_new_token(new_case: NewCase) -> None:
-    """The identity comes before the Authorization field, so a refreshed token is the same caller."""
+    """The identity takes precedence over the Authorization header, so a refreshed token is the same caller."""
     case = new_case(charge)
     case.send(headers=[("x-user", "ada"), ("authorization", "Bearer one")])
     again = case.send(headers=[("x-user", "ada"), ("authorization", "Bearer two")])
@@ -81,7 +81,7 @@ def test_a_verified_user_may_have_a_new_token(new_case: NewCase) -> None:
 
 @needs("users")
 def test_an_attempt_ends_in_the_scope_in_which_it_began(new_case: NewCase) -> None:
-    """O-14: whomever the view puts in its caller's place, the response and the stages are its caller's."""
+    """O-14: the view may set another user; the response and the stages stay its caller's."""
 
     def endpoint(call: Call) -> Steps:
         yield Run("reserve", lambda: call.script.notes.append("reserved"))
@@ -110,7 +110,7 @@ def test_callers_known_by_a_token_alone_are_warned_about_once(new_case: NewCase)
 
 
 def log_in(case: Case, name: str | None) -> None:
-    """Have a session in which this user is logged in; None for no session."""
+    """Log this user in by the session; None: no session."""
     case.site.client.cookies.clear()
     if name is not None:
         assert case.send("GET", f"/login/{name}", key=None).status_code == 200
@@ -118,7 +118,7 @@ def log_in(case: Case, name: str | None) -> None:
 
 @needs("sessions")
 def test_two_users_of_a_session_with_one_key_run_twice(new_case: NewCase) -> None:
-    """O-19: the session tells them apart, of which the framework's authentication knows nothing."""
+    """O-19: the session distinguishes them; the framework's authentication does not know them."""
     case, callers = new_case(charge), ["ada", "bob", None]
     for _ in range(2):
         for number, name in enumerate(callers, 1):
@@ -129,7 +129,7 @@ def test_two_users_of_a_session_with_one_key_run_twice(new_case: NewCase) -> Non
 
 @needs("sessions")
 def test_a_verified_user_comes_before_the_session(new_case: NewCase) -> None:
-    """O-19: whoever else is logged in by the session."""
+    """O-19: the session may name another user."""
     case = new_case(charge)
     for name in ("ada", "bob"):
         log_in(case, name)
@@ -138,7 +138,7 @@ def test_a_verified_user_comes_before_the_session(new_case: NewCase) -> None:
 
 @on_memory_only
 def test_cookies_that_name_nobody_are_warned_about_once(new_case: NewCase) -> None:
-    """O-19a: by their names, and never by their values."""
+    """O-19a: the warning has their names, and never their values."""
     case = new_case(charge, "advised of cookies")
     for value in ("sid=secret; csrftoken=1", "sid=other"):
         assert case.send(headers=[("cookie", value)]).json() == {"charge": 1}
@@ -147,7 +147,7 @@ def test_cookies_that_name_nobody_are_warned_about_once(new_case: NewCase) -> No
 
 
 def test_callers_who_are_meant_to_be_one_share_a_response(new_case: NewCase) -> None:
-    """O-19b: whatever they send, with a key that nobody can guess; nothing is warned about."""
+    """O-19b: whatever they send, with an unguessable key; nothing is warned about."""
     case = new_case(charge, "anonymous")
     callers = [ADA, BOB, [("x-user", "ada")], [("cookie", "sid=1")], []]
     assert [case.send(headers=who).json() for who in callers] == [{"charge": 1}] * len(callers)
@@ -157,17 +157,17 @@ def test_callers_who_are_meant_to_be_one_share_a_response(new_case: NewCase) -> 
 
 
 def test_by_route_a_key_is_good_for_several_endpoints(new_case: NewCase) -> None:
-    """``scope_by_route``: each endpoint has its own response for it, in place of a 422 (O-05)."""
+    """With ``scope_by_route`` each endpoint has its own response for the key, instead of a 422 (O-05)."""
     case = new_case(charge, "by route")
     routes = [("POST", "/charges"), ("POST", "/refunds"), ("PATCH", "/charges")]
     assert [case.send(*route).json() for route in routes] == [{"charge": 1}, {"charge": 2}, {"charge": 3}]
     again = [case.send(*route) for route in routes]
-    assert [answer.json() for answer in again] == [{"charge": 1}, {"charge": 2}, {"charge": 3}]
-    assert {answer.headers["idempotent-replayed"] for answer in again} == {"true"}
+    assert [response.json() for response in again] == [{"charge": 1}, {"charge": 2}, {"charge": 3}]
+    assert {response.headers["idempotent-replayed"] for response in again} == {"true"}
 
 
 def test_by_route_a_key_is_still_good_for_one_request_there(new_case: NewCase) -> None:
-    """O-05: body and query are compared as ever."""
+    """O-05: body and query are compared as always."""
     case = new_case(charge, "by route")
     case.send()
     for change in ({"body": b"other"}, {"path": "/charges?currency=EUR"}):

@@ -1,4 +1,4 @@
-"""What a client may rely on: which problems it may retry, a reference for support, and pages of another origin."""
+"""Guarantees for clients: which problems may be retried, a reference for support, and CORS headers for web pages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from open_idempotency import events
 from tests.http.behaviours import PATIENCE, Behaviour, Call, Reply
 from tests.http.conftest import NewCase
-from tests.http.endpoints import Steps, answering, charge, gated
+from tests.http.endpoints import Steps, charge, gated, responding
 from tests.http.sites import Case
 from tests.http.variants import ORIGIN, on_memory_only
 
@@ -23,7 +23,7 @@ PAGE, OTHER = "https://app.example", "https://other.example"
 
 
 def obedient(case: Case, bodies: Iterator[bytes]) -> httpx.Response:
-    """Send a request as the docs say: a problem that is not retryable is the end, any other one is waited out."""
+    """Send a request as the docs say: stop at a problem that is not retryable, and wait out every other problem."""
     while True:
         response = case.send(body=next(bodies))
         if response.headers["content-type"] != "application/problem+json" or not response.json()["retryable"]:
@@ -46,7 +46,7 @@ def test_a_client_whose_retry_differs_stops_and_pays_once(new_case: NewCase) -> 
 @on_memory_only
 @on_memory_only
 def test_another_key_is_another_request(new_case: NewCase) -> None:
-    """O-01: a client that makes a new key for each try pays for each. Nobody else can know that it is one order."""
+    """O-01: a client that makes a new key for each try pays for each. The server cannot know that it is one order."""
     case = new_case(charge)
     responses = [case.send(key=str(uuid4())) for _ in range(2)]
     assert [response.status_code for response in responses] == [201, 201]
@@ -54,7 +54,7 @@ def test_another_key_is_another_request(new_case: NewCase) -> None:
 
 
 def test_a_client_that_waits_for_retry_after_gets_the_first_response(new_case: NewCase) -> None:
-    """O-31: the same request, with the same key."""
+    """O-31: it sends the same request with the same key."""
     case = new_case(gated)
     first = case.start()
     assert case.script.arrived.wait(PATIENCE)
@@ -75,7 +75,7 @@ def test_a_client_that_waits_for_retry_after_gets_the_first_response(new_case: N
 def test_the_reference_of_a_problem_is_in_the_log(
     new_case: NewCase, others: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """O-32: and in the event, beside the record that it is about. Two problems never have the same one."""
+    """O-32: and in the event, together with the record. Two problems never have the same reference."""
     case = new_case(charge, "small")
     case.send()
     with caplog.at_level(logging.INFO, "open_idempotency"):
@@ -95,8 +95,8 @@ def test_the_reference_of_a_problem_is_in_the_log(
 
 @on_memory_only
 def test_the_reference_of_an_attempt_that_was_refused_names_the_attempt(new_case: NewCase) -> None:
-    """O-32: here of the first one, whose response was too long to store."""
-    case = new_case(answering(200, b"x" * 2000), "small")
+    """O-32: here the first attempt, whose response was too long to store."""
+    case = new_case(responding(200, b"x" * 2000), "small")
     case.send()
     problem = case.send().json()
     (claimed,) = [event for event in case.events if isinstance(event, events.Claimed)]
@@ -111,7 +111,7 @@ def test_the_reference_of_an_attempt_that_was_refused_names_the_attempt(new_case
 @on_memory_only
 @pytest.mark.parametrize("media_type", ["text/plain;charset=UTF-8", "text/json", "application/json"])
 def test_a_json_body_that_a_page_sends_as_text_is_compared_as_json(new_case: NewCase, media_type: str) -> None:
-    """H-13: ``fetch`` names a string text/plain."""
+    """H-13: ``fetch`` sends a string as text/plain."""
     case = new_case(charge, "json")
     headers = [("content-type", media_type)]
     case.send(body=b'{"a": 1, "b": 2}', headers=headers)
@@ -124,7 +124,7 @@ def test_a_json_body_that_a_page_sends_as_text_is_compared_as_json(new_case: New
 
 
 def allowing(*headers: tuple[str, str]) -> Behaviour:
-    """An endpoint whose own decorator, or the like, sets CORS headers."""
+    """An endpoint that sets CORS headers itself, as a decorator does."""
 
     def endpoint(call: Call) -> Steps:
         yield from ()
@@ -149,7 +149,7 @@ def from_origin(origin: str | None) -> Headers:
 
 
 def test_a_page_gets_its_cors_headers_again(new_case: NewCase) -> None:
-    """R-11: once, and beside everything else."""
+    """R-11: once, and with all other headers."""
     case = new_case(allowing(*ALLOWED))
     first, again = case.send(headers=from_origin(PAGE)), case.send(headers=from_origin(PAGE))
     assert again.headers["idempotent-replayed"] == "true"
@@ -165,7 +165,7 @@ def test_a_page_gets_its_cors_headers_again(new_case: NewCase) -> None:
 def test_another_origin_gets_none_of_them(
     new_case: NewCase, allowed: str, first: str | None, later: str | None
 ) -> None:
-    """R-11: whoever was allowed, the application has not been asked for this origin."""
+    """R-11: the application has not decided about this origin."""
     case = new_case(allowing(("Access-Control-Allow-Origin", allowed)))
     case.send(headers=from_origin(first))
     again = case.send(headers=from_origin(later))
@@ -175,7 +175,7 @@ def test_another_origin_gets_none_of_them(
 
 @on_memory_only
 def test_a_client_that_is_no_page_gets_the_headers_that_it_got_at_first(new_case: NewCase) -> None:
-    """R-11, R-01: no ``Origin`` is the same as none."""
+    """R-11, R-01: no ``Origin`` is compared like any other origin."""
     case = new_case(allowing(("Access-Control-Allow-Origin", "*")))
     first, again = case.send(), case.send()
     assert cors_of(first) == cors_of(again) == {"access-control-allow-origin": "*"}

@@ -1,4 +1,4 @@
-"""Who is covered, and how many round trips that costs."""
+"""Which requests are covered, and how many round trips each costs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tests.http.variants import on_memory_only
 
 
 def test_a_request_without_a_key_costs_no_round_trip(new_case: NewCase) -> None:
-    """It passes through, each time."""
+    """It passes through each time."""
     case = new_case(charge)
     assert [case.send(key=None).json() for _ in range(2)] == [{"charge": 1}, {"charge": 2}]
     assert case.commands == []
 
 
 def test_a_new_key_costs_two_round_trips(new_case: NewCase) -> None:
-    """The claim and the completion; no heartbeat for a short handler."""
+    """The claim and the completion; a short handler has no heartbeat."""
     case = new_case(charge)
     case.send()
     assert case.verbs == ["Claim", "Complete"]
@@ -66,7 +66,7 @@ def test_a_conflict_costs_one_round_trip(new_case: NewCase) -> None:
 @on_memory_only
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
 def test_other_methods_are_not_covered(new_case: NewCase, method: str) -> None:
-    """A key on them means nothing; PUT and DELETE opt in."""
+    """A key on them has no effect; PUT and DELETE are covered only if the policy says so."""
     case = new_case(charge)
     case.send(method)
     case.send(method)
@@ -75,7 +75,7 @@ def test_other_methods_are_not_covered(new_case: NewCase, method: str) -> None:
 
 @on_memory_only
 def test_further_methods_opt_in(new_case: NewCase) -> None:
-    """``methods=``."""
+    """The policy names them in ``methods=``."""
     case = new_case(charge, "puts")
     case.send("PUT")
     assert case.send("PUT").headers["idempotent-replayed"] == "true"

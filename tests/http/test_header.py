@@ -1,7 +1,7 @@
 """The key header on the wire: raw header bytes against every adapter.
 
-Parsing does not touch a backend, so these run on memory only. A server may refuse control characters by itself with
-a 400 of its own; then nothing ran either, which is what these tests ask for.
+Parsing does not call a backend, so these tests run on memory only. A server may refuse control characters by itself
+with a 400 of its own; then nothing has run either, which is what these tests require.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def test_a_bare_key_is_the_same_key_as_the_quoted_one(new_case: NewCase) -> None
 
 
 def test_a_bare_key_is_malformed_for_the_strict_profile(new_case: NewCase) -> None:
-    """H-02: strict takes an RFC 9651 String alone."""
+    """H-02: ``strict`` accepts only an RFC 9651 String."""
     case = new_case(charge, "strict")
     assert case.raw((NAME, case.key.encode())).status == 400
     assert case.runs == []
@@ -106,7 +106,7 @@ def test_two_field_lines_are_refused(new_case: NewCase, second: str) -> None:
 
 
 def test_an_alias_with_another_value_is_refused(new_case: NewCase) -> None:
-    """H-07: which of the two would be meant?"""
+    """H-07: it is unclear which of the two is meant."""
     case = new_case(charge, "alias")
     fields = (NAME, b'"' + case.key.encode() + b'"'), (b"X-Idempotency-Key", b'"another-key-altogether"')
     assert case.raw(*fields).status == 400
@@ -114,7 +114,7 @@ def test_an_alias_with_another_value_is_refused(new_case: NewCase) -> None:
 
 
 def test_an_alias_with_the_same_value_is_one_key(new_case: NewCase) -> None:
-    """H-07: a client that sends both for safety is served."""
+    """H-07: a client may send both headers."""
     case = new_case(charge, "alias")
     value = b'"' + case.key.encode() + b'"'
     assert case.raw((NAME, value), (b"X-Idempotency-Key", value)).status == 201
@@ -138,7 +138,7 @@ def test_the_field_name_is_not_case_sensitive(new_case: NewCase) -> None:
 
 
 def test_the_field_name_is_configurable(new_case: NewCase) -> None:
-    """The standard name means nothing where another one is set."""
+    """The standard name has no effect if another one is set."""
     case = new_case(charge, "renamed")
     case.raw((NAME, case.key.encode()))
     assert case.commands == []
@@ -147,7 +147,9 @@ def test_the_field_name_is_configurable(new_case: NewCase) -> None:
 
 
 def test_a_key_in_another_header_is_no_key(new_case: NewCase) -> None:
-    """O-06: a client that spells the name otherwise is not protected; where a key is required, it learns the name."""
+    """O-06: a client that spells the name otherwise is not protected; if a key is required, the problem names the
+    header.
+    """
     case = new_case(charge)
     key = [("X-Idempotency-Key", str(uuid4()))]
     assert [case.send(key=None, headers=key).status_code for _ in range(2)] == [201, 201]

@@ -1,4 +1,4 @@
-"""Which responses are kept, and how faithfully they are sent again."""
+"""Which responses are stored, and how exactly they are sent again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from open_idempotency import idem
 from tests.http.behaviours import Behaviour, Call, Reply
 from tests.http.conftest import NewCase
-from tests.http.endpoints import Steps, answering, charge
+from tests.http.endpoints import Steps, charge, responding
 from tests.http.variants import needs, on_memory_only
 
 KEPT = (200, 201, 202, 204, 301, 302, 303, 304, 400, 402, 404, 405, 410, 412, 422, 451)
@@ -22,8 +22,8 @@ NOT_KEPT = (307, 308, 401, 403, 407, 408, 409, 421, 423, 425, 429)
 @on_memory_only
 @pytest.mark.parametrize("status", KEPT)
 def test_an_outcome_is_kept(new_case: NewCase, status: int) -> None:
-    """O-13: 2xx, 3xx and the 4xx that say what became of the request."""
-    case = new_case(answering(status))
+    """O-13: 2xx, 3xx, and the 4xx that state the outcome of the request."""
+    case = new_case(responding(status))
     first, second = case.send(), case.send()
     assert (second.status_code, second.content) == (first.status_code, first.content)
     assert first.status_code == status
@@ -38,7 +38,7 @@ def test_a_refusal_of_the_moment_is_not_kept(new_case: NewCase, status: int) -> 
 
     def endpoint(call: Call) -> Steps:
         call.script.notes.append(idem.attempt)
-        return (yield from answering(status)(call))
+        return (yield from responding(status)(call))
 
     case = new_case(endpoint)
     assert [case.send().status_code for _ in range(2)] == [status, status]
@@ -48,8 +48,8 @@ def test_a_refusal_of_the_moment_is_not_kept(new_case: NewCase, status: int) -> 
 @on_memory_only
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
 def test_a_server_error_is_not_kept(new_case: NewCase, status: int) -> None:
-    """Never 5xx; the retry is another attempt."""
-    case = new_case(answering(status))
+    """A 5xx is never stored; the retry is another attempt."""
+    case = new_case(responding(status))
     responses = [case.send(), case.send()]
     assert [r.status_code for r in responses] == [status, status]
     assert "idempotent-replayed" not in responses[1].headers
@@ -77,8 +77,8 @@ def test_a_redirect_that_keeps_the_method_leaves_the_key_to_the_request_that_fol
 
 
 def test_a_retry_after_a_refusal_of_the_moment_may_be_another_request(new_case: NewCase) -> None:
-    """What was not kept does not bind the key."""
-    case = new_case(answering(429))
+    """A response that was not stored does not bind the key."""
+    case = new_case(responding(429))
     case.send()
     case.script.behaviour = charge
     assert case.send(body=b"another body").status_code == 201
@@ -86,29 +86,29 @@ def test_a_retry_after_a_refusal_of_the_moment_may_be_another_request(new_case: 
 
 @on_memory_only
 def test_the_policy_overrules_what_is_kept(new_case: NewCase) -> None:
-    """``store=`` wants 429 and not 201."""
-    case = new_case(answering(429), "own rule")
+    """``store=`` stores the 429 and not the 201."""
+    case = new_case(responding(429), "own rule")
     case.send()
     assert case.send().headers["idempotent-replayed"] == "true"
-    other = new_case(answering(201), "own rule")
+    other = new_case(responding(201), "own rule")
     other.send()
     assert "idempotent-replayed" not in other.send().headers
 
 
 @on_memory_only
 def test_the_policy_sees_the_body(new_case: NewCase) -> None:
-    """R-13: a 401 that is a step of a login is stored, with the effect behind it; a 401 that is a refusal is not."""
-    step = new_case(answering(401, b"next: prove your address"), "own rule")
+    """R-13: a 401 that is a step of a login is stored, as it has an effect; a 401 that is a refusal is not."""
+    step = new_case(responding(401, b"next: prove your address"), "own rule")
     assert [step.send().headers.get("idempotent-replayed") for _ in range(2)] == [None, "true"]
     assert len(step.runs) == 1
-    refusal = new_case(answering(401, b"log in first"), "own rule")
+    refusal = new_case(responding(401, b"log in first"), "own rule")
     assert [refusal.send().headers.get("idempotent-replayed") for _ in range(2)] == [None, None]
     assert len(refusal.runs) == 2
 
 
 @on_memory_only
 def test_the_policy_sees_the_body_of_a_stream(new_case: NewCase) -> None:
-    """R-13: it was collected on its way to the first client."""
+    """R-13: the body was collected on its way to the first client."""
 
     def endpoint(call: Call) -> Steps:
         yield from ()
@@ -122,7 +122,7 @@ def test_the_policy_sees_the_body_of_a_stream(new_case: NewCase) -> None:
 def _wishing(wish: Callable[[], None], status: int) -> Behaviour:
     def endpoint(call: Call) -> Steps:
         wish()
-        return (yield from answering(status)(call))
+        return (yield from responding(status)(call))
 
     return endpoint
 
@@ -143,7 +143,7 @@ def test_a_view_can_discard_its_response(new_case: NewCase) -> None:
 
 
 def test_a_binary_body_is_replayed_byte_for_byte(new_case: NewCase) -> None:
-    """R-01: all bytes, at a size of several chunks."""
+    """R-01: all byte values, at a size of several chunks."""
     body = bytes(range(256)) * 1024 + os.urandom(999)
 
     def endpoint(call: Call) -> Steps:
@@ -158,16 +158,16 @@ def test_a_binary_body_is_replayed_byte_for_byte(new_case: NewCase) -> None:
 
 
 def test_an_empty_body_is_replayed_empty(new_case: NewCase) -> None:
-    """R-01: 200 with nothing in it."""
-    case = new_case(answering(200, b""))
+    """R-01: a 200 with an empty body."""
+    case = new_case(responding(200, b""))
     case.send()
     second = case.send()
     assert (second.content, second.headers["content-length"]) == (b"", "0")
 
 
 def test_a_204_is_replayed_without_a_body(new_case: NewCase) -> None:
-    """R-01: and without a Content-Length."""
-    case = new_case(answering(204))
+    """R-01: it has no Content-Length either."""
+    case = new_case(responding(204))
     case.send()
     second = case.send()
     assert (second.status_code, second.content, second.headers["idempotent-replayed"]) == (204, b"", "true")
@@ -184,7 +184,7 @@ def test_the_headers_of_the_response_are_replayed(new_case: NewCase) -> None:
 
 @needs("duplicates")
 def test_headers_are_replayed_in_order_and_with_duplicates(new_case: NewCase) -> None:
-    """R-01: several fields of one name stay several, in the order in which the first client got them."""
+    """R-01: several headers of one name stay several, in the order in which the first client got them."""
     fields = [("X-Note", "b"), ("X-Other", "x"), ("X-Note", "a"), ("X-Note", "b"), ("X-Latin", "\xe9t\xe9")]
 
     def endpoint(call: Call) -> Steps:
@@ -225,7 +225,7 @@ def _with_passing_fields(call: Call) -> Steps:
 @on_memory_only
 @pytest.mark.parametrize("field", PASSING, ids=[name for name, _ in PASSING])
 def test_what_belongs_to_one_moment_is_not_replayed(new_case: NewCase, field: tuple[str, str]) -> None:
-    """R-02: the first client gets it, a later one does not."""
+    """R-02: the first client gets such a header, a later one does not."""
     case = new_case(_with_passing_fields)
     first, second = case.send(), case.send()
     assert first.headers[field[0]] == field[1]
@@ -234,7 +234,7 @@ def test_what_belongs_to_one_moment_is_not_replayed(new_case: NewCase, field: tu
 
 
 def test_the_date_is_not_replayed(new_case: NewCase) -> None:
-    """R-02: an old Date of the handler's is not sent again."""
+    """R-02: a Date of the handler is not sent again."""
 
     def endpoint(call: Call) -> Steps:
         yield from ()

@@ -1,4 +1,4 @@
-"""An operator finds the record of a key as a request found it, on every adapter that shows its application."""
+"""An operator finds the record of a key as a request found it, on every adapter that exposes its application."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _skip_projects(case: Case) -> None:
 
 
 def test_a_key_leads_to_the_record_of_its_credentials(new_case: NewCase) -> None:
-    """P-03: as the client sent them."""
+    """P-03: the operator passes them as the client sent them."""
     case = new_case(charge)
     _skip_projects(case)
     case.send(headers=[("Authorization", "Bearer anna")])
@@ -40,7 +40,7 @@ def test_a_key_leads_to_the_record_of_its_credentials(new_case: NewCase) -> None
 
 @needs("users")
 def test_a_key_leads_to_the_record_of_a_user(new_case: NewCase) -> None:
-    """P-03: the framework's verified user comes first."""
+    """P-03: the framework's verified user takes precedence."""
     case = new_case(charge)
     _skip_projects(case)
     case.send(headers=[("X-User", "anna")])
@@ -58,7 +58,7 @@ def test_a_key_leads_to_the_record_of_an_anonymous_caller(new_case: NewCase) -> 
 
 
 def test_where_records_belong_to_routes_the_path_has_to_be_said(new_case: NewCase) -> None:
-    """P-03, O-15: and then it leads to the record."""
+    """P-03, O-15: with the path the key leads to the record."""
     case = new_case(charge, "by route")
     _skip_projects(case)
     case.send(path="/a%20b/c?q=1")
@@ -69,7 +69,7 @@ def test_where_records_belong_to_routes_the_path_has_to_be_said(new_case: NewCas
 
 
 def test_the_key_alone_leads_to_its_record_in_the_backend(new_case: NewCase) -> None:
-    """P-04: whoever sent it."""
+    """P-04: whichever caller sent it."""
     case = new_case(charge)
     _skip_projects(case)
     case.send(headers=[("Authorization", "Bearer anna")])
@@ -94,7 +94,7 @@ def test_the_reference_of_a_problem_leads_to_the_log_line_and_the_line_to_the_re
 
 
 def recording(call: Call) -> Steps:
-    """Says which record it runs under, as its own log lines would."""
+    """Responds with the record under which it runs, as its own log lines show it."""
     yield Run("noted", lambda: idem.record)
     return Reply(201, [], idem.record.encode())
 

@@ -1,4 +1,4 @@
-"""What the log says of each request at level DEBUG, on every adapter, where nobody listens to events."""
+"""The log at level DEBUG for each request, on every adapter, without an event listener."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from open_idempotency import events
 from tests.http.behaviours import PATIENCE
 from tests.http.conftest import NewCase
-from tests.http.endpoints import always_raising, answering, charge, gated
+from tests.http.endpoints import always_raising, charge, gated, responding
 from tests.http.sites import Case, poll
 from tests.http.variants import on_memory_only
 
@@ -30,7 +30,7 @@ class Log:
         return [type(event).__name__ for event in said if isinstance(event, events.Event)]
 
     def wait_for(self, *names: str) -> None:
-        """Wait until the log has these events and no others; some are logged after the response has left."""
+        """Wait until the log has exactly these events; some are logged after the response has left."""
         poll(lambda: len(self.kinds()) >= len(names))
         assert self.kinds() == list(names)
 
@@ -42,7 +42,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[Log]:
 
 
 def test_the_log_says_that_a_request_ran_was_replayed_and_was_mistaken_for_another(new_case: NewCase, log: Log) -> None:
-    """O-33: without ``on_event``."""
+    """O-33: ``on_event`` is not set."""
     case = new_case(charge, "unheard")
     case.send()
     case.send()
@@ -51,14 +51,14 @@ def test_the_log_says_that_a_request_ran_was_replayed_and_was_mistaken_for_anoth
 
 
 def test_the_log_says_that_an_attempt_failed_or_was_released(new_case: NewCase, log: Log) -> None:
-    """O-33: each with the status of its response."""
+    """O-33: each event has the status of its response."""
     new_case(always_raising, "unheard").send()
-    new_case(answering(429), "unheard").send()
+    new_case(responding(429), "unheard").send()
     log.wait_for("Claimed", "Failed", "Claimed", "Released")
 
 
 def test_the_log_says_that_the_first_request_still_runs(new_case: NewCase, log: Log) -> None:
-    """O-33: a 409 is in the log, and so is the claim that it met."""
+    """O-33: a 409 is in the log, and so is the running attempt that it met."""
     case = new_case(gated, "unheard")
     first = case.start()
     assert case.script.arrived.wait(PATIENCE)

@@ -1,4 +1,4 @@
-"""What a client gets, situation by situation."""
+"""The response that a client gets in each situation."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from open_idempotency.backend import Claim, Leased
 from open_idempotency.backends.sqlite import backend as loop_threads
 from tests.http.behaviours import PATIENCE, Call, Reply, Run
 from tests.http.conftest import NewCase
-from tests.http.endpoints import Steps, always_raising, answering, charge, failing_once, gated
+from tests.http.endpoints import Steps, always_raising, charge, failing_once, gated, responding
 from tests.http.sites import Case, assert_problem
 from tests.http.variants import LIMIT, needs, on_memory_only
 
 
 def test_the_first_request_gets_the_handlers_own_response(new_case: NewCase) -> None:
-    """O-01: unchanged."""
+    """O-01: the response is unchanged."""
     case = new_case(charge)
     response = case.send()
     assert (response.status_code, response.json(), response.headers["location"]) == (201, {"charge": 1}, "/charges/1")
@@ -61,7 +61,7 @@ def test_a_repeat_while_the_first_runs_is_a_conflict(new_case: NewCase) -> None:
 
 
 def test_a_duplicate_that_waits_gets_the_first_response(new_case: NewCase) -> None:
-    """O-04: ``wait=`` until the first one has ended, then the replay."""
+    """O-04: with ``wait=`` it waits until the first request has ended, and gets the replay."""
     case = new_case(gated, "waits")
     first = case.start()
     assert case.script.arrived.wait(PATIENCE)
@@ -74,7 +74,7 @@ def test_a_duplicate_that_waits_gets_the_first_response(new_case: NewCase) -> No
 
 
 def test_a_duplicate_does_not_wait_for_ever(new_case: NewCase) -> None:
-    """O-04: at the end of ``wait=`` a 409."""
+    """O-04: it gets 409 when ``wait=`` is over."""
     case = new_case(gated, "waits briefly")
     first = case.start()
     assert case.script.arrived.wait(PATIENCE)
@@ -99,9 +99,9 @@ def test_a_client_may_ask_to_wait_within_bounds(new_case: NewCase) -> None:
 
 
 def test_of_many_at_once_one_runs(new_case: NewCase) -> None:
-    """O-03: the others get 409 while it runs, or its response once it has ended."""
+    """O-03: the others get 409 while it runs, or its response after it has ended."""
     case = new_case(charge)
-    responses = [answer.result(PATIENCE) for answer in [case.start() for _ in range(8)]]
+    responses = [outcome.result(PATIENCE) for outcome in [case.start() for _ in range(8)]]
     assert len(case.runs) == 1
     assert {response.status_code for response in responses} <= {201, 409}
     firsts = [r for r in responses if r.status_code == 201 and "idempotent-replayed" not in r.headers]
@@ -119,7 +119,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("change", OTHERS.values(), ids=OTHERS.keys())
 def test_a_key_cannot_be_used_for_another_request(new_case: NewCase, change: dict[str, object]) -> None:
-    """O-05: 422 where method, path, query, media type or body differ."""
+    """O-05: the client gets 422 if method, path, query, media type or body differ."""
     case = new_case(charge)
     case.send()
     path = str(change.get("path", "/charges")).partition("?")[0]
@@ -139,7 +139,7 @@ def test_a_key_cannot_be_used_for_another_request_meanwhile(new_case: NewCase) -
 
 
 def test_a_refused_duplicate_changes_nothing(new_case: NewCase) -> None:
-    """After a 422 and a 409 the response is still the first one's."""
+    """After a 422 and a 409 the stored response is still that of the first request."""
     case = new_case(charge)
     first = case.send()
     assert case.send(body=b"other").status_code == 422
@@ -148,7 +148,7 @@ def test_a_refused_duplicate_changes_nothing(new_case: NewCase) -> None:
 
 @on_memory_only
 def test_parameters_of_the_media_type_do_not_matter(new_case: NewCase) -> None:
-    """A retry may spell its charset."""
+    """A retry may write its charset in another way."""
     case = new_case(charge)
     case.send()
     assert case.send(headers=[("content-type", "application/json; charset=utf-8")]).status_code == 201
@@ -185,7 +185,7 @@ def test_a_missing_key_is_refused_on_a_route_that_requires_one(new_case: NewCase
 @needs("routes")
 @on_memory_only
 def test_an_exempt_route_is_not_covered(new_case: NewCase) -> None:
-    """Whatever the request carries."""
+    """The key of the request does not matter."""
     case = new_case(charge)
     case.send(path="/exempt/charges")
     assert "idempotent-replayed" not in case.send(path="/exempt/charges").headers
@@ -194,7 +194,7 @@ def test_an_exempt_route_is_not_covered(new_case: NewCase) -> None:
 
 @on_memory_only
 def test_a_malformed_key_is_explained(new_case: NewCase) -> None:
-    """O-06: with a problem document that does not repeat the key."""
+    """O-06: the problem document does not repeat the key."""
     case = new_case(charge)
     refused = case.send(key='secret-key-secret"key')
     assert_problem(refused, "key-malformed", 400, retryable=False)
@@ -250,7 +250,7 @@ def test_a_handler_that_responded_5xx_runs_again(new_case: NewCase) -> None:
 
 
 def test_after_the_retry_worked_its_response_is_replayed(new_case: NewCase) -> None:
-    """O-08, O-02: the outcome is the second attempt's."""
+    """O-08, O-02: the outcome is that of the second attempt."""
     case = new_case(failing_once())
     case.send()
     second, third = case.send(), case.send()
@@ -268,7 +268,7 @@ def test_a_failed_request_is_not_run_again_if_the_policy_says_so(new_case: NewCa
 
 def test_a_failed_response_is_replayed_if_the_policy_says_so(new_case: NewCase) -> None:
     """O-08: ``on_failed="replay"``."""
-    case = new_case(answering(500, b"broken"), "replays failed")
+    case = new_case(responding(500, b"broken"), "replays failed")
     first, second = case.send(), case.send()
     assert (second.status_code, second.text) == (first.status_code, first.text) == (500, "broken")
     assert second.headers["idempotent-replayed"] == "true"
@@ -276,18 +276,18 @@ def test_a_failed_response_is_replayed_if_the_policy_says_so(new_case: NewCase) 
 
 
 def _claimed_by_a_dead_owner(case: Case, lease: float) -> None:
-    """Claim the case's record as a worker that never comes back; what the claim says is learnt from a request."""
-    behaviour, case.script.behaviour = case.script.behaviour, answering(429)
+    """Claim the case's record as a worker that never comes back, with the claim of an earlier request."""
+    behaviour, case.script.behaviour = case.script.behaviour, responding(429)
     assert case.send().status_code == 429
     case.script.behaviour = behaviour
     case.runs.clear()
     (claim,) = (command for command in case.commands if isinstance(command, Claim))
-    answer = case.watched.inner.claim(replace(claim, owner=os.urandom(16), lease=lease))
-    assert isinstance(answer, Leased)
+    result = case.watched.inner.claim(replace(claim, owner=os.urandom(16), lease=lease))
+    assert isinstance(result, Leased)
 
 
 def test_a_request_whose_worker_died_runs_again_when_the_lease_has_ended(new_case: NewCase) -> None:
-    """O-09: as attempt 2."""
+    """O-09: the retry is attempt 2."""
     case = new_case(failing_once(201))
     _claimed_by_a_dead_owner(case, lease=0.0)
     assert case.send().status_code == 201
@@ -295,7 +295,7 @@ def test_a_request_whose_worker_died_runs_again_when_the_lease_has_ended(new_cas
 
 
 def test_a_request_whose_worker_died_is_a_conflict_until_then(new_case: NewCase) -> None:
-    """O-09, O-03: nobody can tell a dead owner from a slow one."""
+    """O-09, O-03: a dead owner cannot be distinguished from a slow one."""
     case = new_case(charge)
     _claimed_by_a_dead_owner(case, lease=60.0)
     assert_problem(case.send(), "in-progress", 409, retryable=True)
@@ -303,7 +303,7 @@ def test_a_request_whose_worker_died_is_a_conflict_until_then(new_case: NewCase)
 
 
 def test_retry_after_does_not_reach_past_the_end_of_the_lease(new_case: NewCase) -> None:
-    """O-03: never past the lease end and one second more."""
+    """O-03: at most the rest of the lease plus one second."""
     case = new_case(charge)
     _claimed_by_a_dead_owner(case, lease=60.0)
     assert 1 <= int(case.send().headers["retry-after"]) <= 10
@@ -331,7 +331,7 @@ def _too_big(call: Call) -> Steps:
 
 
 def test_a_response_that_could_not_be_kept_is_not_made_again(new_case: NewCase) -> None:
-    """O-11: the first client gets it whole, a repeat learns its status and Location."""
+    """O-11: the first client gets the whole response, a repeat gets its status and Location."""
     case = new_case(_too_big, "small")
     assert len(case.send().content) == LIMIT + 1
     document = assert_problem(case.send(), "not-replayable", 409, retryable=False)
@@ -358,7 +358,7 @@ def test_a_request_runs_unprotected_if_the_policy_says_so(new_case: NewCase) -> 
 
 @on_memory_only
 def test_a_request_without_a_key_runs_while_the_backend_is_down(new_case: NewCase) -> None:
-    """It does not need the backend."""
+    """Such a request does not need the backend."""
     case = new_case(charge, "down")
     assert case.send(key=None).status_code == 201
 
@@ -380,7 +380,7 @@ def _local_failures() -> list[Exception]:
 
 
 def test_a_completion_that_fails_locally_is_made_after_all(new_case: NewCase) -> None:
-    """B-10a: the effect has happened, so its response goes out, and the retry replays it."""
+    """B-10a: the effect has happened, so its response is sent, and the retry replays it."""
     case = new_case(charge)
     case.watched.failures += _local_failures()
     first, second = case.send(), case.send()
@@ -399,7 +399,7 @@ def _charging_in_a_stage(call: Call) -> Steps:
 
 
 def test_a_stage_that_fails_locally_is_saved_after_all(new_case: NewCase) -> None:
-    """B-10a: its effect is there once, and the view goes on."""
+    """B-10a: its effect happens once, and the view continues."""
     case = new_case(_charging_in_a_stage)
     case.watched.failures += _local_failures()
     first, second = case.send(), case.send()
@@ -429,7 +429,7 @@ def _in_want_of_threads(call: Call) -> Steps:
 
 @pytest.mark.on_backends("sqlite")
 def test_a_completion_for_which_there_is_no_thread_is_made_after_all(new_case: NewCase) -> None:
-    """B-10a: where the loop's backend works in threads; elsewhere it needs none."""
+    """B-10a: this concerns event loops whose backend uses threads; other backends need none."""
     case = new_case(_in_want_of_threads)
     real = threading.Thread.start
     try:

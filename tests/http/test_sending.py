@@ -1,4 +1,4 @@
-"""How a response leaves: durable before its last byte, streams live, tasks afterwards."""
+"""How a response leaves: durable before its last byte, streams live, background tasks afterwards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FIRST, SECOND, LAST = b"1" * 32_768, b"2", b"3"
 def _streaming(call: Call) -> Steps:
     """Sends chunks, and waits for the gate before the last one.
 
-    Where nothing tells which chunk is the last, an adapter may keep each until the next one comes.
+    If the last chunk cannot be recognised, an adapter may hold each chunk until the next one comes.
     """
     yield from ()
     return Reply(200, [], [FIRST, SECOND, call.script.release, LAST])
@@ -37,22 +37,22 @@ def _events(call: Call) -> Steps:
 
 
 def test_the_response_is_durable_before_its_last_byte_leaves(new_case: NewCase) -> None:
-    """R-03, I4: nothing of a response in one message leaves while its completion is not acknowledged."""
+    """R-03, I4: no byte of a response in one message leaves before its completion is acknowledged."""
     case = new_case(charge)
     case.watched.completing.clear()
     case.watched.may_complete.clear()
     try:
-        answer = case.start()
+        outcome = case.start()
         assert case.watched.completing.wait(PATIENCE)
         with pytest.raises(NotYet):
-            answer.result(0.1)
+            outcome.result(0.1)
     finally:
         case.watched.may_complete.set()
-    assert answer.result(PATIENCE).status_code == 201
+    assert outcome.result(PATIENCE).status_code == 201
 
 
 def test_the_first_chunk_of_a_stream_is_not_held_back(new_case: NewCase) -> None:
-    """R-03, R-04: the client reads it while the handler is still at work."""
+    """R-03, R-04: the client reads it while the handler still runs."""
     case = new_case(_streaming)
     with case.stream() as response:
         pieces = response.iter_raw()
@@ -79,7 +79,7 @@ def _read_first(pieces: Iterator[bytes]) -> bytes:
 
 
 def test_the_end_of_a_stream_comes_when_it_is_durable(new_case: NewCase) -> None:
-    """R-03: whoever has seen the end can ask for a replay."""
+    """R-03: a client that has seen the end can get a replay."""
     case = new_case(_streaming)
     case.script.release.set()
     assert case.send().content == FIRST + SECOND + LAST
@@ -87,7 +87,7 @@ def test_the_end_of_a_stream_comes_when_it_is_durable(new_case: NewCase) -> None
 
 
 def test_a_stream_within_the_limit_is_replayed(new_case: NewCase) -> None:
-    """R-04: as one body."""
+    """R-04: it is replayed as one body."""
     case = new_case(_streaming)
     case.script.release.set()
     case.send()
@@ -98,7 +98,7 @@ def test_a_stream_within_the_limit_is_replayed(new_case: NewCase) -> None:
 
 
 def test_a_stream_over_the_limit_is_not_run_again(new_case: NewCase) -> None:
-    """R-04, O-11: live to the first client, a tombstone for the rest."""
+    """R-04, O-11: the first client gets it live, and later ones get the tombstone's problem."""
 
     def endpoint(call: Call) -> Steps:
         yield from ()
@@ -111,14 +111,14 @@ def test_a_stream_over_the_limit_is_not_run_again(new_case: NewCase) -> None:
 
 
 def test_a_stream_of_known_length_is_durable_before_its_last_bytes(new_case: NewCase) -> None:
-    """R-03: a client that counts to the Content-Length is done before the stream has formally ended."""
+    """R-03: a client that counts to the Content-Length is done before the stream formally ends."""
 
     def endpoint(call: Call) -> Steps:
         yield from ()
         return Reply(200, [("Content-Length", "10")], [b"first", b" last", call.script.release])
 
     case = new_case(endpoint)
-    # An adapter may hold the last bytes until the stream ends; then somebody has to end it.
+    # An adapter may hold the last bytes until the stream ends, so the timer ends it.
     opener = threading.Timer(1.0, case.script.release.set)
     opener.start()
     try:
@@ -131,7 +131,7 @@ def test_a_stream_of_known_length_is_durable_before_its_last_bytes(new_case: New
 
 
 def test_a_stream_that_breaks_off_runs_again(new_case: NewCase) -> None:
-    """L-04: what the first client saw of it is not an outcome."""
+    """L-04: the part that the first client saw is no outcome."""
 
     def endpoint(call: Call) -> Steps:
         yield from ()
@@ -142,7 +142,7 @@ def test_a_stream_that_breaks_off_runs_again(new_case: NewCase) -> None:
     case = new_case(endpoint)
     broken = case.start()
     assert broken.exception(PATIENCE) is not None
-    case.wait_until_told(Failed)
+    case.wait_until_reported(Failed)
     assert case.send().content == b"whole"
 
 
@@ -161,11 +161,11 @@ def _leaves(case: Case) -> None:
 
 @needs("undisturbed")
 def test_a_client_that_left_finds_its_response(new_case: NewCase) -> None:
-    """L-05: the handler finishes, and the retry replays what it said."""
+    """L-05: the handler finishes, and the retry replays its response."""
     case = new_case(gated)
     _leaves(case)
     case.script.release.set()
-    case.wait_until_told(Completed)
+    case.wait_until_reported(Completed)
     assert case.send().json() == {"charge": 1}
     assert len(case.runs) == 1
 
@@ -175,14 +175,14 @@ def test_a_client_that_left_and_had_its_handler_cancelled_can_try_again(new_case
     """L-04: the attempt has failed, and the retry does not wait for the lease."""
     case = new_case(gated)
     _leaves(case)
-    case.wait_until_told(Failed)
+    case.wait_until_reported(Failed)
     case.script.release.set()
     assert case.send().json() == {"charge": 2}
 
 
 @needs("background")
 def test_background_tasks_run_after_the_response(new_case: NewCase) -> None:
-    """R-05: neither the response nor a duplicate waits for them, and they are outside the claim."""
+    """R-05: neither the response nor a duplicate waits for them, and they run after the claim has ended."""
     gate, seen = threading.Event(), threading.Event()
 
     def endpoint(call: Call) -> Steps:
@@ -206,7 +206,7 @@ def test_background_tasks_run_after_the_response(new_case: NewCase) -> None:
 
 
 def test_stages_after_the_response_are_refused(new_case: NewCase) -> None:
-    """S-03: ERR_COMPLETED, for code that kept the request's context; the backend is not even asked."""
+    """S-03: ERR_COMPLETED, for code that kept the request's context; the backend is not called."""
     kept: list[contextvars.Context] = []
 
     def endpoint(call: Call) -> Steps:

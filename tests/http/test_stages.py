@@ -1,4 +1,4 @@
-"""``idem`` behind every adapter: stages that resume."""
+"""``idem`` behind every adapter: retries resume after the recorded stages."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from tests.http.variants import needs, on_memory_only
 
 
 def test_a_retry_resumes_after_the_last_stage(new_case: NewCase) -> None:
-    """O-08, S-01: what the first attempt recorded is not done again."""
+    """O-08, S-01: recorded stages of the first attempt do not run again."""
     case = new_case(staged)
     assert case.send().status_code == 500
-    answer = case.send().json()
+    body = case.send().json()
     assert case.script.notes == ["reserve", "charge"]
-    assert answer["reserved"] == {"name": "reserve", "run": 1}
-    assert answer["charged"] == {"name": "charge", "run": 2}
+    assert body["reserved"] == {"name": "reserve", "run": 1}
+    assert body["charged"] == {"name": "charge", "run": 2}
 
 
 def test_a_retry_knows_that_it_is_one(new_case: NewCase) -> None:
-    """``attempt`` and ``resumed``."""
+    """It reads ``attempt`` and ``resumed``."""
     case = new_case(staged)
     case.send()
-    answer = case.send().json()
-    assert (answer["attempt"], answer["resumed"]) == (2, True)
+    body = case.send().json()
+    assert (body["attempt"], body["resumed"]) == (2, True)
 
 
 @needs("async")
 def test_a_blocking_endpoint_in_the_threadpool_resumes_too(new_case: NewCase) -> None:
-    """S-08: ``idem.run`` in a thread of an asynchronous application just works."""
+    """S-08: ``idem.run`` works in a thread of an async application."""
     case = new_case(staged)
     assert case.send(path="/sync/charges").status_code == 500
     assert case.send(path="/sync/charges").json()["reserved"] == {"name": "reserve", "run": 1}
@@ -39,7 +39,7 @@ def test_a_blocking_endpoint_in_the_threadpool_resumes_too(new_case: NewCase) ->
 
 
 def test_saved_stages_can_be_looked_up_by_the_next_attempt(new_case: NewCase) -> None:
-    """``save_stage``, ``stages`` and ``load``."""
+    """By ``save_stage``, ``stages`` and ``load``."""
 
     def endpoint(call: Call) -> Steps:
         if len(call.script.runs) == 1:
@@ -55,7 +55,7 @@ def test_saved_stages_can_be_looked_up_by_the_next_attempt(new_case: NewCase) ->
 
 
 def test_the_key_for_a_downstream_api_is_the_same_on_each_attempt(new_case: NewCase) -> None:
-    """``key_for``; another one for another name."""
+    """``key_for`` gives another key for another name."""
 
     def endpoint(call: Call) -> Steps:
         yield from ()
@@ -114,7 +114,7 @@ def test_on_an_uncovered_method_there_is_nothing_to_record(new_case: NewCase) ->
 
 
 def test_the_request_does_not_linger_in_the_context(new_case: NewCase) -> None:
-    """S-03: a request that is not covered sees nothing of the one before it, on whatever thread or task it runs."""
+    """S-03: an uncovered request does not see the request before it, on any thread or task."""
 
     def endpoint(call: Call) -> Steps:
         yield from ()
@@ -135,6 +135,6 @@ def test_outside_of_a_request_there_is_nothing_to_record() -> None:
 
 
 def test_a_call_knows_its_script() -> None:
-    """The suite's own wiring: a request that names no script of a test is an error, not a silent success."""
+    """The suite itself: a request without a script is an error, not a silent success."""
     with pytest.raises(KeyError):
         call_of("POST", "/", "", b"", "nobody's")

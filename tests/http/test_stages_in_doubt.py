@@ -1,4 +1,4 @@
-"""Stages in doubt behind every adapter (S-04): the client is told, and a retry asks the other side."""
+"""Stages in doubt behind every adapter (S-04): the client gets 409, and a retry asks the other system."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.http.endpoints import Declined, Steps
 
 
 def charging(*fails: int, **terms: Any) -> Behaviour:
-    """Charges in an external stage, which raises after its effect in the runs of these numbers."""
+    """Charges in an external stage, which raises after its effect in the runs with these numbers."""
 
     def endpoint(call: Call) -> Steps:
         script = call.script
@@ -34,11 +34,11 @@ def test_an_interrupted_external_stage_gets_409_and_does_not_run_again(new_case:
     case = new_case(charging(1, external=True))
     assert case.send().status_code == 500
     for _ in range(2):
-        answer = case.send()
-        problem = answer.json()
-        assert (answer.status_code, problem["type"].rpartition(":")[2]) == (409, "outcome-unknown")
+        response = case.send()
+        problem = response.json()
+        assert (response.status_code, problem["type"].rpartition(":")[2]) == (409, "outcome-unknown")
         assert problem["retryable"] is False
-        assert answer.headers["content-type"] == "application/problem+json"
+        assert response.headers["content-type"] == "application/problem+json"
     assert case.script.notes == ["charged"]
 
 
@@ -62,8 +62,8 @@ def test_a_stage_that_the_other_side_never_saw_runs_again(new_case: NewCase) -> 
 
 def test_while_the_other_system_does_not_know_a_client_may_retry(new_case: NewCase) -> None:
     """S-04: ``reconcile`` returns UNKNOWN: 409, retryable with the same key."""
-    answers = [UNKNOWN, Found("ch_2")]
-    case = new_case(charging(1, reconcile=lambda: answers.pop(0)))
+    outcomes = [UNKNOWN, Found("ch_2")]
+    case = new_case(charging(1, reconcile=lambda: outcomes.pop(0)))
     case.send()
     unknown = case.send()
     assert (unknown.status_code, unknown.json()["retryable"]) == (409, True)

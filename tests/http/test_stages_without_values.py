@@ -1,4 +1,4 @@
-"""Stages whose value cannot be kept, behind every adapter (S-02a), and values that are kept by declared type (S-02)."""
+"""Stages whose value cannot be stored, behind every adapter (S-02a), and values by declared type (S-02)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.http.variants import on_memory_only
 
 
 class Receipt:
-    """What a client library returns."""
+    """An object of a client library."""
 
     def __repr__(self) -> str:
         return "receipt"
 
 
 def charging(make: Callable[[], Any], fails: int = 1, **terms: Any) -> Behaviour:
-    """Charges in a stage whose value ``make`` makes, and fails behind it in the first ``fails`` runs."""
+    """Charges in a stage that returns ``make()``, and fails after it in the first ``fails`` runs."""
 
     def endpoint(call: Call) -> Steps:
         script = call.script
@@ -49,7 +49,7 @@ def charging(make: Callable[[], Any], fails: int = 1, **terms: Any) -> Behaviour
 def test_an_effect_whose_value_cannot_be_kept_is_not_repeated(
     new_case: NewCase, terms: dict[str, Any], variant: str
 ) -> None:
-    """S-02a: the retries get 409, once the first attempt has failed behind the stage."""
+    """S-02a: the first attempt fails after the stage; the retries get 409."""
     case = new_case(charging(Receipt, **terms), variant)
     assert case.send().status_code == 500
     for _ in range(3):
@@ -64,7 +64,7 @@ def test_an_effect_whose_value_cannot_be_kept_is_not_repeated(
     ids=["decimal", "datetime", "too long", "numbered members"],
 )
 def test_whatever_cannot_be_kept_is_not_repeated(new_case: NewCase, value: Any) -> None:
-    """S-02a: there is one error about it, in the first attempt."""
+    """S-02a: one error is logged, in the first attempt."""
     case = new_case(charging(lambda: value))
     assert [case.send().status_code for _ in range(3)] == [500, 409, 409]
     assert case.script.notes == ["charged"]
@@ -110,7 +110,7 @@ def test_an_error_whose_arguments_cannot_be_kept_is_not_repeated(new_case: NewCa
 
 @on_memory_only
 def test_a_declared_type_that_cannot_be_kept_fails_before_the_effect(new_case: NewCase) -> None:
-    """S-02a: nothing is charged by a stage that is written wrong."""
+    """S-02a: a stage with such a declaration charges nothing."""
     case = new_case(charging(Receipt, returns=Receipt))
     assert [case.send().status_code for _ in range(2)] == [500, 500]
     assert case.script.notes == []

@@ -51,7 +51,7 @@ def test_each_event_says_which_request_it_is_about(new_case: NewCase) -> None:
 
 
 def test_an_event_of_a_failed_attempt_says_which_request_it_is_about(new_case: NewCase) -> None:
-    """P-25: also behind a handler that raised, and for a duplicate."""
+    """P-25: also after a handler that raised, and for a duplicate."""
     case = new_case(failing_once())
     case.send()
     second = new_case(gated)
@@ -67,7 +67,7 @@ def test_an_event_of_a_failed_attempt_says_which_request_it_is_about(new_case: N
 
 @pytest.mark.parametrize("sent", ["00-0-0-01", TRACEPARENT.upper(), "x" * 400, TRACEPARENT.replace("4b", "\u00e9e")])
 def test_a_trace_that_is_none_is_left_out(sent: str, new_case: NewCase) -> None:
-    """P-25, P-29: nothing that a client makes up is in an event."""
+    """P-25, P-29: an invalid trace of a client is in no event."""
     case = new_case(charge)
     case.raw(
         (b"Idempotency-Key", f'"{case.key}"'.encode()),
@@ -78,7 +78,7 @@ def test_a_trace_that_is_none_is_left_out(sent: str, new_case: NewCase) -> None:
 
 
 def test_a_line_of_the_log_says_which_request_it_is_about(new_case: NewCase, caplog: pytest.LogCaptureFixture) -> None:
-    """P-25: behind the event, without a listener."""
+    """P-25: after the event, without a listener."""
     case = new_case(charge, "unheard")
     with caplog.at_level(logging.DEBUG, "open_idempotency"):
         case.send(headers=[("traceparent", TRACEPARENT)])
@@ -126,8 +126,8 @@ def test_a_line_that_a_view_logs_in_a_thread_has_the_record_and_the_attempt(new_
     assert _lines_of(case, "/sync/charges") == [(case.events[0].record, 1)]
 
 
-def _telling(call: Call) -> Generator[Any, Any, Reply]:
-    """Fails the first time, with something secret in each place that a view has."""
+def _with_secrets(call: Call) -> Generator[Any, Any, Reply]:
+    """Fails the first time, with a secret in each value that a view can set."""
     yield Run("charge", lambda: "in-a-stage")
     if len(call.script.runs) == 1:
         raise ValueError("in-the-response")
@@ -139,7 +139,7 @@ def test_no_label_attribute_or_line_has_anything_that_a_client_or_a_view_has_mad
     new_case: NewCase, caplog: pytest.LogCaptureFixture
 ) -> None:
     """P-29: keys, callers, paths, queries, headers, bodies, stages and errors, through each outcome of a request."""
-    case = new_case(_telling, "measured")
+    case = new_case(_with_secrets, "measured")
     sent: dict[str, Any] = {
         "path": "/in-the-path?of=in-the-query",
         "headers": [("X-User", "mallory"), ("X-Secret", "in-a-header"), ("traceparent", "in-a-header")],

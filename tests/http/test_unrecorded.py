@@ -1,6 +1,6 @@
-"""The store goes away when a handler has finished: its client is not held, and its outcome is not lost (L-08).
+"""A backend that is down when a handler has finished: the client does not wait, and the outcome is not lost (L-08).
 
-And a worker that cannot renew a lease runs nothing (L-11).
+Also: a worker that cannot renew a lease runs nothing (L-11).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.http.variants import on_memory_only
 
 @contextmanager
 def away(case: Case) -> Iterator[None]:
-    """The store does not reply to an owner."""
+    """The backend does not reply to an owner."""
     case.watched.away.set()
     try:
         yield
@@ -32,7 +32,7 @@ def away(case: Case) -> Iterator[None]:
 
 
 def test_a_finished_response_goes_out_in_time_and_is_recorded_behind_it(new_case: NewCase) -> None:
-    """L-08: marked; until it is on record a retry is a conflict, and then a replay. Nothing runs twice."""
+    """L-08: it has a mark; until it is recorded a retry gets 409, and then the replay. Nothing runs twice."""
     case = new_case(charge, "responds soon")
     with away(case):
         before = time.monotonic()
@@ -41,7 +41,7 @@ def test_a_finished_response_goes_out_in_time_and_is_recorded_behind_it(new_case
         assert (first.status_code, first.headers["idempotency-status"]) == (201, "unrecorded")
         assert_problem(case.send(), "in-progress", 409, retryable=True)
         assert events.Unrecorded in kinds(case)
-    case.wait_until_told(events.RecordedLate)
+    case.wait_until_reported(events.RecordedLate)
     second = case.send()
     assert (second.status_code, second.content) == (201, first.content)
     assert (second.headers["idempotent-replayed"], "idempotency-status" in second.headers) == ("true", False)
@@ -49,36 +49,38 @@ def test_a_finished_response_goes_out_in_time_and_is_recorded_behind_it(new_case
 
 
 def test_a_response_that_is_recorded_in_time_is_not_marked(new_case: NewCase) -> None:
-    """L-08: a short trouble is not the client's."""
+    """L-08: a short failure does not concern the client."""
     case = new_case(charge)
     with away(case):
         first = case.start()
-        case.wait_until_told(events.BackendFailed)
+        case.wait_until_reported(events.BackendFailed)
     assert "idempotency-status" not in first.result(PATIENCE).headers
     assert case.send().content == first.result().content
 
 
 @pytest.mark.parametrize("status", [None, 500, 403], ids=["raised", "500", "403"])
 def test_a_failure_and_a_refusal_are_recorded_behind_the_response(new_case: NewCase, status: int | None) -> None:
-    """L-08, L-04: at once, and unmarked; the retry runs as soon as the store is back, and waits for no lease."""
+    """L-08, L-04: the response is sent at once and unmarked; the retry runs as soon as the backend is available, and
+    waits for no lease.
+    """
     case = new_case(failing_once(status))
     with away(case):
         first = case.send()
         assert first.status_code == (status or 500)
         assert "idempotency-status" not in first.headers
         assert case.send().status_code == 409
-    case.wait_until_told(events.Released if status == 403 else events.Failed)
+    case.wait_until_reported(events.Released if status == 403 else events.Failed)
     assert case.send().status_code == 201
     assert case.script.notes == [1, 1 if status == 403 else 2]
 
 
 def test_a_stream_is_recorded_behind_its_end(new_case: NewCase) -> None:
-    """L-08, R-04: its header has left before, so the event alone tells."""
+    """L-08, R-04: its headers have left before, so only the event reports it."""
     case = new_case(streaming, "responds soon")
     with away(case):
         assert case.send().content == b"one two"
         assert events.Unrecorded in kinds(case)
-    case.wait_until_told(events.RecordedLate)
+    case.wait_until_reported(events.RecordedLate)
     assert case.send().content == b"one two"
     assert len(case.runs) == 1
 
@@ -87,7 +89,7 @@ def test_a_stream_is_recorded_behind_its_end(new_case: NewCase) -> None:
 def test_a_request_whose_lease_nobody_can_renew_is_refused_and_the_next_one_runs(
     new_case: NewCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """L-11: no thread is to be had once; the claim is given back, and the log says so with the cause."""
+    """L-11: no thread can be started once; the claim is released, and the log says so with the cause."""
     case = new_case(charge, "unrenewed")
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", _refusing(threading.Thread.start))
@@ -110,11 +112,11 @@ def _refusing(start: Any) -> Any:
 
 
 def streaming(call: Call) -> Steps:
-    """Two chunks."""
+    """Sends two chunks."""
     yield from ()
     return Reply(201, [("Content-Type", "text/plain")], [b"one ", b"two"])
 
 
 def kinds(case: Case) -> list[type[events.Event]]:
-    """What was reported so far."""
+    """The classes of the events so far."""
     return [type(event) for event in case.events]

@@ -1,4 +1,4 @@
-"""O-04 over real sockets: what a waiting duplicate gets, what it costs, and that it starves nobody."""
+"""O-04: O-04 over real sockets: what a waiting duplicate gets, what it costs, and that other requests get threads."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.http.sites import Case, assert_problem
 from tests.http.variants import ON_UVICORN, on_memory_only
 
 STORM = 32
-#: backends that are notified of an end, and need not ask
-on_told_backends = pytest.mark.on_backends("memory", "redis")
+#: backends that are notified when a request ends, and need not poll
+on_notified_backends = pytest.mark.on_backends("memory", "redis")
 
 
 def _until(condition: Callable[[], bool]) -> None:
-    """Wait for what a server's thread brings about; bounded."""
+    """Wait, for a bounded time, for a condition that a server's thread brings about."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
@@ -47,7 +47,7 @@ def _gated_and_failing_once(call: Call) -> Steps:
     return Reply(503, [], b"not now")
 
 
-@on_told_backends
+@on_notified_backends
 def test_a_duplicate_that_is_notified_polls_no_more(new_case: NewCase) -> None:
     """O-04: one claim before it waits and one after."""
     case = new_case(gated, "waits")
@@ -63,7 +63,7 @@ def test_a_duplicate_that_is_notified_polls_no_more(new_case: NewCase) -> None:
 
 
 def test_a_waiting_duplicate_runs_where_the_first_failed(new_case: NewCase) -> None:
-    """O-04, O-08: it is notified of a failure too, and is the next attempt."""
+    """O-04, O-08: it is notified of a failure too, and becomes the next attempt."""
     case = new_case(_gated_and_failing_once, "waits")
     with _running(case) as first:
         duplicate = case.start()
@@ -75,7 +75,7 @@ def test_a_waiting_duplicate_runs_where_the_first_failed(new_case: NewCase) -> N
 
 @on_memory_only
 def test_the_conflict_after_waiting_says_when_to_retry(new_case: NewCase) -> None:
-    """O-03, O-04: by how long the first has been running by then."""
+    """O-03, O-04: by how long the first request has been running by then."""
     case = new_case(gated, "waits briefly")
     with _running(case):
         conflict = case.send()
@@ -86,7 +86,7 @@ def test_the_conflict_after_waiting_says_when_to_retry(new_case: NewCase) -> Non
 
 @on_memory_only
 def test_a_client_that_asks_to_wait_gets_the_response(new_case: NewCase) -> None:
-    """O-04, RFC 7240: and is told that its preference was applied, with the seconds that were granted."""
+    """O-04, RFC 7240: a header says that its preference was applied, with the granted seconds."""
     case = new_case(gated, "waits long if asked")
     with _running(case) as first:
         duplicate = case.start(headers=[("prefer", "wait=100")])
@@ -100,21 +100,21 @@ def test_a_client_that_asks_to_wait_gets_the_response(new_case: NewCase) -> None
 
 
 def test_a_storm_of_waiting_duplicates_runs_once(new_case: NewCase) -> None:
-    """O-04: all of them get equal bytes."""
+    """O-04: all duplicates get equal bytes."""
     case = new_case(gated, "waits in numbers")
     with ThreadPoolExecutor(STORM) as clients, _running(case) as first:
         before = len(case.watched.waits)
         duplicates = [clients.submit(case.send) for _ in range(STORM)]
         _until(lambda: len(case.watched.waits) >= before + 5)
         case.script.release.set()
-        answers = {(r.status_code, r.content) for r in (d.result(PATIENCE) for d in duplicates)}
-        assert answers == {(201, first.result(PATIENCE).content)}
+        responses = {(r.status_code, r.content) for r in (d.result(PATIENCE) for d in duplicates)}
+        assert responses == {(201, first.result(PATIENCE).content)}
     assert len(case.runs) == 1
 
 
 @on_memory_only
 def test_waiting_duplicates_leave_threads_to_others(new_case: NewCase) -> None:
-    """I6: of a server's eight threads they hold two, so that other requests go on; tasks may all wait."""
+    """I6: they hold two of a server's eight threads, so other requests continue; tasks may all wait."""
     case, other = new_case(gated, "waits"), new_case(charge, "waits")
     with ThreadPoolExecutor(8) as clients, _running(case):
         before = len(case.watched.waits)

@@ -1,6 +1,6 @@
-"""The policies that the suite runs with, and what each adapter can do. One table each.
+"""The policies that the suite runs with, and the capabilities of each adapter. One table each.
 
-A test asks for a capability with ``@needs("...")``; adapters without it are deselected when tests are collected.
+A test requires a capability with ``@needs("...")``; adapters without it are deselected when tests are collected.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _uuid(key: str) -> bool:
 
 
 def _own_rule(response: Response) -> bool | None:
-    """A 401 that says what comes next is stored, a 429 too, and a 201 is not."""
+    """A 401 that names the next step is stored, a 429 too, and a 201 is not."""
     if response.status == 401 and b"next" in (response.body or b""):
         return True
     return {201: False, 429: True}.get(response.status)
@@ -87,11 +87,11 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "limited": {"max_live_keys": LIVE_KEYS},
     "as stripe": {"compat": "stripe", "required": True},
     "rejects failed as stripe": {"compat": "stripe", "on_failed": "reject"},
-    # one test's own: what an engine says once is said to the first who gives a reason
+    # for one test alone: an engine logs this once, for the first request that gives a reason
     "advised": {},
-    # one test's own: no other request of the application has begun when it does
+    # for one test alone: no other request of the application has begun before it
     "unrenewed": {},
-    # another test's own, for the same reason as "advised"
+    # for one test alone, for the same reason as "advised"
     "advised of cookies": {},
     "anonymous": {"scope": "anonymous"},
     "responds soon": {"respond_within": 0.1},
@@ -116,7 +116,7 @@ DOWN = frozenset({"down", "down, open"})
 
 
 def needs(*capabilities: str) -> pytest.MarkDecorator:
-    """Run on the adapters that can do this."""
+    """Run the test on the adapters with this capability."""
     return pytest.mark.needs(*capabilities)
 
 

@@ -1,4 +1,4 @@
-"""Fixtures of the suite of ``Once``: every backend, sync and async."""
+"""Fixtures of the ``Once`` suite: every backend, sync and async."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MakeOnce = Callable[..., Once]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take out what ``OI_TEST_ONCE=full`` alone runs: each test meets every backend, and is sync, asyncio and trio."""
+    """Deselect what only ``OI_TEST_ONCE=full`` runs: each test meets every backend, sync, asyncio and trio."""
     thin_out(config, items, "once", "ONCE", _cell)
 
 
@@ -36,21 +36,21 @@ def _cell(item: pytest.Item) -> tuple[str, str, str] | None:
 
 @pytest.fixture(params=MODES)
 def how(request: pytest.FixtureRequest) -> Iterator[Mode]:
-    """Sync, asyncio and trio in turn."""
+    """Sync, asyncio and trio, one after the other."""
     with in_mode(request.param) as mode:
         yield mode
 
 
 @pytest.fixture(scope="session")
 def django_alias(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A project's SQLite file with the tables made."""
+    """A project's SQLite file with the migrated tables."""
     with on_django.aliased(on_django.sqlite(tmp_path_factory.mktemp("once"), CONN_MAX_AGE=None)) as alias:
         yield alias
 
 
 @pytest.fixture(params=BACKENDS)
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of each backend in turn; the tables are there."""
+    """The URL of each backend, one after the other; its tables exist."""
     name: str = request.param
     if name == "memory":
         return "memory://"
@@ -71,7 +71,7 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def records(address: str, how: Mode) -> Iterator[Backend]:
-    """The records of this test's calls."""
+    """The stored records of this test's calls."""
     backend = open_backend(address)
     yield backend
     how.close_backend(backend)
@@ -79,7 +79,7 @@ def records(address: str, how: Mode) -> Iterator[Backend]:
 
 @pytest.fixture
 def scope() -> str:
-    """A scope of this test's own: its server has the records of other tests, too."""
+    """A scope of this test alone, as its server has the records of other tests, too."""
     return f"invoices-{secrets.token_hex(6)}"
 
 
@@ -100,5 +100,5 @@ def make(records: Backend, scope: str, how: Mode) -> Iterator[MakeOnce]:
 
 @pytest.fixture
 def once(make: MakeOnce) -> Once:
-    """One with the defaults."""
+    """A ``Once`` of this test's scope with the default fields."""
     return make()

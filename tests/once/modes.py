@@ -1,4 +1,4 @@
-"""One way to call for each mode, so that each behaviour is written once: sync, on asyncio, on trio.
+"""One class for each mode of calling, so that each behaviour is tested once: sync, on asyncio, on trio.
 
 On an event loop the calls run in a portal's loop, which lives as long as its test; they may come from many threads.
 """
@@ -22,12 +22,12 @@ Function = Callable[..., Any]
 
 
 class Sync:
-    """The plain verbs."""
+    """The sync verbs."""
 
     name = "sync"
 
     def function(self, function: Function) -> Function:
-        """The function, as this mode calls it."""
+        """The function in the form that this mode calls."""
         return function
 
     def staged(self, stages: Sequence[tuple[str, Function]], end: Function = lambda: "done", **terms: Any) -> Function:
@@ -48,7 +48,7 @@ class Sync:
         return decorated(*args)
 
     def begin(self, once: Once, key: str, work: Function, **terms: Any) -> tuple[bool, Any]:
-        """By hand: whether it was done before, and the result."""
+        """Enter a block: whether the work was done before, and the result."""
         with once.begin(key, **{"payload": None, **terms}) as attempt:
             done = attempt.done
             if not done:
@@ -70,7 +70,7 @@ class Sync:
 
 
 class Looped(Sync):
-    """The awaited verbs, on one event loop."""
+    """The async verbs, on one event loop."""
 
     def __init__(self, portal: BlockingPortal, name: str) -> None:
         self._portal = portal
@@ -137,7 +137,7 @@ Mode = Sync | Looped
 
 @contextmanager
 def in_mode(name: str) -> Iterator[Mode]:
-    """The mode of this name, for as long as its loop runs."""
+    """The mode of this name, while its loop runs."""
     if name == "sync":
         yield Sync()
         return

@@ -1,4 +1,4 @@
-"""What ``Once`` promises, on every backend, sync, on asyncio and on trio."""
+"""The guarantees of ``Once``, on every backend, sync, on asyncio and on trio."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PATIENCE = 30.0
 
 
 class Declined(Exception):
-    """A card was declined: a result."""
+    """An error that is a result: a card was declined."""
 
 
 class Count:
@@ -69,7 +69,7 @@ class Receipt(BaseModel):
 
 
 def test_a_function_is_carried_out_once_and_each_call_gets_its_result(how: Mode, once: Once) -> None:
-    """N-01: whatever is called with the key later."""
+    """N-01: later calls with the key may have any function."""
     create, never = Count({"number": 7}), Count()
 
     results = [how.run(once, "order-1", how.function(f), payload=1) for f in (create, create, never)]
@@ -102,7 +102,7 @@ def test_another_worker_finds_the_result(how: Mode, make: MakeOnce) -> None:
 
 
 def test_a_decorated_function_is_carried_out_once_for_each_key(how: Mode, once: Once) -> None:
-    """N-03: its key is made of its arguments, and it keeps its name."""
+    """N-03: its key is computed from its arguments, and it keeps its name."""
     calls: list[int] = []
 
     def create(order: dict[str, Any], copies: int = 1) -> int:
@@ -119,7 +119,7 @@ def test_a_decorated_function_is_carried_out_once_for_each_key(how: Mode, once: 
 
 
 def test_a_decorator_compares_what_payload_says(how: Mode, once: Once) -> None:
-    """N-03, N-06: also where an argument is no JSON."""
+    """N-03, N-06: also if an argument is not JSON."""
     create = Count("made")
 
     def work(connection: object, order: int) -> Any:
@@ -154,7 +154,7 @@ def test_a_block_that_raises_leaves_the_work_to_the_next_one(how: Mode, once: On
 
 
 def test_a_result_comes_back_as_its_declared_type(how: Mode, once: Once) -> None:
-    """N-05: by annotation, to the first call too."""
+    """N-05: the annotation declares it; the first call gets that type too."""
     create = Count(Invoice(7, Decimal("9.90"), date(2026, 12, 1)))
 
     def work() -> Invoice:
@@ -176,7 +176,7 @@ def test_returns_declares_the_type_of_a_result(how: Mode, once: Once) -> None:
 
 
 def test_the_first_call_gets_the_result_as_later_ones_do(how: Mode, once: Once) -> None:
-    """N-05: through JSON."""
+    """N-05: the result passes through JSON."""
     results = [how.run(once, "k", how.function(Count((1, [2]))), payload=1) for _ in range(2)]
     assert results == [[1, [2]]] * 2
 
@@ -218,7 +218,7 @@ def test_a_declared_type_that_cannot_be_kept_is_refused_before_the_effect(how: M
 
 
 def test_another_payload_under_the_key_is_refused(how: Mode, once: Once) -> None:
-    """N-06: the arguments, unless payload= says otherwise."""
+    """N-06: the arguments are the payload, unless ``payload=`` is given."""
     create = Count("made")
 
     def work(order: dict[str, Any]) -> Any:
@@ -241,11 +241,11 @@ def test_payload_none_compares_the_key_alone(how: Mode, once: Once) -> None:
     assert create.calls == 1
 
 
-# Elsewhere
+# Concurrent calls
 
 
 class Held:
-    """A function that runs until it is let go."""
+    """A function that runs until the test lets it go."""
 
     def __init__(self, result: Any = "made") -> None:
         self.begun, self.may_end = threading.Event(), threading.Event()
@@ -262,7 +262,7 @@ class Held:
 
 
 def test_a_call_while_another_one_runs_says_when_to_come_back(how: Mode, once: Once) -> None:
-    """N-08."""
+    """N-08: the error has a time to retry after."""
     held = Held()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(how.run, once, "k", how.function(held))
@@ -279,7 +279,7 @@ def test_a_call_while_another_one_runs_says_when_to_come_back(how: Mode, once: O
 
 
 def test_a_call_that_waits_gets_the_result_of_the_other_one(how: Mode, once: Once) -> None:
-    """N-08: also several of them."""
+    """N-08: several calls may wait."""
     held = Held()
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(how.run, once, "k", how.function(held))
@@ -293,7 +293,7 @@ def test_a_call_that_waits_gets_the_result_of_the_other_one(how: Mode, once: Onc
 
 
 def test_a_call_that_waits_takes_over_where_the_other_one_fails(how: Mode, make: MakeOnce) -> None:
-    """N-08: ``wait`` of the whole Once."""
+    """N-08: ``wait`` is a field of the ``Once``."""
     once = make(wait=PATIENCE)
     held, second = Held(ZeroDivisionError()), Count("made")
     with ThreadPoolExecutor(2) as pool:
@@ -393,7 +393,7 @@ def test_work_is_attempted_max_attempts_times(how: Mode, make: MakeOnce) -> None
     assert work.calls == 2
 
 
-# idem inside
+# idem inside of a call
 
 
 def test_a_key_for_another_service_is_the_same_in_each_attempt(how: Mode, once: Once) -> None:
@@ -437,7 +437,7 @@ def test_reconcile_asks_the_other_side(how: Mode, once: Once) -> None:
 
 
 def test_idem_is_that_of_the_call_and_nothing_behind_it(how: Mode, once: Once) -> None:
-    """N-12."""
+    """N-12: after the call ``idem`` is inactive."""
     seen: list[bool] = []
     how.run(once, "k", how.staged([], lambda: seen.append(idem.active)))
     assert (seen, idem.active) == ([True], False)
@@ -460,7 +460,7 @@ def test_discard_keeps_no_result(how: Mode, once: Once) -> None:
 
 
 def test_calls_of_other_keys_nest(how: Mode, once: Once) -> None:
-    """N-14: each has its own stages and its own end."""
+    """N-14: each call has its own stages and its own end."""
     inner = Count("inner")
     if how.name == "sync":
 
@@ -483,7 +483,7 @@ def test_calls_of_other_keys_nest(how: Mode, once: Once) -> None:
 
 
 def test_a_key_inside_its_own_call_raises_at_once(how: Mode, make: MakeOnce) -> None:
-    """N-14: also where it would wait, also through another Once and another key in between."""
+    """N-14: also if it would wait, and also through another ``Once`` and another key in between."""
     one, other = make(wait=PATIENCE), make(wait=PATIENCE)
     if how.name == "sync":
 
@@ -504,7 +504,7 @@ def test_a_key_inside_its_own_call_raises_at_once(how: Mode, make: MakeOnce) -> 
     assert how.run(one, "k", how.function(Count("after")), payload=1) == "after"
 
 
-# Looking and forgetting
+# Status and forgetting
 
 
 def test_the_status_says_how_far_the_work_is(how: Mode, once: Once) -> None:
@@ -554,7 +554,7 @@ def test_a_key_that_an_attempt_holds_is_not_forgotten(how: Mode, once: Once) -> 
 
 
 def test_encrypted_results_and_stages_come_back(how: Mode, make: MakeOnce) -> None:
-    """N-21: and are not in the record as they are."""
+    """N-21: the record contains no plain value."""
     once = make(encryption=EncryptionKeys({"a": b"k" * 32}))
     work = how.staged([("reserve", Count("a secret stage"))], lambda: "a secret result")
     assert [how.run(once, "k", work) for _ in range(2)] == ["a secret result"] * 2
@@ -564,7 +564,7 @@ def test_encrypted_results_and_stages_come_back(how: Mode, make: MakeOnce) -> No
 
 
 def test_a_scope_has_max_live_keys(how: Mode, make: MakeOnce) -> None:
-    """N-22: a further one is refused before the function; a forgotten one frees its slot."""
+    """N-22: a further key is refused before the function runs; a forgotten key frees its slot."""
     once, never = make(max_live_keys=2), Count()
     for key in ("a", "b"):
         how.run(once, key, how.function(Count()), payload=1)

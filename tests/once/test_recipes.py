@@ -1,7 +1,7 @@
-"""The recipes of ``docs/once.md``, as they stand, under the libraries that they are for: each delivers again.
+"""The recipes of ``docs/once.md`` run unchanged under their libraries, and each message is delivered again.
 
-Every message is delivered again after a failure, by the library where it does so, and once more after that. The work is
-done once. Addresses alone are replaced by those of the tests' servers.
+Every message is delivered again after a failure, by the library if it does so, and once more after that. The work is
+done once. Only addresses are replaced by those of the tests' servers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SECONDS = 60
 
 
 class Page:
-    """The blocks under the headings of the page, and what they have made."""
+    """The code blocks under the headings of the page, and the names that they have defined."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self._addresses = {"sqlite:///once.db": f"sqlite:///{folder}/once.db", "redis://localhost": url}
@@ -42,7 +42,7 @@ class Page:
         self.done = threading.Event()
 
     def run(self, heading: str) -> dict[str, Any]:
-        """Run the block under a heading; the names so far."""
+        """Run the block under a heading; return the names so far."""
         text = block(heading)
         for address, instead in self._addresses.items():
             text = text.replace(address, instead)
@@ -50,7 +50,7 @@ class Page:
         return self.names
 
     def make_invoice(self, order: Any) -> dict[str, Any]:
-        """Fails at first, as a service that is away for a moment."""
+        """Fails at first, as a service that is unavailable for a moment."""
         self.calls.append(order)
         if len(self.calls) == 1:
             raise ConnectionError("a service is away")
@@ -74,7 +74,7 @@ RECIPES = (
 
 @pytest.fixture(scope="module")
 def broker_url() -> Iterator[str]:
-    """A server of this module's own, as the queues of the libraries have names of their own."""
+    """A server of this module alone, as the queues of the libraries have names of their own."""
     server = Server("valkey").start()
     try:
         yield server.url
@@ -90,12 +90,12 @@ def page(tmp_path: Path, broker_url: str) -> Iterator[Page]:
 
 @pytest.mark.parametrize("heading", RECIPES)
 def test_a_recipe_has_at_most_ten_lines(heading: str) -> None:
-    """N-29: of code."""
+    """N-29: the limit counts lines of code."""
     assert len([line for line in block(heading).splitlines() if line.strip()]) <= 10
 
 
 def _once_in_two_tries(page: Page) -> None:
-    """The first try failed, the second one was the work, and no further one was made."""
+    """Assert that the first try failed, the second one did the work, and there was no further one."""
     assert len(page.calls) == 2
 
 
@@ -183,23 +183,23 @@ def test_rq_runs_a_job_again_and_its_work_is_done_once(page: Page) -> None:
 
 
 def run_for_rq(*args: Any) -> Any:
-    """What a job calls: the Once of the page."""
+    """The function of a job: the ``Once`` of the page."""
     return globals()["invoices"].run(*args)
 
 
 def make_invoice_for_rq(order: Any) -> Any:
-    """What a job calls: the function of the page."""
+    """The function of a job: the function of the page."""
     return globals()["make_invoice"](order)
 
 
 class OnceByName:
-    """A Once of another module, whose ``run`` a job can name."""
+    """A ``Once`` of another module, whose ``run`` a job can name."""
 
     run = staticmethod(run_for_rq)
 
 
 def test_an_arq_job_is_run_again_and_its_work_is_done_once(page: Page) -> None:
-    """N-29: called as arq calls it; arq itself needs an older client of Redis than the other libraries here."""
+    """N-29: the job is called as arq calls it; arq itself needs an older Redis client than the other libraries here."""
     settings = page.run("arq")["WorkerSettings"]
     (function,) = settings.functions
 
@@ -233,7 +233,7 @@ def test_faststream_handles_a_message_again_and_its_work_is_done_once(page: Page
 
 
 def test_a_kafka_consumer_gets_a_message_again_and_its_work_is_done_once(page: Page) -> None:
-    """N-29: the real client, against the broker that it brings for tests. The offset is committed behind the work."""
+    """N-29: the real client, against the broker that it ships for tests. The offset is committed after the work."""
     from confluent_kafka import Consumer, Producer
 
     consume = page.run("A Kafka consumer loop")["consume"]
@@ -273,7 +273,7 @@ def test_a_kafka_consumer_gets_a_message_again_and_its_work_is_done_once(page: P
 
 
 def test_a_webhook_gets_an_event_again_and_its_work_is_done_once(page: Page) -> None:
-    """N-29: 500 at first, after which the provider sends it again, with another count of deliveries."""
+    """N-29: 500 at first, after which the provider sends the event again, with another count of deliveries."""
     client = page.run("A webhook")["app"].test_client()
     replies = [client.post("/webhooks/payments", json={**ORDER, "pending_webhooks": n}) for n in range(3)]
     assert [reply.status_code for reply in replies] == [500, 204, 204]
@@ -296,7 +296,7 @@ def test_a_management_command_is_started_again_and_its_work_is_done_once(page: P
 
 
 def test_a_tool_is_called_again_and_its_work_is_done_once(page: Page) -> None:
-    """N-29: by a client of MCP's, in memory."""
+    """N-29: an in-memory client of MCP calls it."""
     from mcp import Client
 
     server = page.run("An MCP tool")["mcp"]

@@ -1,1 +1,1 @@
-"""The pure core and the performing layer, without any server."""
+"""Unit tests: the pure core, the engine, the stages and the adapters, without any server."""

@@ -1,4 +1,4 @@
-"""Small builders that the unit tests share: requests, leases, records, a scripted engine, a recording backend."""
+"""Builders that the unit tests share: requests, leases, records, a scripted engine, a recording backend."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def attempt_of(*stages: Stage, owned: Lease | None = None, **fields: Any) -> Att
 
 
 class Listener:
-    """Keeps the events it is told: decisions in ``seen``, and the problems that come of them in ``problems``."""
+    """Collects the events that it is given: decisions in ``seen``, and the problems that result from them in
+    ``problems``.
+    """
 
     def __init__(self) -> None:
         self.seen: list[events.Event] = []
@@ -83,43 +85,43 @@ class Listener:
 
 @dataclass
 class Script:
-    """Plays the performer: feeds prepared replies, raises prepared errors, and keeps what was asked.
+    """Plays the performer: feeds prepared results, raises prepared errors, and records the commands.
 
-    ``answers``: for each command class, the results of its calls in turn; an exception is thrown in. ``Now`` reads a
-    clock that ``Sleep`` and ``Wait`` move; ``Call`` is called, ``Emit`` is told, and of ``slots`` to wait some are
-    free.
+    ``results``: for each command class, the results of its calls in turn; an exception is raised. ``Now`` reads a clock
+    that ``Sleep`` and ``Wait`` move. ``Call`` is called, and ``Emit`` gives its event to the listener. ``slots``: how
+    many waiting slots are free.
     """
 
-    answers: dict[type[Command[Any]], list[Any]] = field(default_factory=dict)
+    results: dict[type[Command[Any]], list[Any]] = field(default_factory=dict)
     asked: list[Command[Any]] = field(default_factory=list)
     clock: float = 100.0
     slots: int = 1
 
     def run(self, steps: Any) -> Any:
-        """Drive the steps to their end; what they return or raise."""
+        """Drive the steps to their end; return or raise what they return or raise."""
         try:
             command = next(steps)
             while True:
                 if isinstance(command, Complete) and isinf(command.asked):  # as the performer does
                     command.asked = self.clock
                 try:
-                    answer = self._answer(command)
+                    result = self._result(command)
                 except BaseException as error:
                     command = steps.throw(error)
                 else:
-                    command = steps.send(answer)
+                    command = steps.send(result)
         except StopIteration as stop:
             return stop.value
 
-    def _answer(self, command: Any) -> Any:
+    def _result(self, command: Any) -> Any:
         self.asked.append(command)
         name = type(command).__name__
-        prepared = self.answers.get(type(command))
+        prepared = self.results.get(type(command))
         if prepared:
-            answer = prepared.pop(0)
-            if isinstance(answer, BaseException):
-                raise answer
-            return answer
+            result = prepared.pop(0)
+            if isinstance(result, BaseException):
+                raise result
+            return result
         return getattr(self, f"_{name}", self._unexpected)(command)
 
     def _unexpected(self, command: Any) -> Any:
@@ -154,7 +156,7 @@ class Script:
             command.listener(command.event)
 
     def names(self) -> list[str]:
-        """The commands that were asked, by class name, without the reporting and the clock."""
+        """The class names of the commands, without ``Emit`` and ``Now``."""
         apart = ("DrawReference", "Emit", "Now", "KeepAlive")
         return [name for name in (type(c).__name__ for c in self.asked) if name not in apart]
 
@@ -170,7 +172,7 @@ class Script:
 
 
 class RecordingBackend(MemoryBackend):
-    """The memory backend, which also notes each renewal and what was asked of it, and can be told to fail."""
+    """The memory backend, which also notes each renewal and each command, and can be set to fail."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -190,13 +192,13 @@ class RecordingBackend(MemoryBackend):
             self.beaten.release()
 
     def await_beats(self, count: int = 1, seconds: float = 10.0) -> None:
-        """Wait for so many further renew calls; fails after ``seconds`` for each."""
+        """Wait for this many further renew calls, each within ``seconds``."""
         for _ in range(count):
             assert self.beaten.acquire(timeout=seconds), f"no beat within {seconds} s; so far {self.renewals}"
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Wait for a condition that another thread brings about; bounded."""
+    """Wait, for a bounded time, for a condition that another thread brings about."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"

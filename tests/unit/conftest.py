@@ -1,4 +1,4 @@
-"""Fixtures of the blocking adapters' tests: a backend, a Flask application, and a list to leave traces in."""
+"""Fixtures of the tests of the sync adapters: a backend, a Flask application, and a list of traces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def backend() -> MemoryBackend:
 
 @pytest.fixture
 def runs() -> list[Any]:
-    """What the views of a test leave behind."""
+    """The list in which the views of a test leave traces."""
     return []
 
 

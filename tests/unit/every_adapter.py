@@ -1,4 +1,4 @@
-"""One small application on each adapter, for what is the same on all of them."""
+"""One small application on each adapter, for behaviour that is the same on all of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Pairs = Sequence[tuple[str, str]]
 
 
 class Reply:
-    """A response, whoever made it. ``headers``: by lower-case name, of several the last one."""
+    """A response of any adapter. ``headers``: by lower-case name; the last one of several."""
 
     def __init__(self, status: int, headers: Any, body: bytes) -> None:
         self.status = status
@@ -35,7 +35,7 @@ class Reply:
 
     @property
     def problem(self) -> dict[str, Any]:
-        """The body, which is JSON."""
+        """The JSON body."""
         return dict(json.loads(self.body))
 
 
@@ -43,7 +43,7 @@ Send = Callable[[], Reply]
 
 
 def post_asgi(app: Any) -> Reply:
-    """One POST with the key, in process."""
+    """One POST with the key, in process, to an ASGI application."""
 
     async def send() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
@@ -54,7 +54,7 @@ def post_asgi(app: Any) -> Reply:
 
 
 def post_flask(app: Flask) -> Reply:
-    """The same, by Flask's own client, which keeps no cookies."""
+    """One POST with the key, by Flask's own client, which keeps no cookies."""
     response = app.test_client(use_cookies=False).post("/0", headers=FIELDS)
     return Reply(response.status_code, response.headers.items(), response.data)
 
@@ -144,7 +144,7 @@ def _django_blocking(backend: Any, sent: Pairs, **policy: Any) -> Send:
     return _django(False, backend, sent, **policy)
 
 
-#: by name: takes a backend, the header fields of the view's response, and policy fields; returns what sends one request
+#: by name: takes a backend, headers of the view's response, and policy fields; returns a sender of requests
 ADAPTERS: dict[str, Callable[..., Send]] = {
     "asgi": _asgi,
     "fastapi": _fastapi,

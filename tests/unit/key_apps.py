@@ -1,7 +1,7 @@
 """One application on each adapter whose view reads its body, for keys that are read from a request (H-15 to H-21).
 
-``APPS`` has, by name, what makes it: from a backend, and policy fields of the application or of the one route. What it
-returns posts a request, and gives back the response of the application.
+``APPS`` has a factory by name: it takes a backend, and policy fields of the application or of the one route. It returns
+a function that posts a request and returns the application's response.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Adapters of one's own: the sync and the async form, and the example on ``http.server``."""
+"""Custom adapters: the sync and the async form, and the example on ``http.server``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def reported() -> list[events.Event]:
 
 @pytest.fixture
 def call(form: str, reported: list[events.Event]) -> Call:
-    """``handle`` of either form; the handler is a sync function."""
+    """Call ``handle`` of either form; the handler is a sync function."""
     policy = IdempotencyPolicy(on_event=reported.append, max_request_bytes=100)
     if form == "sync":
         return Adapter("memory://", policy=policy).handle
@@ -62,7 +62,7 @@ def call(form: str, reported: list[events.Event]) -> Call:
 
 
 def test_a_retry_gets_the_stored_response_and_the_handler_runs_once(call: Call) -> None:
-    """O-02, R-01: first run and replay; a caller is who the framework says."""
+    """O-02, R-01: first run and replay; the framework says who the caller is."""
     runs: list[int] = []
 
     def handler() -> Response:
@@ -143,7 +143,7 @@ def test_an_async_retry_resumes_behind_the_last_stage(form: str) -> None:
 
 
 def test_a_cancelled_handler_fails_its_attempt_and_the_next_request_runs_at_once() -> None:
-    """L-04: nobody waits for the lease of a request that was cancelled."""
+    """L-04: the next request does not wait for the lease."""
     adapter = AsyncAdapter("memory://")
 
     async def main() -> None:
@@ -169,13 +169,13 @@ def test_a_cancelled_handler_fails_its_attempt_and_the_next_request_runs_at_once
 
 
 def test_a_method_that_is_not_covered_runs_without_protection(call: Call) -> None:
-    """The policy's ``methods`` count, as in every adapter."""
+    """The policy's ``methods`` apply, as in every adapter."""
     got = Request("GET", b"/pay", b"", [(b"idempotency-key", b"a-key-of-32-characters-or-so-0001")], native=None)
     assert [call(got, b"", lambda: CREATED).status for _ in range(2)] == [201, 201]
 
 
 def test_scope_sees_the_request_of_the_framework(form: str) -> None:
-    """``native`` is what the adapter says it is, whichever form it has."""
+    """``native`` is whatever object the adapter passes, in either form."""
     seen: list[object] = []
 
     def scope(request: Request) -> str:
@@ -206,13 +206,13 @@ def test_a_body_over_the_limit_is_refused_before_the_handler(call: Call) -> None
 
 
 def test_a_handler_that_returns_something_else_fails_its_attempt(call: Call) -> None:
-    """Bad input: the message says which type is wanted."""
+    """Bad input: the message names the required type."""
     with pytest.raises(TypeError, match=r"open_idempotency\.hooks\.Response, not str"):
         call(_request(), b"{}", lambda: "done")
 
 
 def test_a_body_that_is_no_bytes_fails_its_attempt(call: Call, reported: list[events.Event]) -> None:
-    """Bad input: nobody waits for the lease of a response that cannot be stored."""
+    """Bad input: the next request does not wait for the lease of a response that cannot be stored."""
     wrong: Any = "done"
     with pytest.raises(TypeError, match="bytes, not str"):
         call(_request(), b"{}", lambda: Response(201, [], wrong))
@@ -220,7 +220,7 @@ def test_a_body_that_is_no_bytes_fails_its_attempt(call: Call, reported: list[ev
 
 
 class _FailsToComplete(MemoryBackend):
-    """A store that goes away while the handler runs."""
+    """A backend that becomes unavailable while the handler runs."""
 
     def complete(self, c: Complete, /) -> Completed:
         raise BackendUnavailable("away")
@@ -231,7 +231,7 @@ class _FailsToComplete(MemoryBackend):
 
 @pytest.mark.parametrize("form", ["sync", "asyncio"])
 def test_a_response_that_is_not_on_record_says_so(form: str) -> None:
-    """L-08: the client gets it, marked."""
+    """L-08: the client gets the response, with a mark."""
     policy = IdempotencyPolicy(respond_within=0.05, record_within=0.1)
 
     async def main() -> Response:
@@ -259,7 +259,7 @@ class _Shop(IdempotentHandler):
         return CREATED
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the test's output is not the place."""
+        """Log nothing, to keep the test's output clean."""
 
 
 @pytest.fixture
@@ -289,7 +289,7 @@ def _post(port: int, body: bytes, key: str | None = "a-key-of-32-characters-or-s
 
 
 def test_the_example_runs_once_replays_refuses_and_resumes(shop: tuple[type[_Shop], int]) -> None:
-    """O-02, O-05, O-06, S-01 over HTTP: the adapter of the docs on ``http.server``."""
+    """O-02, O-05, O-06, S-01: the adapter of the docs on ``http.server``, over HTTP."""
     application, port = shop
     application.broken = True
     assert _post(port, b"5") == (500, None)

@@ -1,4 +1,4 @@
-"""What an application does after its response was recorded: warned about at start, and reported where it fails."""
+"""Code of an application that runs after its response was recorded: warned about at start, and reported if it fails."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ pytestmark = pytest.mark.skipif(not LATE, reason="this FastAPI ends dependencies
 
 
 def get_session() -> Iterator[str]:
-    """FastAPI's documented session dependency: what it does behind its yield comes after the response."""
+    """FastAPI's documented session dependency: the code after its yield runs after the response."""
     yield "session"
 
 
 async def get_async_session() -> AsyncIterator[str]:
-    """The same, awaited."""
+    """The async form of ``get_session``."""
     yield "session"
 
 
 class Sessions:
-    """A dependency that is an object."""
+    """A session dependency that is a callable object."""
 
     def __call__(self) -> Iterator[str]:
         yield "session"
 
 
 def plain() -> str:
-    """It has ended before the endpoint begins."""
+    """A dependency that has ended before the endpoint begins."""
     return "user"
 
 
 def nested(session: str = Depends(get_session)) -> str:
-    """It ends early, but what it depends on does not."""
+    """A dependency that ends early, and depends on one that does not."""
     return session
 
 
 def shop(dependency: Any, **options: Any) -> FastAPI:
-    """One covered route with this dependency."""
+    """An application with one covered route that has this dependency."""
     app = FastAPI()
     app.add_middleware(IdempotencyMiddleware, backend="memory://", **options)
 
@@ -67,7 +67,7 @@ def shop(dependency: Any, **options: Any) -> FastAPI:
 
 
 def warnings_at_start(app: Any, caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What is warned about while the application starts."""
+    """The warnings while the application starts."""
     caplog.clear()
     asyncio.run(start(app))
     return [r.getMessage() for r in caplog.records if r.name == "open_idempotency" and r.levelno == logging.WARNING]
@@ -98,7 +98,7 @@ def test_a_dependency_that_ends_after_the_response_is_warned_about_at_start(
 
 
 def test_one_warning_names_all_routes_of_a_dependency(caplog: pytest.LogCaptureFixture) -> None:
-    """R-05a: also those of a router that has the dependency for all its routes; not those that are not covered."""
+    """R-05a: also the routes of a router with the dependency; not the routes that are not covered."""
     app, router = shop(Depends(get_session)), APIRouter(prefix="/part", dependencies=[Depends(get_session)])
     for number in range(6):
         router.add_api_route(f"/{number}", plain, methods=["POST"])
@@ -133,21 +133,21 @@ def test_without_a_start_the_first_request_warns(caplog: pytest.LogCaptureFixtur
     assert len(said) == 1
 
 
-# An application that raises when its response is on record already
+# An application that raises after its response was recorded
 
 
 class CommitFailed(Exception):
-    """Too late to be told to the client."""
+    """An error that comes too late for the response."""
 
 
 def failing_session() -> Iterator[str]:
-    """Its commit fails."""
+    """A session whose commit fails."""
     yield "session"
     raise CommitFailed
 
 
 def failing_task() -> None:
-    """Runs in the background."""
+    """A background task that fails."""
     raise CommitFailed
 
 
@@ -174,9 +174,9 @@ def post_twice(app: Any) -> None:
     async def run() -> list[int]:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            answers = [await client.post("/orders", headers={"idempotency-key": key}) for _ in range(2)]
-        assert [answer.headers.get("idempotent-replayed") for answer in answers] == [None, "true"]
-        return [answer.status_code for answer in answers]
+            responses = [await client.post("/orders", headers={"idempotency-key": key}) for _ in range(2)]
+        assert [response.headers.get("idempotent-replayed") for response in responses] == [None, "true"]
+        return [response.status_code for response in responses]
 
     assert asyncio.run(run()) == [200, 200]
 
@@ -198,7 +198,7 @@ def in_flask(teardown: str) -> Callable[[events.Listener], None]:
 
 
 class ClosesBadly:
-    """A WSGI response of one chunk; what is done when it is closed fails."""
+    """A WSGI response of one chunk whose ``close()`` fails."""
 
     def __init__(self) -> None:
         self._chunks = iter([b"made"])

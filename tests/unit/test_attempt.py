@@ -1,4 +1,4 @@
-"""An attempt's attributes are read everywhere, and changed by its own methods alone."""
+"""Every module may read an attempt's attributes; only the attempt's own methods change them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _FIELDS = {name for name in Attempt.__annotations__ if not name.startswith("_")}
 
 
 def _assigned(source: str) -> set[str]:
-    """The assignments to an attribute of another object that is named as one of an attempt's."""
+    """The assignments in a module to an attribute that an attempt has, on an object other than ``self``."""
     stores = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)]
     found = {ast.unparse(node) for node in stores if isinstance(node.ctx, ast.Store) and node.attr in _FIELDS}
     return {each for each in found if each.count(".") > 1 or not each.startswith("self.")}
 
 
 def test_no_module_assigns_to_an_attribute_of_an_attempt() -> None:
-    """Each change has a name, which can be looked for. Backends, whose records have stages too, know no attempt."""
+    """Each change is a method call that can be searched for. Backends are exempt: their records have stages too."""
     modules = [path for path in _PACKAGE.rglob("*.py") if "backends" not in path.parts]
     modules.remove(Path(attempt.__file__))
     found = {str(path): _assigned(path.read_text(encoding="utf-8")) for path in modules}

@@ -1,4 +1,4 @@
-"""What one request may cost whoever serves it: counts of bytes and of turns, never times."""
+"""The cost of one request for its server: counts of bytes and of event loop turns, never times."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.unit.builders import request_of
 
 AUTO, JSON = IdempotencyPolicy(), IdempotencyPolicy(fingerprint="json")
 BIG = 10 * 1024 * 1024 - 64
-#: bodies of somebody who wants them to be expensive, with their media types and policies
+#: bodies that an attacker makes expensive, with their media types and policies
 EXPENSIVE: dict[str, tuple[Callable[[], bytes], bytes, IdempotencyPolicy]] = {
     "numbers": (lambda: b'[{"a": 1},' + b"1," * (BIG // 2 - 10) + b"1]", b"application/json", JSON),
     "objects": (lambda: b"[ " + b'{"a":1},' * (BIG // 8 - 10) + b"1]", b"application/json", JSON),
@@ -56,7 +56,7 @@ def of(body: bytes, content_type: bytes = b"application/json", policy: Idempoten
 
 @pytest.mark.parametrize("name", EXPENSIVE)
 def test_a_body_is_taken_in_and_compared_in_less_memory_than_three_times_its_size(name: str) -> None:
-    """R-10: as a server hands it over, in pieces of 64 KiB."""
+    """R-10: the server delivers it in pieces of 64 KiB."""
     make, content_type, policy = EXPENSIVE[name]
     data = make()
     tracemalloc.start()
@@ -73,7 +73,7 @@ def test_a_body_is_taken_in_and_compared_in_less_memory_than_three_times_its_siz
 
 
 def test_a_body_in_very_small_chunks_takes_no_more_memory() -> None:
-    """R-10: a client chooses its chunks."""
+    """R-10: the client chooses the size of its chunks."""
     chunks = [bytes([number % 256]) for number in range(512 * 1024)]
     tracemalloc.start()
     try:
@@ -96,7 +96,7 @@ def digest_of(data: bytes) -> bytes:
 
 
 class CountedBody(RequestBody):
-    """Notes how many bytes are read of it."""
+    """A body that counts the bytes that are read of it."""
 
     __slots__ = ("handed",)
 
@@ -114,7 +114,7 @@ def _request(body: RequestBody, content_type: bytes) -> Request:
 
 @pytest.mark.parametrize("name", EXPENSIVE)
 def test_between_two_pauses_no_more_than_a_turn_of_the_body_is_worked_on(name: str) -> None:
-    """R-10: also of multipart bodies, which are gone through twice; what arrives is hashed as it does."""
+    """R-10: also for multipart bodies, which are read twice; bytes are hashed as they arrive."""
     make, content_type, policy = EXPENSIVE[name]
     data = make()
     body = CountedBody(policy)
@@ -157,7 +157,7 @@ def _multipart(parts: int, boundary: bytes) -> bytes:
     ],
 )
 def test_multipart_counts_by_its_parts_up_to_a_number_of_them(parts: int, boundary: bytes, same: bool) -> None:
-    """R-10: more than frameworks read by themselves count byte for byte."""
+    """R-10: a body with more parts than frameworks accept is compared byte for byte."""
     one, other = (
         of(_multipart(parts, name), b"multipart/form-data; boundary=" + name, AUTO) for name in (boundary, b"other")
     )
@@ -172,7 +172,7 @@ def test_multipart_counts_by_its_parts_up_to_a_number_of_them(parts: int, bounda
 def test_a_multipart_body_in_pieces_has_the_digest_that_its_parts_have_in_memory(
     pieces: list[bytes], boundary: bytes, size: int
 ) -> None:
-    """R-10: wherever a piece ends, so that stored fingerprints stay good."""
+    """R-10: wherever a piece ends, so stored fingerprints stay valid."""
     data = b"".join(pieces)
     body = RequestBody(IdempotencyPolicy(spool_bytes=2**20))
     for start in range(0, len(data), size):
@@ -184,7 +184,7 @@ def test_a_multipart_body_in_pieces_has_the_digest_that_its_parts_have_in_memory
 
 
 class Others:
-    """Another task of the event loop: how often it came to run."""
+    """Another task of the event loop, which counts its turns."""
 
     def __init__(self) -> None:
         self.turns = 0
@@ -225,7 +225,7 @@ async def _through_asgi(piece: int) -> tuple[int, bytes]:
 
 @pytest.mark.parametrize("piece", [64 * 1024, 2**30], ids=["in pieces", "at once"])
 def test_while_a_body_is_taken_in_and_read_others_run(piece: int) -> None:
-    """R-10: though the server and the disk never make the request wait."""
+    """R-10: although neither the server nor the disk makes the request wait."""
     turns, said = asyncio.run(_through_asgi(piece))
     assert said == b"%d" % BIG
     assert turns >= BIG // bodies.TURN + BIG // bodies.PIECE
@@ -236,7 +236,7 @@ _seen: list[HttpRequest] = []
 
 @async_only_middleware
 def noting(get_response: Any) -> Any:
-    """Middleware that shows the test its request."""
+    """Middleware that gives the test its request."""
 
     async def middleware(request: HttpRequest) -> Any:
         _seen.append(request)
@@ -246,7 +246,7 @@ def noting(get_response: Any) -> Any:
 
 
 async def _sizes_seen() -> list[int]:
-    """How much of a body was read at each turn of another task."""
+    """How much of a body had been read at each turn of another task."""
     sizes = [0]
 
     async def look() -> None:
@@ -266,7 +266,7 @@ async def _sizes_seen() -> list[int]:
 
 
 def test_while_django_reads_a_body_others_run() -> None:
-    """R-10: from its file into ours, a turn at a time."""
+    """R-10: the body is copied from Django's file into the library's, a turn at a time."""
 
     async def view(request: HttpRequest) -> HttpResponse:
         return HttpResponse("done")

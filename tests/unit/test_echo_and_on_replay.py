@@ -1,4 +1,4 @@
-"""``echo_key=`` and ``on_replay=`` on every adapter."""
+"""``echo_key=`` sends the key back, and ``on_replay=`` changes replays, on every adapter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.unit.test_keys_from_requests import KEY, World
 
 @pytest.fixture(autouse=True)
 def own_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rules are known to a process; those of these tests say that a key may be anywhere."""
+    """Rules are registered for the process; those of this file say that a key may be anywhere, so they are removed."""
     monkeypatch.setattr(rules, "registry", rules.RuleRegistry())
 
 
@@ -27,7 +27,7 @@ def adapter(request: pytest.FixtureRequest) -> str:
 
 
 def test_first_responses_replays_and_problems_have_the_key_as_it_was_sent(adapter: str) -> None:
-    """H-21: 201, its replay, 422, and what is not about a valid key has none."""
+    """H-21: 201, its replay and 422 have it; a problem about an invalid key has none."""
     world = World(adapter, echo_key=True, required=True)
     for written in (KEY, f'"{KEY}"'):
         assert world.post(b"{}", Idempotency_Key=written).headers["idempotency-key"] == written
@@ -38,7 +38,9 @@ def test_first_responses_replays_and_problems_have_the_key_as_it_was_sent(adapte
 
 
 def test_a_key_from_the_body_is_sent_back_bare_or_as_a_string(adapter: str) -> None:
-    """H-21, H-15: under the name that ``header=`` has; quoted where a bare key could not be read."""
+    """H-21, H-15: the response header has the name that ``header=`` sets; the key is quoted where a bare key could not
+    be parsed.
+    """
     world = World(adapter, echo_key=True, key=key_from("json:/id"), header="X-Key")
     for key, shown in ((KEY, KEY), ('a "key" of 20 chars', r'"a \"key\" of 20 chars"')):
         for _ in range(2):
@@ -47,7 +49,7 @@ def test_a_key_from_the_body_is_sent_back_bare_or_as_a_string(adapter: str) -> N
 
 
 def test_without_echo_key_no_response_has_the_key(adapter: str) -> None:
-    """H-21: the default."""
+    """H-21: this is the default."""
     world = World(adapter)
     for _ in range(2):
         assert "idempotency-key" not in world.post(b"{}", Idempotency_Key=KEY).headers
@@ -71,7 +73,9 @@ def _call(number: int) -> bytes:
 
 
 def test_on_replay_changes_each_replay_and_never_the_first_response(adapter: str) -> None:
-    """H-22: a JSON-RPC id of the retry; the length is counted anew, the mark stays, the record is as it was."""
+    """H-22: for example the JSON-RPC id of the retry; the length is recomputed, the replay mark stays, the record does
+    not change.
+    """
     world = World(adapter, **RPC)
     first = world.post(_call(1))
     replays = [world.post(_call(number)) for number in (22, 333)]
@@ -108,7 +112,7 @@ def _informational(response: Response, request: Request) -> Response:
 
 @pytest.mark.parametrize("hook", [_raising, _nothing, _no_body, _broken_header, _informational])
 def test_a_hook_that_fails_leaves_the_stored_response_and_runs_nothing_again(adapter: str, hook: Any) -> None:
-    """H-23: the replay goes out as it is stored, and ``HookFailed`` reports it each time."""
+    """H-23: the replay is sent as it is stored, and ``HookFailed`` reports each failure."""
     world = World(adapter, on_replay=hook)
     first = world.post(b"{}", Idempotency_Key=KEY)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""``EncryptionKeys``: what is sealed opens with its key at its place, and with nothing else."""
+"""``EncryptionKeys``: a sealed value opens with its key and its binding, and with nothing else."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ bounded = settings(max_examples=times(50), deadline=None)
 @bounded
 @given(plain=st.binary(max_size=300), place=st.binary(max_size=40))
 def test_what_was_sealed_opens_at_its_place(cipher: Any, plain: bytes, place: bytes) -> None:
-    """Encryption at rest."""
+    """Encryption at rest: the same key and binding open it."""
     keys = EncryptionKeys({"2026": NEW}, cipher=cipher)
     assert keys.unseal(keys.seal(plain, place), place) == plain
 
 
 @pytest.mark.parametrize("cipher", CIPHERS)
 def test_what_is_sealed_shows_nothing_but_its_key_id_and_length(cipher: Any) -> None:
-    """The same bytes look different each time."""
+    """Equal plain bytes have different sealed bytes."""
     keys, plain = EncryptionKeys({"2026": NEW}, cipher=cipher), b"4111111111111111" * 4
     first, second = keys.seal(plain, HERE), keys.seal(plain, HERE)
     assert first != second
@@ -42,7 +42,7 @@ def test_what_is_sealed_shows_nothing_but_its_key_id_and_length(cipher: Any) -> 
 
 
 def test_the_first_key_seals_and_all_open() -> None:
-    """Rotating keys."""
+    """Keys can be rotated."""
     before, after = EncryptionKeys({"old": OLD}), EncryptionKeys({"new": NEW, "old": OLD})
     assert after.unseal(before.seal(b"card", HERE), HERE) == b"card"
     assert b"new" in after.seal(b"card", HERE)
@@ -50,13 +50,13 @@ def test_the_first_key_seals_and_all_open() -> None:
 
 
 def test_a_key_that_is_made_known_first_opens_what_the_next_deploy_seals() -> None:
-    """While workers of two deploys run side by side, both read what the other has sealed."""
+    """While workers of two deploys run side by side, each reads what the other has sealed."""
     announced, in_use = EncryptionKeys({"old": OLD, "new": NEW}), EncryptionKeys({"new": NEW, "old": OLD})
     assert announced.unseal(in_use.seal(b"1", HERE), HERE) == in_use.unseal(announced.seal(b"1", HERE), HERE) == b"1"
 
 
 def test_each_cipher_opens_what_the_other_has_sealed() -> None:
-    """The cipher may be changed as a key may."""
+    """The cipher can be changed as a key can."""
     aes, chacha = (EncryptionKeys({"k": NEW}, cipher=cipher) for cipher in CIPHERS)
     assert aes.unseal(chacha.seal(b"1", HERE), HERE) == chacha.unseal(aes.seal(b"1", HERE), HERE) == b"1"
 
@@ -72,14 +72,14 @@ def test_each_cipher_opens_what_the_other_has_sealed() -> None:
     ids=["moved", "of no place", "another key of that id", "an unknown key id"],
 )
 def test_what_does_not_belong_here_is_unreadable(keys: Any, place: bytes) -> None:
-    """B-08b: typed, whatever the reason."""
+    """B-08b: the error is typed, whatever the reason."""
     sealed = EncryptionKeys({"2026": NEW}).seal(b"card", HERE)
     with pytest.raises(RecordUnreadable):
         EncryptionKeys(keys).unseal(sealed, place)
 
 
 def test_a_key_does_not_open_what_is_passed_off_as_its_own() -> None:
-    """B-08b: the id in front is a part of what is authenticated."""
+    """B-08b: the key id in front is authenticated too."""
     keys = EncryptionKeys({"new": NEW, "old": NEW})
     with pytest.raises(RecordUnreadable):
         keys.unseal(keys.seal(b"card", HERE).replace(b"new", b"old"), HERE)
@@ -87,7 +87,7 @@ def test_a_key_does_not_open_what_is_passed_off_as_its_own() -> None:
 
 @pytest.mark.parametrize("cipher", CIPHERS)
 def test_a_change_of_any_bit_is_noticed(cipher: Any) -> None:
-    """B-08b: header, nonce, text and tag."""
+    """B-08b: in the header, the nonce, the text or the tag."""
     keys = EncryptionKeys({"k": NEW}, cipher=cipher)
     sealed = keys.seal(b"card", HERE)
     for bit in range(len(sealed) * 8):
@@ -100,7 +100,7 @@ def test_a_change_of_any_bit_is_noticed(cipher: Any) -> None:
 @bounded
 @given(data=st.data())
 def test_a_frame_that_is_cut_or_longer_is_unreadable(data: st.DataObject) -> None:
-    """B-08b: length-checked."""
+    """B-08b: the length is checked."""
     keys = EncryptionKeys({"k": NEW})
     sealed = keys.seal(b"card", HERE)
     end = data.draw(st.integers(0, len(sealed)))
@@ -114,7 +114,7 @@ def test_a_frame_that_is_cut_or_longer_is_unreadable(data: st.DataObject) -> Non
 @bounded
 @given(sealed=st.binary(max_size=80) | st.binary(max_size=80).map(lambda rest: b"\x01\x01k" + rest))
 def test_any_bytes_are_a_typed_error(sealed: bytes) -> None:
-    """B-08b: a hostile record does no more than to be refused."""
+    """B-08b: a hostile record is only refused."""
     with pytest.raises(RecordUnreadable):
         EncryptionKeys({"k": NEW}).unseal(sealed, HERE)
 
@@ -123,14 +123,14 @@ def test_any_bytes_are_a_typed_error(sealed: bytes) -> None:
 
 
 def test_a_new_key_is_random_text_that_makes_a_key() -> None:
-    """What goes into the environment."""
+    """The text is meant for an environment variable."""
     assert new_key() != new_key()
     assert len(base64.urlsafe_b64decode(new_key())) == 32
     assert EncryptionKeys({"k": new_key()}).seal(b"", HERE)
 
 
 def test_a_key_as_text_is_the_key_as_bytes() -> None:
-    """Both alphabets of base64 are read."""
+    """Both alphabets of base64 are accepted."""
     raw = b"\xfb\xff" * 16
     texts = [base64.urlsafe_b64encode(raw).decode(), base64.b64encode(raw).decode()]
     assert texts[0] != texts[1]
@@ -158,7 +158,7 @@ BAD: list[tuple[str, Any, str]] = [
 
 @pytest.mark.parametrize(("keys", "said"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
 def test_bad_keys_are_refused_at_start_and_not_repeated(keys: Any, said: str) -> None:
-    """ConfigurationError names the field and what to do; nothing of a key is told."""
+    """ConfigurationError names the field and what to do; it does not contain the key."""
     with pytest.raises(ConfigurationError, match=r"^encryption: ") as caught:
         EncryptionKeys(keys)
     assert said in str(caught.value)
@@ -166,7 +166,7 @@ def test_bad_keys_are_refused_at_start_and_not_repeated(keys: Any, said: str) ->
 
 
 def test_an_unknown_cipher_is_refused_at_start() -> None:
-    """Options validate themselves."""
+    """The constructor validates its options."""
     with pytest.raises(ConfigurationError, match=r"^encryption: cipher 'des' is none of 'aes-256-gcm', 'chacha"):
         EncryptionKeys({"k": NEW}, cipher="des")
 
@@ -176,14 +176,14 @@ def test_the_keys_are_not_shown() -> None:
 
 
 def test_without_the_library_the_error_has_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing extra names the install command."""
+    """The error for a missing extra names the install command."""
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
     with pytest.raises(MissingExtra, match=r"pip install 'open-idempotency\[encryption\]'"):
         EncryptionKeys({"k": NEW})
 
 
 def test_a_cipher_that_this_machine_lacks_is_found_out_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not at the first response that is to be stored."""
+    """The error is not left to the first response that is stored."""
     from cryptography.exceptions import UnsupportedAlgorithm
 
     def lacking(key: bytes) -> Any:
@@ -196,6 +196,6 @@ def test_a_cipher_that_this_machine_lacks_is_found_out_at_start(monkeypatch: pyt
 
 
 def test_the_keys_are_what_a_policy_takes() -> None:
-    """The protocol that objects of one's own have to follow."""
+    """Custom sealers implement the same protocol."""
     sealer: Sealer = EncryptionKeys({"k": NEW})
     assert sealer.unseal(sealer.seal(b"1", HERE), HERE) == b"1"

@@ -1,4 +1,4 @@
-"""Encryption over real backends: what their bytes hold, and what becomes of frames that somebody moves."""
+"""Encryption over real backends: what their bytes contain, and what becomes of frames that an attacker moves."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ Raw = Callable[[], bytes]
 
 
 class Kept(WatchedBackend):
-    """A real backend, and every byte that it keeps."""
+    """A real backend, and all the bytes that it stores."""
 
     def __init__(self, url: str, raw: Raw) -> None:
         super().__init__(open_backend(url))
         self.raw = raw
 
     def lease_on(self, claim: Claim) -> Lease:
-        """A claim of another worker's on that record."""
+        """Claim this record as another worker."""
         leased = self.inner.claim(replace(claim, owner=secrets.token_bytes(16)))
         assert isinstance(leased, Leased)
         return leased.lease
 
     def put(self, claim: Claim, stage: Stage) -> None:
-        """Put a stage into that record, as an attempt that failed would have."""
+        """Put a stage into this record, as a failed attempt would have done."""
         lease = self.lease_on(claim)
         self.inner.save_stage(SaveStage(lease, stage))
         self.inner.fail(Fail(lease))
 
     def record(self, claim: Claim) -> Record:
-        """What is stored."""
+        """The stored record."""
         record = self.inner.get(Get(claim.record_id))
         assert record is not None
         return record
@@ -54,7 +54,7 @@ class Kept(WatchedBackend):
 
 @pytest.fixture(params=["sqlite", "redis"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kept]:
-    """A file, and a server."""
+    """A backend on a file, and one on a server."""
     if request.param == "sqlite":
         made = Kept(
             f"sqlite:///{tmp_path}/records.db", lambda: b"".join(path.read_bytes() for path in tmp_path.iterdir())
@@ -74,7 +74,7 @@ def _redis_bytes(server: str, prefix: str) -> bytes:
 
 
 class Shop:
-    """An application with a stage, which fails after it while ``failing``, and the clients' one key."""
+    """An application with a stage that fails after it while ``failing`` is set, and the one key of its clients."""
 
     def __init__(self, backend: Kept, **fields: Any) -> None:
         self.backend = backend
@@ -94,21 +94,21 @@ class Shop:
         return VALUE
 
     def post(self, user: str = "ann", **fields: Any) -> httpx.Response:
-        """The same request each time; ``fields``: by a worker of another policy."""
+        """Post the same request; ``fields``: as a worker with another policy."""
         app = IdempotencyMiddleware(self._serve, self.backend, **fields) if fields else self._app
         headers = {"Idempotency-Key": self._key, "Authorization": user}
         with httpx.Client(transport=httpx.WSGITransport(app), base_url="http://test") as client:
             return client.post("/charges", content=b"{}", headers=headers)
 
     def fail(self, user: str = "ann") -> Claim:
-        """A failed attempt; the claim that was made for it."""
+        """Make a failed attempt; return its claim."""
         self.failing = True
         assert self.post(user).status_code == 500
         self.failing = False
         return self.last_claim()
 
     def last_claim(self) -> Claim:
-        """The last one that was made."""
+        """The last claim."""
         return next(command for command in reversed(self.backend.commands) if isinstance(command, Claim))
 
 
@@ -118,7 +118,7 @@ def assert_unreadable(response: httpx.Response) -> None:
 
 
 def assert_nothing_runs(shop: Shop, user: str) -> None:
-    """That two retries are reported."""
+    """Assert that two retries get a problem."""
     runs = shop.runs
     for _ in range(2):
         assert_unreadable(shop.post(user))
@@ -126,7 +126,7 @@ def assert_nothing_runs(shop: Shop, user: str) -> None:
 
 
 def test_without_encryption_the_bytes_can_be_found(backend: Kept) -> None:
-    """So that the tests below look in the right place."""
+    """The tests below look in the right place."""
     shop = Shop(backend, encryption=None)
     shop.post()
     assert CARD in backend.raw()
@@ -134,7 +134,7 @@ def test_without_encryption_the_bytes_can_be_found(backend: Kept) -> None:
 
 
 def test_the_bytes_at_rest_hold_neither_the_response_nor_a_stage(backend: Kept) -> None:
-    """And the replay is the response byte for byte."""
+    """The replay is the response, byte for byte."""
     shop = Shop(backend)
     shop.fail()
     first, second = shop.post(), shop.post()
@@ -157,7 +157,7 @@ def test_a_failed_response_at_rest_is_sealed_too(backend: Kept) -> None:
 
 
 def test_a_redacted_response_leaves_nothing_of_what_was_taken_out(backend: Kept) -> None:
-    """The first client gets it all."""
+    """The first client gets the whole response."""
     shop = Shop(backend, encryption=None, redact=redact_json("/card"))
     first, second = shop.post(), shop.post()
     assert CARD in first.content
@@ -167,7 +167,7 @@ def test_a_redacted_response_leaves_nothing_of_what_was_taken_out(backend: Kept)
 
 
 def test_a_response_that_was_moved_to_another_record_is_not_sent(backend: Kept) -> None:
-    """B-08b: Bob never gets Ann's response by the hand of whoever can write the backend."""
+    """B-08b: an attacker with write access cannot give Ann's response to Bob."""
     shop = Shop(backend)
     shop.post("ann")
     stolen = backend.record(shop.last_claim())
@@ -180,7 +180,7 @@ def test_a_response_that_was_moved_to_another_record_is_not_sent(backend: Kept) 
 
 
 def test_a_stage_that_was_moved_to_another_record_runs_nothing(backend: Kept) -> None:
-    """B-08b: Bob's request would take Ann's charge for its own."""
+    """B-08b: Bob's request would otherwise take Ann's charge for its own."""
     shop = Shop(backend)
     (stage,) = backend.record(shop.fail("ann")).stages
     bobs = shop.fail("bob")
@@ -190,7 +190,7 @@ def test_a_stage_that_was_moved_to_another_record_runs_nothing(backend: Kept) ->
 
 
 def test_a_stage_that_was_moved_to_another_name_runs_nothing(backend: Kept) -> None:
-    """B-08b: a charge would pass for a refund of the same request."""
+    """B-08b: a charge would otherwise pass for a refund of the same request."""
     shop = Shop(backend)
     anns = shop.fail()
     (stage,) = backend.record(anns).stages
@@ -214,7 +214,7 @@ def test_keys_are_rotated_under_live_records(backend: Kept) -> None:
 
 
 def test_encryption_is_switched_on_under_live_records(backend: Kept) -> None:
-    """Step by step, every worker reads what any other stores, and a plain record fails closed in the end."""
+    """At each step every worker reads what any other worker stores; in the end a plain record fails closed."""
     steps: list[dict[str, Any]] = [
         {"encryption": None},
         {"encryption": KEYS, "plain_records": "write"},

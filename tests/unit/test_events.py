@@ -1,4 +1,4 @@
-"""What a log says when a backend fails: enough for an operator to act, and nothing that came with a request."""
+"""Log messages about a failed backend: enough for an operator to act, and no data of a request."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from open_idempotency.exceptions import BackendUnavailable
 
 
 def test_the_log_names_the_command_that_makes_missing_tables(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Bad input: the client is told nothing of it, the operator what to do."""
+    """Bad input: the operator sees what to do, and the client sees nothing of it."""
     app = IdempotencyMiddleware(_never, f"sqlalchemy+sqlite:///{tmp_path}/none.db")
     with caplog.at_level(logging.WARNING, "open_idempotency"):
-        answer = asyncio.run(_posted(app))
-    assert answer.status_code == 503
-    assert "migrate" not in answer.text
+        response = asyncio.run(_posted(app))
+    assert response.status_code == 503
+    assert "migrate" not in response.text
     assert "run `open-idempotency migrate`" in caplog.text
 
 
 def test_what_a_database_says_is_cut_to_its_first_line() -> None:
-    """The lines behind it may quote the row."""
+    """Later lines of the message may quote the row."""
     error = BackendUnavailable("no room\nDETAIL: Failing row contains (secret)")
     error.__cause__ = OSError("full")
     event = events.BackendFailed.of("0123456789ab", "claim", error)
@@ -38,7 +38,7 @@ def test_what_a_database_says_is_cut_to_its_first_line() -> None:
     ids=["control characters", "too long"],
 )
 def test_what_a_database_says_fits_into_a_line_of_a_log(said: str, reported: str) -> None:
-    """Log injection."""
+    """This prevents log injection."""
     assert events.BackendFailed.of("0123456789ab", "claim", BackendUnavailable(said)).detail == reported
 
 

@@ -1,4 +1,4 @@
-"""What a request does not cost: counts, never times."""
+"""Work that a request does not cost: counts, never times."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Message = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def _nothing_else_is_counted() -> Iterator[None]:
-    """What other tests have left is collected before, since its ends would be calls of ours."""
+    """Garbage of other tests is collected before, since its finalizers would count as calls of the library."""
     gc.collect()
     gc.disable()
     yield
@@ -72,7 +72,7 @@ async def _post(
 
 @contextmanager
 def count_made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[type]]:
-    """The classes of the events that are made meanwhile."""
+    """The classes of the events that are created in the block."""
     made: list[type] = []
     kinds = [each for each in vars(events).values() if isinstance(each, type) and issubclass(each, events.Event)]
     with monkeypatch.context() as patched:
@@ -95,7 +95,7 @@ def _noting(kind: type, made: list[type]) -> Any:
 def test_an_event_is_made_only_where_somebody_listens(
     listener: Listener | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A new key, its replay and a mismatch make no everyday event in vain; a problem makes one for the log."""
+    """Without a listener a new key, its replay and a mismatch create no event; a problem creates one for the log."""
     app = IdempotencyMiddleware(_app, "memory://", on_event=listener)
     with count_made(monkeypatch) as made:
         asyncio.run(_post(app))
@@ -106,7 +106,7 @@ def test_an_event_is_made_only_where_somebody_listens(
 
 
 def test_a_reference_is_made_only_for_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    """O-32: no other request pays for the random bytes."""
+    """O-32: other requests do not pay for the random bytes."""
     asked: list[int] = []
     monkeypatch.setattr(
         event_log, "os", SimpleNamespace(urandom=lambda count: asked.append(count) or os.urandom(count))
@@ -120,7 +120,7 @@ def test_a_reference_is_made_only_for_a_problem(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_log_costs_two_questions_for_a_new_key_and_one_for_a_replay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """O-33: each decision asks once whether level DEBUG is on; where it is off, nothing is made and nothing logged."""
+    """O-33: each decision checks once whether level DEBUG is on; if not, nothing is created and nothing logged."""
     asked: list[int] = []
     logger = logging.getLogger("open_idempotency")
     monkeypatch.setattr(logging.Logger, "log", _forbidden)
@@ -141,7 +141,7 @@ def _forbidden(*_: object) -> None:
 
 
 def _request_files(**fields: Any) -> set[str]:
-    """The files of the package that a new key, its replay and a mismatch pass."""
+    """The files of the package that a new key, its replay and a mismatch pass through."""
     app = IdempotencyMiddleware(_app, "memory://", **fields)
     asyncio.run(_post(app, key=b"fedcba9876543210"))
     seen: set[str] = set()
@@ -161,7 +161,7 @@ def _request_files(**fields: Any) -> set[str]:
 
 @pytest.mark.parametrize("listener", [None, Listener()], ids=["nobody listens", "somebody listens"])
 def test_a_request_passes_nothing_of_telemetry_where_it_is_off(listener: Listener | None) -> None:
-    """P-37: with a plain listener as well; with telemetry it does."""
+    """P-37: also with a plain listener; with telemetry it does."""
 
     def measured(files: set[str]) -> set[str]:
         return {name for name in files if "open_idempotency/telemetry/" in name or name.endswith("measuring.py")}
@@ -171,7 +171,7 @@ def test_a_request_passes_nothing_of_telemetry_where_it_is_off(listener: Listene
 
 
 def test_nothing_is_said_of_a_request_where_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """P-25: neither its route nor its trace is looked at for a new key and a replay."""
+    """P-25: neither route nor trace is read for a new key and a replay."""
     monkeypatch.setattr(event_log, "context_of", _forbidden)
     app = IdempotencyMiddleware(_app, "memory://")
     asyncio.run(_post(app))
@@ -181,31 +181,31 @@ def test_nothing_is_said_of_a_request_where_nobody_listens(monkeypatch: pytest.M
 
 
 def test_a_body_in_one_message_reaches_the_application_uncopied() -> None:
-    """It is the very object that the server gave."""
+    """The application gets the very object of the server."""
     scope, _ = asyncio.run(_post(IdempotencyMiddleware(_app, "memory://")))
     assert scope["received"]["body"] is BODY
 
 
 def test_a_response_in_one_message_reaches_the_client_uncopied() -> None:
-    """It is the very object that the application gave."""
+    """The client gets the very object of the application."""
     _, sent = asyncio.run(_post(IdempotencyMiddleware(_app, "memory://")))
     assert sent[-1]["body"] is SENT
 
 
 def test_what_a_hook_redacts_is_the_applications_own_body() -> None:
-    """Nor is it copied to be stored, but into its record."""
+    """The body is copied only into the record."""
     seen: list[Response] = []
 
-    def redact(answer: Response) -> Response:
-        seen.append(answer)
-        return answer
+    def redact(response: Response) -> Response:
+        seen.append(response)
+        return response
 
     asyncio.run(_post(IdempotencyMiddleware(_app, "memory://", redact=redact)))
     assert seen[0].body is SENT
 
 
 def test_a_wsgi_response_in_one_piece_reaches_the_server_uncopied() -> None:
-    """It is the very list that the application returned."""
+    """The server gets the very list that the application returned."""
     whole = [SENT]
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
@@ -223,7 +223,7 @@ def test_a_wsgi_response_in_one_piece_reaches_the_server_uncopied() -> None:
 
 
 def test_requests_start_no_thread_but_the_one_heartbeat() -> None:
-    """L-01: one for all requests of a backend, whatever their number."""
+    """L-01: one thread serves all requests of a backend, whatever their number."""
     app = IdempotencyMiddleware(_app, MemoryBackend())
 
     async def many() -> None:
@@ -236,7 +236,7 @@ def test_requests_start_no_thread_but_the_one_heartbeat() -> None:
 
 
 def test_without_a_key_no_backend_no_thread_and_no_event_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It passes through, with the very receive and send of the server."""
+    """The request passes through, with the server's own ``receive`` and ``send``."""
     given: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -279,7 +279,7 @@ async def _warm_and_count(app: Any, method: str = "POST") -> list[str]:
 
 
 def test_without_a_key_only_the_places_of_a_claim_are_passed_under_fastapi(monkeypatch: pytest.MonkeyPatch) -> None:
-    """LIMITS 2, O-18: the middleware, and the three places where a claim would be asked for."""
+    """LIMITS 2, O-18: the middleware, and the three functions in which a claim would be made."""
     monkeypatch.setattr(rules, "registry", rules.RuleRegistry())
     app = FastAPI()
     app.add_middleware(FastApiMiddleware, backend="memory://")
@@ -296,14 +296,14 @@ def test_without_a_key_only_the_places_of_a_claim_are_passed_under_fastapi(monke
 
 
 def test_a_look_at_other_spellings_of_the_header_costs_no_call() -> None:
-    """O-36: a request without a key pays nothing for it, under plain ASGI the least."""
+    """O-36: a request without a key costs no call for it, under plain ASGI."""
     assert asyncio.run(_warm_and_count(IdempotencyMiddleware(_app, "memory://"))) == ["__call__", "__init__"]
     ruled = IdempotencyMiddleware(_app, "memory://", rules={"/charges": {"ttl": 60}})
     assert not {"key_among", "warn"}.intersection(asyncio.run(_warm_and_count(ruled)))
 
 
 def test_where_rules_are_used_a_get_calls_nothing_more_under_fastapi() -> None:
-    """O-25: only for requests that no middleware has seen it is asked whether somebody reads their rules."""
+    """O-25: whether a rule is read is checked only for requests that no middleware has seen."""
     app = FastAPI()
     app.add_middleware(FastApiMiddleware, backend="memory://")
 

@@ -19,7 +19,7 @@ MULTIPART = (
     b'--line\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nname\r\n'
     b'--line\r\nContent-Disposition: form-data; name="name"\r\n\r\n' + KEY.encode() + b"\r\n--line--\r\n"
 )
-#: each source of a key: key=, and a request that has it there
+#: each source of a key: ``key=``, and a request with a key in that source
 SOURCES: dict[str, tuple[Any, dict[str, Any]]] = {
     "json": (key_from("json:/data/0/id"), {"body": json.dumps({"data": [{"id": KEY}]}).encode()}),
     "header": (key_from("header:X-GitHub-Delivery"), {"body": b"{}", "X_GitHub_Delivery": KEY}),
@@ -36,7 +36,7 @@ LEVELS = ("application", "route")
 
 
 class World:
-    """One application and its backend. ``level``: whether its one route or all of it has the fields."""
+    """One application and its backend. ``level``: whether its one route or the whole application has the fields."""
 
     def __init__(self, adapter: str, level: str = "application", **fields: Any) -> None:
         self.count = Count()
@@ -56,7 +56,7 @@ class World:
 
 @pytest.fixture(autouse=True)
 def own_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rules are known to a process; those of these tests say that a key may be anywhere."""
+    """Rules are registered for the process; those of this file say that a key may be anywhere, so they are removed."""
     monkeypatch.setattr(rules, "registry", rules.RuleRegistry())
 
 
@@ -102,7 +102,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_key_that_no_header_could_carry_is_400_before_any_backend_call(adapter: str, case: str) -> None:
-    """H-16, H-12: the limits of a key in a header hold, also where no key is required."""
+    """H-16, H-12: the limits of a key in a header apply, also where no key is required."""
     value, why = REFUSED[case]
     world = World(adapter, key=key_from("json:/id"))
     refused = world.post(json.dumps(value).encode())
@@ -169,7 +169,7 @@ def test_what_cannot_be_read_is_refused_before_the_backend_where_a_key_is_requir
 def test_what_cannot_be_read_passes_with_its_whole_body_where_no_key_is_required(
     adapter: str, case: str, level: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """H-18: the view gets every byte, the event and a warning say that it ran unprotected."""
+    """H-18: the view gets every byte; an event and a warning say that it ran unprotected."""
     request = {**UNREADABLE, **TOO_LARGE}[case]
     _skip_what_is_not_there(adapter, request)
     world = World(adapter, level, key=key_from("json:/id"), max_request_bytes=4_000, spool_bytes=1_500)
@@ -184,7 +184,9 @@ def test_what_cannot_be_read_passes_with_its_whole_body_where_no_key_is_required
 
 @pytest.mark.parametrize("body", [b"{}", b'{"id": null}', b"[]", b'{"data": {"id": "x"}}'])
 def test_no_key_is_no_key_and_the_request_runs_as_without(adapter: str, body: bytes) -> None:
-    """H-19: nothing is claimed and nothing is warned of; where it is required 400 ``key-missing`` names the source."""
+    """H-19: nothing is claimed and nothing is warned about; where a key is required, 400 ``key-missing`` names the
+    source.
+    """
     world = World(adapter, key=key_from("json:/id"))
     assert [world.post(body).status, world.post(body).status, world.runs] == [201, 201, 2]
     assert (world.unreadable(), world.backend.verbs) == ([], [])
@@ -196,7 +198,7 @@ def test_no_key_is_no_key_and_the_request_runs_as_without(adapter: str, body: by
 
 
 def test_the_header_is_not_read_where_key_says_otherwise_and_that_is_reported(adapter: str) -> None:
-    """H-20: a client that sends Idempotency-Key to such a route, without the key there, is not protected."""
+    """H-20: a client that sends Idempotency-Key to such a route, without a key in the source, is not protected."""
     world = World(adapter, key=key_from("json:/id"))
     for _ in range(2):
         assert world.post(b"{}", Idempotency_Key=KEY).status == 201
@@ -229,7 +231,7 @@ def _failing(request: Request) -> str:
 
 @pytest.mark.parametrize("key", [_number, _awaitable, _failing])
 def test_a_callable_that_fails_never_lets_a_request_run(adapter: str, key: Any) -> None:
-    """H-17: ``KeyUnknown``, which is a 500 in frameworks that make one of an exception."""
+    """H-17: ``KeyUnknown``, which frameworks turn into a 500."""
     world = World(adapter, key=key)
     if adapter == "flask":
         assert world.post(b"{}").status == 500
@@ -240,7 +242,7 @@ def test_a_callable_that_fails_never_lets_a_request_run(adapter: str, key: Any) 
 
 
 def test_two_lines_of_one_header_or_field_are_400(adapter: str) -> None:
-    """H-16: as two lines of the key's own header."""
+    """H-16: as two headers of the key are."""
     world = World(adapter, key=key_from("query:event"))
     assert world.post(b"{}", query=f"event={KEY}&event={KEY}").status == 400
     assert world.runs == 0
@@ -255,7 +257,7 @@ def test_a_quoted_header_is_the_same_key_as_the_bare_one(adapter: str) -> None:
 
 
 def test_a_route_without_key_keeps_its_header_beside_one_with_key() -> None:
-    """H-20: other routes of the application are as they were."""
+    """H-20: other routes of the application are not affected."""
     for adapter in ("starlette", "fastapi", "flask", "django"):
         other = World(adapter, "route", key=key_from("json:/id"))  # a rule with key= is known to the process now
         assert other.post(json.dumps({"id": KEY}).encode()).status == 201

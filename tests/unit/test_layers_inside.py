@@ -1,4 +1,4 @@
-"""CORS and compression that stand inside the middleware: what is said at start, and what clients get (R-11, R-12)."""
+"""CORS and compression inside of the middleware: what is reported at start, and what clients get (R-11, R-12)."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ GZIP = Middleware(GZipMiddleware)
 
 
 class OwnCors(CORSMiddleware):
-    """A layer that is made of Starlette's, under another name."""
+    """A subclass of Starlette's CORS middleware, under another name."""
 
 
 class Corsair:
-    """A layer whose name has the letters in it, and that is no such layer."""
+    """A middleware whose name contains "cors", and that is no CORS middleware."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -55,7 +55,7 @@ class Corsair:
 
 
 class DecompressMiddleware(Corsair):
-    """A layer that reads compressed requests."""
+    """A middleware that decompresses requests."""
 
 
 async def charge(request: Request) -> PlainTextResponse:
@@ -74,7 +74,7 @@ def _at_warning(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """The layers that were reported, in order."""
+    """The reported layers, in order."""
     lines = [record.getMessage() for record in caplog.records if record.name == "open_idempotency"]
     return [line.partition(" is inside ")[0] for line in lines]
 
@@ -158,7 +158,7 @@ def test_layers_that_do_no_harm_are_not_reported(make: Callable[[], Any], caplog
 
 
 def test_fastapi_applies_the_last_layer_outermost(caplog: pytest.LogCaptureFixture) -> None:
-    """R-12: as ``add_middleware`` does."""
+    """R-12: ``add_middleware`` does so."""
     for names in (["CORSMiddleware"], []):
         caplog.clear()
         app = FastAPI()
@@ -175,7 +175,7 @@ def test_fastapi_applies_the_last_layer_outermost(caplog: pytest.LogCaptureFixtu
 def test_an_application_that_no_server_starts_is_looked_at_with_its_first_request(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """R-12: servers may leave out the lifespan."""
+    """R-12: servers may omit the lifespan."""
     app = Starlette(routes=[charging()], middleware=[OURS_IN_STARLETTE, CORS_IN_STARLETTE])
 
     async def ask() -> None:
@@ -213,7 +213,7 @@ def test_flask_compress_is_reported_when_it_is_added(ours_first: bool, caplog: p
 
 
 def test_flask_cors_for_the_whole_application_is_right_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
-    """R-12: it runs for problems and replays too, so nothing is reported, and every page gets what it is allowed."""
+    """R-12: it runs for problems and replays too, so nothing is reported, and every page gets its headers."""
     app = flask_app()
     Idempotency(app, backend="memory://")
     CORS(app, origins=[PAGE, OTHER])
@@ -229,7 +229,7 @@ def test_flask_cors_for_the_whole_application_is_right_as_it_is(caplog: pytest.L
 
 
 def test_flask_cors_of_one_view_is_replayed_to_its_page(caplog: pytest.LogCaptureFixture) -> None:
-    """R-11, R-12: and a warning names the view, whose problems no page can read."""
+    """R-11, R-12: a warning names the view, whose problems no page can read."""
     app = flask_app()
     Idempotency(app, backend="memory://")
     view(app, cross_origin(origins=[PAGE])(lambda: ("charged", 201)))
@@ -263,7 +263,7 @@ def test_flask_cors_of_one_view_is_not_reported_where_it_does_no_harm(
 def test_extensions_in_a_flask_application_that_wsgi_wraps_are_reported(
     inner: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """R-12: there problems and replays do not pass through them."""
+    """R-12: problems and replays do not pass through them there."""
     app = flask_app()
     CORS(app)
     Compress(app)
@@ -292,7 +292,7 @@ GZIP_IN_DJANGO = "django.middleware.gzip.GZipMiddleware"
     ],
 )
 def test_django_checks_name_layers_behind_the_middleware(middleware: list[str], ids: list[str]) -> None:
-    """R-12: CORS and compression are to be listed before it."""
+    """R-12: CORS and compression must be listed before it."""
     with project(charged, MIDDLEWARE=middleware):
         found = [message for message in run_checks() if (message.id or "").startswith("open_idempotency.")]
     assert [message.id for message in found] == ids
@@ -302,7 +302,7 @@ def test_django_checks_name_layers_behind_the_middleware(middleware: list[str], 
 
 @pytest.mark.parametrize("order", [[OURS, CORS_IN_DJANGO], [CORS_IN_DJANGO, OURS]], ids=["inside", "outside"])
 def test_django_cors_headers_gives_each_page_its_own(order: list[str]) -> None:
-    """R-11: on replays and problems, once, on either side."""
+    """R-11: on replays and problems, once, listed on either side."""
     with (
         project(charged, MIDDLEWARE=order),
         override_settings(CORS_ALLOWED_ORIGINS=[PAGE, OTHER]),
@@ -321,11 +321,11 @@ def test_django_cors_headers_gives_each_page_its_own(order: list[str]) -> None:
                 assert response.headers["Access-Control-Allow-Origin"] == origin
 
 
-# Applications that nothing is known of
+# Applications of unknown frameworks
 
 
 def test_an_application_with_attributes_of_other_kinds_is_looked_at_without_harm() -> None:
-    """R-12: names that frameworks use mean something else elsewhere."""
+    """R-12: attributes with the names that frameworks use may have other types elsewhere."""
 
     class Odd:
         user_middleware = routes = after_request_funcs = app = "no such thing"
@@ -334,7 +334,7 @@ def test_an_application_with_attributes_of_other_kinds_is_looked_at_without_harm
 
 
 def test_an_application_that_leads_back_to_itself_is_looked_at_once() -> None:
-    """R-12: and the look ends."""
+    """R-12: the search ends."""
 
     class Loop:
         @property

@@ -1,4 +1,4 @@
-"""Misuses that would pass in silence, and cost a second run: each is an error or a warning (O-36)."""
+"""Misuses that would silently cost a second run: each is an error or a warning (O-36)."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ Caplog = pytest.LogCaptureFixture
 
 @pytest.fixture(autouse=True)
 def _a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing was reported, no view has a rule, and no extension waits for its application."""
+    """The state of a new process: nothing is reported, no view has a rule, no extension waits for an application."""
     monkeypatch.setattr(coverage.spelling, "reported", False)
     monkeypatch.setattr(rules, "registry", rules.RuleRegistry())
     survey.uninitialised.clear()
 
 
 def warnings(caplog: Caplog) -> list[str]:
-    """What was logged at level WARNING, or above it."""
+    """The messages that were logged at level WARNING or above."""
     found = [each for each in caplog.records if each.name == "open_idempotency" and each.levelno >= logging.WARNING]
     return [each.getMessage() for each in found]
 
@@ -82,7 +82,7 @@ def test_a_key_under_another_name_is_warned_about_once(
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_no_other_header_is_taken_for_a_key(name: str, caplog: Caplog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """O-36: nor is one that aliases= names, or the header itself."""
+    """O-36: nor is a header in ``aliases=``, or the header itself."""
     send_by(name, "", monkeypatch)
     send_by(name, "X-Request-Id", monkeypatch)
     send_by(name, "X-Idempotency-Key", monkeypatch, aliases=("X-Idempotency-Key",))
@@ -95,7 +95,7 @@ def test_no_other_header_is_taken_for_a_key(name: str, caplog: Caplog, monkeypat
 def test_other_spellings_are_known_where_headers_are_bytes(
     name: str, header: str, caplog: Caplog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """O-36: a WSGI server drops, or replaces, the underscores."""
+    """O-36: a WSGI server drops or replaces underscores."""
     send_by(name, header, monkeypatch)
     (said,) = warnings(caplog)
     assert header.lower() in said
@@ -105,14 +105,14 @@ def test_other_spellings_are_known_where_headers_are_bytes(
 def test_the_standard_header_is_another_name_where_header_names_one(
     name: str, caplog: Caplog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """O-36: with header= clients of other services send what they are used to."""
+    """O-36: with ``header=`` clients of other services may still send the standard header."""
     send_by(name, "Idempotency-Key", monkeypatch, header="Order-Key")
     (said,) = warnings(caplog)
     assert "a request without Order-Key has the header" in said
 
 
 def test_under_fastapi_it_is_found_where_views_have_rules(caplog: Caplog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """O-36: there each request is looked at; a method that is not covered needs no key."""
+    """O-36: each request is inspected there; a method that is not covered needs no key."""
     monkeypatch.setattr(rules.registry, "in_use", True)
     send_by("fastapi", "X-Idempotency-Key", monkeypatch, methods=["PUT"])
     assert warnings(caplog) == []
@@ -135,11 +135,11 @@ def test_an_adapter_of_ones_own_warns_too(caplog: Caplog) -> None:
     assert len(warnings(caplog)) == 2
 
 
-# A rule that is a class
+# A rule that was not called
 
 
 def test_a_rule_that_was_not_called_keeps_the_application_from_starting() -> None:
-    """O-36: or each request would be 422, since FastAPI takes the fields of the class from it."""
+    """O-36: each request would be 422, since FastAPI takes the fields of the class for parameters of the request."""
     app = FastAPI()
     app.add_middleware(fastapi.IdempotencyMiddleware, backend="memory://")
 
@@ -164,7 +164,7 @@ async def hello_awaited(scope: Any, receive: Any, send: Any) -> None:
 
 
 class Layer:
-    """A layer that takes whatever comes."""
+    """A layer that accepts any arguments."""
 
     def __call__(self, *args: Any) -> Any:
         """Nothing."""
@@ -175,7 +175,7 @@ class Layer:
     "app", [hello, Flask("shop"), Flask("shop").wsgi_app, wsgi.IdempotencyMiddleware(hello, "memory://")]
 )
 def test_a_wsgi_application_in_an_asgi_middleware_is_refused_at_once(kind: Any, app: Any) -> None:
-    """O-36: with what to use instead."""
+    """O-36: the error says what to use instead."""
     with pytest.raises(
         ConfigurationError, match=r"use open_idempotency\.wsgi around it, or in Flask Idempotency\(app\)"
     ):
@@ -193,7 +193,7 @@ def test_a_wsgi_application_in_an_asgi_middleware_is_refused_at_once(kind: Any, 
     ],
 )
 def test_an_asgi_application_in_the_wsgi_middleware_is_refused_at_once(app: Any) -> None:
-    """O-36: with what to use instead; also where it is given to ``add_middleware``."""
+    """O-36: the error says what to use instead; also for ``add_middleware``."""
     with pytest.raises(ConfigurationError, match=r"use the one of open_idempotency\.fastapi, \.starlette or \.asgi"):
         wsgi.IdempotencyMiddleware(app, "memory://")
 
@@ -201,14 +201,14 @@ def test_an_asgi_application_in_the_wsgi_middleware_is_refused_at_once(app: Any)
 @pytest.mark.parametrize("make", [asgi.IdempotencyMiddleware, wsgi.IdempotencyMiddleware])
 @pytest.mark.parametrize("app", [None, "shop:app", lambda one: None])
 def test_what_is_no_application_is_refused_at_once(make: Callable[..., Any], app: Any) -> None:
-    """O-36: it says how an application is called."""
+    """O-36: the error says how an application is called."""
     with pytest.raises(ConfigurationError, match="cannot be called with"):
         make(app, "memory://")
 
 
 @pytest.mark.parametrize("make", [asgi.IdempotencyMiddleware, wsgi.IdempotencyMiddleware])
 def test_what_may_be_an_application_is_taken(make: Callable[..., Any]) -> None:
-    """O-36: layers that take any arguments, functions whose signature Python does not know, and partial functions."""
+    """O-36: layers that accept any arguments, functions whose signature Python does not know, and partial functions."""
     for app in (Layer(), print, partial(lambda *args: None, 1)):
         assert make(app, "memory://").app is app
 
@@ -217,7 +217,7 @@ def test_what_may_be_an_application_is_taken(make: Callable[..., Any]) -> None:
 
 
 def test_an_extension_that_no_application_has_is_warned_about_at_the_first_request(caplog: Caplog) -> None:
-    """O-36: init_app was forgotten."""
+    """O-36: ``init_app`` was forgotten."""
     app = Flask("shop")
     app.post("/0")(lambda: ("ran", 201))
     Idempotency(backend="memory://")
@@ -228,7 +228,7 @@ def test_an_extension_that_no_application_has_is_warned_about_at_the_first_reque
 
 
 def test_an_extension_that_has_an_application_is_not_warned_about(caplog: Caplog) -> None:
-    """O-36: nor is one that is off; another application need not have one."""
+    """O-36: nor is one that is switched off; a second application need not have one."""
     other, app = Flask("other"), Flask("shop")
     Idempotency(backend="memory://").init_app(app)
     Idempotency(enabled=False)

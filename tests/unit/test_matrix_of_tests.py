@@ -1,4 +1,4 @@
-"""The short form of a matrix of tests leaves out repetitions, and neither a row nor a column."""
+"""The short form of a test matrix drops repetitions, and neither a row nor a column."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CELLS = list(product(ROWS, COLUMNS))
 
 @pytest.mark.parametrize("test", ["test_a", "test_b", "test_c[201]"])
 def test_a_test_meets_each_row_and_each_column(test: str) -> None:
-    """And not every pair of them."""
+    """The short form does not run every pair."""
     kept = short_form(test, CELLS)
     assert {row for row, _ in kept} == set(ROWS)
     assert {column for _, column in kept} == set(COLUMNS)
@@ -25,24 +25,24 @@ def test_a_test_meets_each_row_and_each_column(test: str) -> None:
 
 
 def test_where_columns_are_variants_a_test_meets_each_row_once() -> None:
-    """As with the releases and drivers of one backend."""
+    """Such as the releases and drivers of one backend."""
     assert sorted(row for row, _ in short_form("test_a", CELLS, every_column=False)) == sorted(ROWS)
 
 
 def test_over_all_tests_each_cell_is_met() -> None:
-    """So a mistake of one pair is found by some test."""
+    """An error in one pair is found by some test."""
     assert {cell for number in range(50) for cell in short_form(f"test_{number}", CELLS)} == set(CELLS)
 
 
 def test_it_is_the_same_in_each_process() -> None:
-    """Workers that had collected different tests could not share them."""
+    """pytest-xdist requires that all workers collect the same tests."""
     assert [short_form("test_a", CELLS) for _ in range(3)] == [short_form("test_a", CELLS)] * 3
     assert short_form("test_a", [("asgi", "memory")]) == {("asgi", "memory")}
 
 
 @pytest.mark.parametrize("values", [["a"], ["a", "b"], ["a", "b", "c", "d", "e", "f", "g"]])
 def test_of_a_test_with_many_values_each_value_and_each_cell_is_met(values: list[str]) -> None:
-    """And from two values on not each value in each cell."""
+    """With two values or more, not every value runs in every cell."""
     pairs = list(product(values, ROWS))
     kept = diagonals(pairs)
     assert {value for value, _ in kept} == set(values)

@@ -1,4 +1,4 @@
-"""Which other process serves the same address: what real processes with real sockets find."""
+"""Which other processes serve the same address: detection with real processes and real sockets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOLD = f"{ASK}; import sys; sys.stdout.flush(); sys.stdin.read()"
 
 @pytest.fixture(autouse=True)
 def _own_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A folder of this test's own, also for the processes that it starts."""
+    """A folder of this test alone, also for the processes that it starts."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(processes, "_of_process", PerProcess(processes._Locks))
@@ -42,7 +42,7 @@ def _ask(*shared: socket.socket) -> str:
 
 
 def test_a_process_that_shares_a_listening_socket_is_found(listener: socket.socket) -> None:
-    """B-24: by its pid; and by the same process as often as it asks."""
+    """B-24: by its pid, however often it is asked."""
     assert find_neighbour() is None
     address = f"127.0.0.1:{listener.getsockname()[1]}"
     assert _ask(listener) == str(Neighbour(os.getpid(), address))
@@ -50,7 +50,7 @@ def test_a_process_that_shares_a_listening_socket_is_found(listener: socket.sock
 
 
 def test_a_socket_at_a_path_counts_too(tmp_path: Path) -> None:
-    """B-24: as behind nginx."""
+    """B-24: such as a Unix socket behind nginx."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "server"))
         listener.listen()
@@ -59,7 +59,7 @@ def test_a_socket_at_a_path_counts_too(tmp_path: Path) -> None:
 
 
 def test_a_process_that_shares_no_socket_is_none(listener: socket.socket) -> None:
-    """B-24: other servers of the same user, and processes that the application has started."""
+    """B-24: other servers of the same user, and child processes of the application."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         assert find_neighbour() is None
         assert _ask() == "None"
@@ -68,7 +68,7 @@ def test_a_process_that_shares_no_socket_is_none(listener: socket.socket) -> Non
 
 
 def test_connections_are_no_sign(listener: socket.socket) -> None:
-    """B-24: a worker's connections to clients have the address of its server, and one process may hand them on."""
+    """B-24: a worker's client connections have its server's address, and one process may pass them to another."""
     with socket.create_connection(listener.getsockname()) as client:
         accepted, _ = listener.accept()
         with accepted:
@@ -77,7 +77,7 @@ def test_connections_are_no_sign(listener: socket.socket) -> None:
 
 
 def test_a_neighbour_that_has_ended_is_forgotten(listener: socket.socket) -> None:
-    """B-24: a restarted worker is not its own neighbour, however the first one ended."""
+    """B-24: a restarted worker is not its own neighbour, however the first process ended."""
     command = [sys.executable, "-c", HOLD]
     with subprocess.Popen(
         command, pass_fds=[listener.fileno()], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -94,7 +94,7 @@ def test_a_neighbour_that_has_ended_is_forgotten(listener: socket.socket) -> Non
 
 @pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "not blocking"])
 def test_the_servers_sockets_keep_their_mode(listener: socket.socket, blocking: bool) -> None:
-    """B-24: also where the application has set a timeout for new sockets."""
+    """B-24: also where the application has set a default timeout for new sockets."""
     listener.setblocking(blocking)
     socket.setdefaulttimeout(5)
     try:
@@ -107,13 +107,13 @@ def test_the_servers_sockets_keep_their_mode(listener: socket.socket, blocking: 
 def test_without_a_folder_for_its_file_nothing_is_found(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """B-24: a read-only system has one worker for all that is known, and goes on."""
+    """B-24: on a read-only file system the check finds nothing, and continues."""
     monkeypatch.setattr(tempfile, "tempdir", "/nonexistent")
     assert find_neighbour() is None
 
 
 def test_the_c_class_of_sockets_borrows_a_number() -> None:
-    """The private module that ``neighbours`` needs: an object is made of a number, and gives it back open."""
+    """The private module that ``neighbours`` needs: a socket is made of a file descriptor, and returns it open."""
     import _socket
 
     with socket.create_server(("127.0.0.1", 0)) as listener:

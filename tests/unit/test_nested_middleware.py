@@ -35,12 +35,12 @@ ALL = ["POST", "PATCH", "PUT"]
 
 
 async def echo(request: Any) -> Response:
-    """The body, and a new text each time."""
+    """Responds with the body, and a new text each time."""
     return PlainTextResponse(f"{(await request.body()).decode()} {uuid4().hex}")
 
 
 def place_of(place: str, backend: Any, **fields: Any) -> Any:
-    """A route for all methods, with a middleware at this place."""
+    """A route for all methods, with a middleware at this level."""
     route = around(place, backend, echo, **fields)
     for each in getattr(route, "routes", None) or [route]:
         each.methods = {*ALL, "GET"}
@@ -49,7 +49,7 @@ def place_of(place: str, backend: Any, **fields: Any) -> Any:
 
 @PLACES
 async def test_a_method_that_the_inner_one_does_not_cover_is_the_outer_ones(place: str) -> None:
-    """O-18: the innermost that covers the request protects it."""
+    """O-18: the innermost middleware that covers the request protects it."""
     outer, inner = MemoryBackend(), MemoryBackend()
     app = protected(place_of(place, inner), backend=outer, methods=ALL)
     assert await twice(app, method="PUT")
@@ -60,7 +60,7 @@ async def test_a_method_that_the_inner_one_does_not_cover_is_the_outer_ones(plac
 
 @PLACES
 async def test_a_key_that_the_inner_one_does_not_read_is_the_outer_ones(place: str) -> None:
-    """O-18."""
+    """O-18: the outer one reads the key."""
     outer, inner = MemoryBackend(), MemoryBackend()
     app = protected(place_of(place, inner, header="X-Inner"), backend=outer)
     assert await twice(app)
@@ -71,7 +71,7 @@ async def test_a_key_that_the_inner_one_does_not_read_is_the_outer_ones(place: s
 
 @PLACES
 async def test_a_required_key_is_asked_for_by_the_one_that_covers_the_method(place: str) -> None:
-    """O-06, O-18: by the outer one for the methods that are its own."""
+    """O-06, O-18: the outer one requires it for the methods that only it covers."""
     app = protected(place_of(place, "memory://"), required=True, methods=ALL)
     assert [await status(app, method=method) for method in ("POST", "PUT")] == [200, 400]
 
@@ -87,7 +87,7 @@ async def test_an_exemption_of_the_inner_one_holds_for_both(place: str) -> None:
 
 @PLACES
 async def test_the_outer_one_reads_the_whole_body(place: str) -> None:
-    """O-05: another body under its key is refused, and the endpoint gets all of the first one."""
+    """O-05: another body under its key is refused, and the endpoint gets the whole first body."""
     app = protected(place_of(place, "memory://"), methods=ALL)
     key, body = new_key(), b"b" * 100_000
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
@@ -98,7 +98,7 @@ async def test_the_outer_one_reads_the_whole_body(place: str) -> None:
 
 
 async def test_of_two_in_one_list_the_outer_one_covers_what_the_inner_one_leaves() -> None:
-    """O-18: a plain inner one as well."""
+    """O-18: also where the inner one is the plain middleware."""
     listed: Any = Middleware
     for inner in (ours(), [listed(plain.IdempotencyMiddleware, backend="memory://")]):
         routes = [Route("/charges", echo, methods=ALL)]
@@ -124,7 +124,7 @@ async def test_a_hidden_inner_one_leaves_the_rest_too() -> None:
 
 
 async def test_a_fastapi_endpoint_is_protected_by_the_outer_one() -> None:
-    """O-18: behind its dependencies, in a mounted application with a middleware of its own."""
+    """O-18: after its dependencies, in a mounted application with a middleware of its own."""
     part = FastAPI()
 
     async def echoed(request: Request) -> str:
@@ -142,7 +142,9 @@ async def test_a_fastapi_endpoint_is_protected_by_the_outer_one() -> None:
 
 @PLACES
 async def test_stages_without_a_key_run_by_the_policy_that_covers_the_method(place: str) -> None:
-    """S-03: the inner one's where it covers, else the outer one's; else there is no request to record them for."""
+    """S-03: the inner one's policy where it covers, else the outer one's; else there is no request to record stages
+    for.
+    """
     noted: list[str] = []
 
     async def endpoint(request: Any) -> Response:

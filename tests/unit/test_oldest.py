@@ -1,7 +1,7 @@
-"""What releases of Flask and FastAPI do that are older than the extras allow, with the base install.
+"""Tests for the oldest releases of Flask and FastAPI, older than the extras allow, with the base install.
 
-``tox -e oldest`` runs this with Flask 2.1 and FastAPI 0.79; elsewhere it runs with whatever is installed. So it uses
-nothing that these releases lack, and no fixture of the other tests.
+``tox -e oldest`` runs this with Flask 2.1 and FastAPI 0.79; elsewhere it runs with the installed releases. It uses
+nothing that the oldest releases lack, and no fixture of the other tests.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Order(BaseModel):
 
 
 class FastapiShop:
-    """An application of FastAPI, and how often its endpoints have run."""
+    """A FastAPI application that counts the runs of its endpoints."""
 
     def __init__(self) -> None:
         self.runs = 0
@@ -55,7 +55,7 @@ class FastapiShop:
         app.include_router(router)
 
     def dependency(self) -> Iterator[str]:
-        """Ends after the response."""
+        """A dependency that ends after the response."""
         yield "here"
         self.ended += 1
 
@@ -109,7 +109,7 @@ class FastapiShop:
 
 
 def ask(shop: FastapiShop, *requests: tuple[str, dict[str, Any]], method: str = "POST") -> list[httpx.Response]:
-    """The responses to these requests, each a path and the keywords of a call of httpx's."""
+    """The responses to these requests, each given as a path and keywords for httpx."""
 
     async def send() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app=shop.app)
@@ -138,7 +138,7 @@ def test_an_endpoint_of_fastapi_runs_once(path: str) -> None:
 
 
 def test_an_invalid_body_makes_no_claim_under_fastapi() -> None:
-    """O-18: the key is free for the right one."""
+    """O-18: the key is free for the corrected request."""
     wrong, right = ask(FastapiShop(), ("/sync", keyed(json={"amount": "x"})), ("/sync", keyed(json={"amount": 5})))
     assert (wrong.status_code, right.status_code) == (422, 201)
 
@@ -153,7 +153,7 @@ def test_streams_and_forms_of_fastapi_are_replayed(path: str, body: dict[str, An
 
 
 def test_a_failure_of_fastapi_is_run_again() -> None:
-    """O-08."""
+    """O-08: the retry runs."""
     failed, again = ask(FastapiShop(), ("/failing", keyed()), ("/failing", keyed()))
     assert (failed.status_code, again.json()) == (503, {"run": 2, "attempt": 2})
 
@@ -166,12 +166,12 @@ def test_rules_of_fastapi_reach_their_routes(path: str) -> None:
 
 
 def test_an_exempt_endpoint_of_fastapi_runs_each_time() -> None:
-    """Its rule reaches it."""
+    """Its rule is found."""
     assert [each.json()["run"] for each in ask(FastapiShop(), *[("/exempt", keyed())] * 2)] == [1, 2]
 
 
 def test_fastapis_description_names_the_header() -> None:
-    """Whatever the release calls the arguments of a middleware."""
+    """The release may store the arguments of a middleware under another name."""
     (described,) = ask(FastapiShop(), ("/openapi.json", {}), method="GET")
     operation = described.json()["paths"]["/sync"]["post"]
     assert "Idempotency-Key" in [each["name"] for each in operation["parameters"]]
@@ -179,7 +179,7 @@ def test_fastapis_description_names_the_header() -> None:
 
 
 class FlaskShop:
-    """An application of Flask, and how often its views have run."""
+    """A Flask application that counts the runs of its views."""
 
     def __init__(self) -> None:
         self.runs = 0
@@ -260,7 +260,7 @@ def test_the_session_names_flasks_callers() -> None:
 
 
 def test_a_login_in_flask_is_found_by_its_retry() -> None:
-    """O-14: with the session that the view has left behind."""
+    """O-14: with the session that the view has started."""
     shop = FlaskShop()
     client = shop.app.test_client()
     runs = [client.post("/login", **keyed(json={"user": "ada"})).get_json()["run"] for _ in range(2)]

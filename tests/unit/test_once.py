@@ -1,4 +1,4 @@
-"""``Once``: what is refused before anything runs, what a call costs, and what becomes of it where something fails."""
+"""``Once``: what is refused before anything runs, what a call costs, and the effects of failures."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Count:
 
 @pytest.fixture
 def backend() -> WatchedBackend:
-    """A backend whose calls are counted."""
+    """A backend that records its calls."""
     return WatchedBackend(MemoryBackend())
 
 
@@ -85,7 +85,7 @@ def asked(backend: WatchedBackend) -> list[type]:
 
 
 def test_a_new_key_costs_two_backend_calls_and_a_known_one_costs_one(once: Once, backend: WatchedBackend) -> None:
-    """N-18."""
+    """N-18: claim and completion; a claim alone."""
     once.run("k", Count())
     assert asked(backend) == [Claim, Complete]
     once.run("k", Count())
@@ -97,7 +97,7 @@ def test_a_new_key_costs_two_backend_calls_and_a_known_one_costs_one(once: Once,
 
 @pytest.mark.anyio
 async def test_an_awaited_call_costs_the_same(once: Once, backend: WatchedBackend) -> None:
-    """N-18."""
+    """N-18: two calls for a new key, and one for a known key."""
     for _ in range(2):
         await once.arun("k", Count())
     assert asked(backend) == [Claim, Complete, Claim]
@@ -108,7 +108,7 @@ async def test_an_awaited_call_costs_the_same(once: Once, backend: WatchedBacken
 
 @pytest.mark.parametrize("key", ["", " ", None, 7, b"k", ["k"], "\ud800"], ids=repr)
 def test_a_key_that_is_no_name_is_refused(once: Once, backend: WatchedBackend, key: Any) -> None:
-    """N-19: in each verb."""
+    """N-19: every verb refuses it."""
     work = Count()
     for call in (
         lambda: once.run(key, work),
@@ -123,7 +123,7 @@ def test_a_key_that_is_no_name_is_refused(once: Once, backend: WatchedBackend, k
 
 
 class Cart:
-    """No JSON."""
+    """A class that is not JSON."""
 
 
 DEEP: Any = functools.reduce(lambda within, _: [within], range(200), [])
@@ -135,7 +135,7 @@ DEEP: Any = functools.reduce(lambda within, _: [within], range(200), [])
     ids=["object", "numbered", "nan", "nested", "set", "deep"],
 )  # fmt: skip
 def test_a_payload_that_is_no_json_is_refused(once: Once, backend: WatchedBackend, payload: object) -> None:
-    """N-06: as an argument and as payload=."""
+    """N-06: as an argument and as ``payload=``."""
     work = Count()
     with pytest.raises(PayloadRejected, match="payload="):
         once.run("k", work, payload)
@@ -166,7 +166,7 @@ async def _async_generator() -> AsyncIterator[int]:
 
 
 def test_a_coroutine_function_in_run_is_refused(once: Once, backend: WatchedBackend) -> None:
-    """N-19: also where that shows when it was called; then the attempt has failed."""
+    """N-19: also where the call alone shows that it is one; then the attempt has failed."""
     for function in (_coroutine, functools.partial(_coroutine, 1)):
         with pytest.raises(SyncAsyncMismatch, match="arun"):
             once.run("k", function)
@@ -187,7 +187,7 @@ def test_generator_functions_are_refused(once: Once, backend: WatchedBackend, fu
 
 
 def test_what_is_no_function_is_refused(once: Once) -> None:
-    """N-19: such as the result of one, or a coroutine."""
+    """N-19: such as the result of a function, or a coroutine."""
     with pytest.raises(TypeError, match="pass the function and its arguments separately"):
         once.run("k", 7)  # type: ignore[arg-type]  # it is wrong on purpose
     with pytest.raises(TypeError, match="pass the function and its arguments separately"):
@@ -208,7 +208,7 @@ def test_arguments_that_do_not_fit_are_refused(once: Once, backend: WatchedBacke
 
 
 def test_an_argument_that_may_be_meant_for_the_function_is_refused(once: Once) -> None:
-    """N-19: functools.partial gives it its own."""
+    """N-19: ``functools.partial`` passes it to the function."""
 
     def work(payload: int) -> int:
         return payload
@@ -242,7 +242,7 @@ def test_a_wait_that_is_no_time_is_refused(once: Once, wait: Any) -> None:
 
 @pytest.mark.anyio
 async def test_a_sync_verb_on_an_event_loop_is_refused(once: Once, backend: WatchedBackend) -> None:
-    """N-19: a call would stop the loop."""
+    """N-19: the call would block the loop."""
     work = Count()
     for call in (
         lambda: once.run("k", work),
@@ -291,7 +291,7 @@ def test_a_once_without_a_backend_is_refused() -> None:
     ids=str,
 )  # fmt: skip
 def test_fields_that_mean_nothing_without_http_are_refused(fields: dict[str, Any]) -> None:
-    """N-20: by name, with what to do."""
+    """N-20: the error has the field's name and what to do."""
     (name,) = fields
     with pytest.raises(ConfigurationError, match=rf"^{name}: .*(leave it out|memo_errors=)"):
         Once(URL, scope="invoices", **fields)
@@ -315,7 +315,7 @@ class Line:
 
 
 def test_values_that_json_lacks_count_as_stage_values_are_written(once: Once) -> None:
-    """N-06: nested, by their own types."""
+    """N-06: they are nested, and encoded by their own types."""
     work = Count()
     once.run("k", work, {"lines": [Line("mug", Decimal("9.90"))]}, at=timedelta(days=1))
     assert once.run("k", work, {"lines": [Line("mug", Decimal("9.90"))]}, at=timedelta(days=1)) == "made"
@@ -325,14 +325,14 @@ def test_values_that_json_lacks_count_as_stage_values_are_written(once: Once) ->
 
 @pytest.mark.parametrize("other", [1.0, "1", True, None, [1]])
 def test_payloads_that_json_writes_otherwise_are_others(once: Once, other: object) -> None:
-    """N-06."""
+    """N-06: two payloads are equal only if their encodings are."""
     once.run("k", Count(), 1)
     with pytest.raises(KeyReused):
         once.run("k", Count(), other)
 
 
 def test_a_default_that_is_added_to_a_function_changes_no_payload(once: Once) -> None:
-    """N-06: messages that are on their way when a new version is deployed."""
+    """N-06: messages may be in flight while a new version is deployed."""
 
     def old(order: int) -> str:
         return "made"
@@ -351,11 +351,11 @@ def test_another_secret_is_another_record() -> None:
     assert results == [1, 2]
 
 
-# By hand
+# The block form
 
 
 def test_a_block_without_a_result_is_an_error(once: Once) -> None:
-    """N-04: and the next one resumes."""
+    """N-04: the next block resumes the work."""
     with pytest.raises(ConfigurationError, match=r"attempt\.complete"), once.begin("k", payload=1):
         pass
     assert once.status("k").status is Status.FAILED
@@ -389,7 +389,7 @@ def _complete_and_fail(once: Once) -> None:
 
 
 def test_an_error_behind_complete_fails_the_attempt(once: Once) -> None:
-    """N-04: the result is recorded where the block ends."""
+    """N-04: the result is recorded only when the block ends."""
     with pytest.raises(ZeroDivisionError):
         _complete_and_fail(once)
     assert once.status("k").status is Status.FAILED
@@ -408,13 +408,13 @@ def test_a_call_within_a_protected_request_is_independent_of_it(backend: Watched
     from open_idempotency.starlette import IdempotencyMiddleware
 
     once, mail = Once(backend, scope="mails"), Count("sent")
-    answers = iter([500, 201])
+    statuses = iter([500, 201])
 
     async def endpoint(request: Request) -> JSONResponse:
         await idem.asave_stage("mine", 1)
         sent = await once.arun("order-1", mail)
         stages = [stage.name for stage in idem.stages]
-        return JSONResponse([sent, stages, idem.attempt], next(answers))
+        return JSONResponse([sent, stages, idem.attempt], next(statuses))
 
     app = Starlette(routes=[Route("/orders", endpoint, methods=["POST"])])
     app.add_middleware(IdempotencyMiddleware, backend=backend)
@@ -429,16 +429,16 @@ def test_a_call_within_a_protected_request_is_independent_of_it(backend: Watched
     assert mail.calls == 1
 
 
-# The backend is away
+# The backend is unavailable
 
 
 class Away(WatchedBackend):
-    """A backend that raises where it is asked to claim or to read."""
+    """A backend that raises when it claims or reads."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(MemoryBackend())
         self.error: Exception | None = error
-        #: raised from when a call waits on
+        #: the error to raise after a call has waited
         self.error_after_waiting: Exception | None = None
 
     def wait(self, c: Wait, /) -> None:
@@ -457,7 +457,7 @@ class Away(WatchedBackend):
 
 
 def test_nothing_runs_while_the_backend_is_away() -> None:
-    """N-15: the driver's error is the cause."""
+    """N-15: the error has the driver's error as its cause."""
     away, work = Away(BackendUnavailable("down")), Count()
     once = Once(away, scope="s")
     with pytest.raises(BackendUnavailable) as raised:
@@ -470,7 +470,7 @@ def test_nothing_runs_while_the_backend_is_away() -> None:
 
 
 def test_failing_open_calls_the_function_unprotected(caplog: pytest.LogCaptureFixture) -> None:
-    """N-15: with an error in the log; stages run plainly, and nothing is kept."""
+    """N-15: an error is logged; stages run plainly, and nothing is stored."""
     away, listener, stage = Away(BackendUnavailable("down")), Listener(), Count()
     once = Once(away, scope="s", fail_open=True, on_event=listener)
 
@@ -493,7 +493,7 @@ def test_failing_open_runs_nothing_whose_record_cannot_be_read() -> None:
 
 
 def test_failing_open_runs_nothing_beside_an_attempt_that_is_known() -> None:
-    """N-15: the backend goes away while the call waits for it."""
+    """N-15: the backend becomes unavailable while the call waits for the attempt."""
     away, work, began = Away(BackendUnavailable("down")), Count(), threading.Event()
     away.error_after_waiting, away.error, may_end = away.error, None, threading.Event()
     once = Once(away, scope="s", fail_open=True)
@@ -580,7 +580,7 @@ def test_a_call_whose_key_is_held_by_a_later_one_has_lost_it(backend: WatchedBac
 
 
 def test_an_unsure_lease_is_renewed_before_the_function(backend: WatchedBackend) -> None:
-    """N-25, L-10: the process stood still between the claim's reply and the function."""
+    """N-25, L-10: the process stood still between the reply of the claim and the function."""
     once, work = Once(backend, scope="s", lease=0.2), Count()
     # Another call has the key by then, and has ended.
     other = Once(backend.inner, scope="s")
@@ -644,11 +644,9 @@ def test_a_stage_that_is_never_awaited_keeps_no_result(backend: WatchedBackend) 
     assert Complete not in asked(backend)
 
 
-@pytest.mark.parametrize(
-    "error", [InProgress("busy", 3.0), TooManyKeys("full", 4.0), OutcomeUnknown("who knows", True)]
-)
+@pytest.mark.parametrize("error", [InProgress("busy", 3.0), TooManyKeys("full", 4.0), OutcomeUnknown("unknown", True)])
 def test_errors_can_be_pickled(error: Any) -> None:
-    """Task queues do so with what a task raises."""
+    """Task queues pickle the errors that a task raises."""
     make, arguments, *state = error.__reduce__()  # what pickle calls
     again = make(*arguments)
     again.__dict__.update(*(each for each in state if each))
@@ -675,7 +673,7 @@ def test_a_record_that_is_no_result_is_not_read(backend: WatchedBackend) -> None
     assert Release not in asked(backend)
 
 
-# Forgetting beside an attempt, and what operators find
+# Forgetting while an attempt runs, and what operators find
 
 
 def _on_a_clock_that_is_slow() -> MemoryBackend:
@@ -683,7 +681,7 @@ def _on_a_clock_that_is_slow() -> MemoryBackend:
 
 
 def test_a_live_attempt_is_not_forgotten_by_a_machine_whose_clock_is_ahead() -> None:
-    """N-17, N-16: the backend's clock says whether the attempt is alive, so no second one runs beside it."""
+    """N-17, N-16: the backend's clock decides whether the attempt is alive, so no second attempt runs beside it."""
     once = Once(_on_a_clock_that_is_slow(), scope="invoices")
     with once.begin("k", payload=None) as attempt:
         assert once.status("k").alive
@@ -707,7 +705,7 @@ async def test_a_live_attempt_is_not_forgotten_by_a_task_on_a_machine_whose_cloc
 
 
 class _ClaimedBetween(MemoryBackend):
-    """After its next ``get`` another worker claims the record that was read."""
+    """A backend on which another worker claims the record after the next ``get``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -721,7 +719,7 @@ class _ClaimedBetween(MemoryBackend):
 
 
 def test_an_attempt_that_begins_while_its_key_is_forgotten_keeps_the_key() -> None:
-    """N-17: what is forgotten is the record that was read, in one atomic call."""
+    """N-17: only the record that was read is deleted, in one atomic call."""
     backend = _ClaimedBetween()
     once = Once(backend, scope="invoices")
     with pytest.raises(RuntimeError):
@@ -735,7 +733,7 @@ def test_an_attempt_that_begins_while_its_key_is_forgotten_keeps_the_key() -> No
 
 
 def test_a_record_says_its_scope_and_its_worker_to_operators(backend: WatchedBackend) -> None:
-    """N-31: so that commands name what is stuck, and no erasure of a caller takes it for one that nobody knows."""
+    """N-31: commands can name stuck work, and erasing a caller does not count it as a record of an unknown caller."""
     once = Once(backend, scope="invoices")
     once.run("order-7", Count(), payload=None)
     once.run("order-8", Count(), payload=None)
@@ -753,7 +751,7 @@ def test_a_record_says_its_scope_and_its_worker_to_operators(backend: WatchedBac
 
 
 class _SlowToClaim(MemoryBackend):
-    """A claim returns when the block was entered a second time."""
+    """A backend whose claim returns when the block was entered a second time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -766,7 +764,7 @@ class _SlowToClaim(MemoryBackend):
 
 
 def test_a_block_that_two_threads_enter_at_once_runs_in_one_of_them() -> None:
-    """N-04: both claims would be of one owner, and so both would be leased."""
+    """N-04: both claims would have one owner, and so both would get the lease."""
     backend = _SlowToClaim()
     block = Once(backend, scope="invoices").begin("k", payload=None)
     entered: list[str] = []
@@ -789,7 +787,7 @@ def test_a_block_that_two_threads_enter_at_once_runs_in_one_of_them() -> None:
 
 
 def test_a_block_that_was_refused_is_not_entered_again(once: Once) -> None:
-    """N-04: its owner may have been withdrawn, so a later use makes a claim of its own."""
+    """N-04: its owner may have been withdrawn, so a later use needs a claim of its own."""
     threads: list[type[BaseException]] = []
     with once.begin("k", payload=None) as first:
         second = once.begin("k", payload=None)
@@ -862,7 +860,9 @@ print(fingerprint_of({"order": Order(lines=["a", "b"])}, None, "it").hex())
 
 
 def test_the_sets_of_a_model_are_the_same_payload_in_each_process() -> None:
-    """N-06, N-01: a text has another hash in each process, so a set of texts has another order; a list has its own."""
+    """N-06, N-01: the hash of a text differs by process, and so does the order of a set of texts; the order of a list
+    does not.
+    """
     found = {
         subprocess.run(
             [sys.executable, "-c", _FINGERPRINT],
@@ -891,7 +891,7 @@ class _Sealed(pydantic.BaseModel):
 
 
 def test_a_payload_whose_model_writes_its_secret_is_compared(once: Once) -> None:
-    """N-06: and an empty secret is no other than itself."""
+    """N-06: an empty secret equals only itself."""
     once.run("k", Count(), payload=_Shown(number=pydantic.SecretStr("4111")))
     with pytest.raises(KeyReused):
         once.run("k", Count(), payload=_Shown(number=pydantic.SecretStr("4222")))
@@ -903,7 +903,7 @@ class _Spare(pydantic.BaseModel):
 
 
 def test_a_result_that_hides_a_secret_is_not_stored_as_stars(backend: WatchedBackend) -> None:
-    """S-09, N-07: its own call gets it, later calls raise, and the log says what to do."""
+    """S-09, N-07: the call itself gets it, later calls raise, and the log says what to do."""
     listener = Listener()
     once, card = Once(backend, scope="invoices", on_event=listener), _Spare(number=pydantic.SecretStr("4111"))
     create = Count(card)

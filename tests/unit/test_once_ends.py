@@ -1,4 +1,4 @@
-"""How calls of ``Once`` end with their task, their process and their transaction, and who else has their records."""
+"""How calls of ``Once`` end with their task, process and transaction, and which other processes have the records."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def never(*_: Any, **__: Any) -> Any:
 
 
 def lose(backend: Backend) -> None:
-    """The records were flushed."""
+    """Delete the records, as a flushed cache does."""
     for record in list(backend.scan()):
         backend.delete(record.record_id)
 
@@ -51,7 +51,7 @@ def lose(backend: Backend) -> None:
 
 @pytest.mark.anyio
 async def test_a_cancelled_call_has_failed_and_is_resumed() -> None:
-    """N-27: on asyncio and on trio; the cancellation goes on, and the stages stay."""
+    """N-27: on asyncio and on trio; the cancellation continues, and the stages are kept."""
     once, begun, stages = Once(MemoryBackend(), scope="s"), anyio.Event(), []
 
     async def work(forever: bool) -> str:
@@ -77,7 +77,7 @@ async def test_a_cancelled_call_has_failed_and_is_resumed() -> None:
 
 @pytest.mark.anyio
 async def test_a_cancelled_block_has_failed() -> None:
-    """N-27: by hand."""
+    """N-27: the block form."""
     once = Once(MemoryBackend(), scope="s")
     with anyio.move_on_after(0.05):
         async with once.begin("k", payload=1):
@@ -87,7 +87,7 @@ async def test_a_cancelled_block_has_failed() -> None:
 
 @pytest.mark.anyio
 async def test_a_cancelled_call_waits_for_its_thread() -> None:
-    """N-27, L-09: no other attempt runs beside it, and its result is on record."""
+    """N-27, L-09: no other attempt runs beside it, and its result is recorded."""
     once, begun, may_end = Once(MemoryBackend(), scope="s"), threading.Event(), threading.Event()
 
     def in_thread() -> str:
@@ -119,7 +119,7 @@ async def test_a_cancelled_call_waits_for_its_thread() -> None:
 
 
 def test_a_call_is_given_up_when_its_process_ends() -> None:
-    """N-26: the next one need not wait for its lease, and the one that goes on has lost it."""
+    """N-26: the next call does not wait for its lease, and a call that continues has lost it."""
     once, begun, may_end = (
         Once(MemoryBackend(), scope="s", lease=600, max_run=600),
         threading.Event(),
@@ -147,7 +147,7 @@ def test_a_call_is_given_up_when_its_process_ends() -> None:
     finally:
         may_end.set()
         thread.join()
-    # What it is told is the result of the one that took over.
+    # It gets the result of the call that took over.
     assert errors == []
     assert once.status("k").attempt == 2
 
@@ -182,7 +182,7 @@ assert once.run("in the child", lambda: "parent") == "child"
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_child_calls_on_with_connections_of_its_own(tmp_path: Path) -> None:
-    """N-26: a Once that was made, and used, before the fork."""
+    """N-26: the ``Once`` was made, and used, before the fork."""
     url = f"sqlite:///{tmp_path}/once.db"
     ended = subprocess.run(
         [sys.executable, "-c", FORKED, url], capture_output=True, text=True, timeout=PATIENCE, check=False
@@ -191,7 +191,7 @@ def test_a_forked_child_calls_on_with_connections_of_its_own(tmp_path: Path) -> 
 
 
 def test_many_threads_carry_one_key_out_once() -> None:
-    """N-26."""
+    """N-26: one thread runs the function, and all get its result."""
     once, calls = Once(MemoryBackend(), scope="s"), []
     results: list[Any] = []
 
@@ -207,7 +207,7 @@ def test_many_threads_carry_one_key_out_once() -> None:
 
 
 def test_several_event_loops_use_one_once(tmp_path: Path) -> None:
-    """N-26: one after another, as in a task that runs each of its coroutines by ``asyncio.run``."""
+    """N-26: one after another, as in a task that runs each of its coroutines with ``asyncio.run``."""
     import asyncio
 
     once = Once(f"sqlite:///{tmp_path}/once.db", scope="s")
@@ -236,7 +236,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def beside(tmp_path: Path) -> Iterator[Any]:
-    """Starts a process that uses a ``Once`` in memory, in a folder of this test's."""
+    """Starts a process that uses a ``Once`` in memory, in this test's folder."""
     started: list[subprocess.Popen[str]] = []
 
     def start(scope: str, folder: Path = tmp_path) -> tuple[int, str]:
@@ -259,7 +259,7 @@ def beside(tmp_path: Path) -> Iterator[Any]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="not known there")
 def test_a_once_in_memory_reports_another_process_with_records_of_its_own(beside: Any, tmp_path: Path) -> None:
-    """N-30: for the same scope in the same folder alone."""
+    """N-30: only for the same scope in the same folder."""
     other = tmp_path / "another application"
     other.mkdir()
     pid, alone = beside("invoices")
@@ -283,7 +283,7 @@ def test_a_once_on_shared_records_reports_nothing(tmp_path: Path, caplog: pytest
 
 
 class Shop:
-    """A SQLite database with the ledger's tables and one of invoices, and records that may be lost."""
+    """A SQLite database with the ledger's tables and a table of invoices, and records that may be lost."""
 
     def __init__(self, folder: Path, **fields: Any) -> None:
         self.path = folder / "shop.db"
@@ -298,12 +298,12 @@ class Shop:
 
     @property
     def invoices(self) -> int:
-        """How many are committed."""
+        """The number of committed invoices."""
         with self.engine.begin() as connection:
             return int(connection.execute(text("SELECT count(*) FROM invoices")).scalar_one())
 
     def create(self, order: int, error: Exception | None = None, returned: Any = ...) -> Any:
-        """Make an invoice, and its result with it."""
+        """Insert an invoice, and commit the result with it."""
         with Session(self.engine) as session, session.begin(), idem.atomic(session) as block:
             session.execute(text("INSERT INTO invoices DEFAULT VALUES"))
             result = block.respond({"order": order})
@@ -323,7 +323,7 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
 
 
 def test_a_committed_result_is_found_although_the_record_was_lost(shop: Shop) -> None:
-    """N-13, S-06: by a later call, which makes no further row; and then it is on record again."""
+    """N-13, S-06: a later call inserts no further row; afterwards the result is recorded again."""
     assert shop.once.run("k", shop.create, 7) == {"order": 7}
     lose(shop.backend)
     assert shop.once.run("k", shop.create, 7) == {"order": 7}
@@ -332,7 +332,7 @@ def test_a_committed_result_is_found_although_the_record_was_lost(shop: Shop) ->
 
 
 def test_a_committed_result_is_found_by_a_block(shop: Shop) -> None:
-    """N-13."""
+    """N-13: the block form."""
     for _ in range(2):
         with shop.once.begin("k", payload=7) as attempt:
             attempt.complete(shop.create(7))
@@ -342,7 +342,7 @@ def test_a_committed_result_is_found_by_a_block(shop: Shop) -> None:
 
 
 def test_an_error_behind_the_commit_leaves_the_committed_result(shop: Shop) -> None:
-    """N-13, S-06b."""
+    """N-13, S-06b: the committed result is recorded."""
     with pytest.raises(ZeroDivisionError):
         shop.once.run("k", shop.create, 7, ZeroDivisionError(), payload=7)
     assert shop.once.run("k", never, payload=7) == {"order": 7}
@@ -350,7 +350,7 @@ def test_an_error_behind_the_commit_leaves_the_committed_result(shop: Shop) -> N
 
 
 def test_a_function_returns_what_it_has_committed_or_nothing(shop: Shop) -> None:
-    """N-13: another result is an error, and the committed one counts."""
+    """N-13: another result is an error, and the committed result counts."""
     assert shop.once.run("nothing", shop.create, 7, returned=None) == {"order": 7}
     with pytest.raises(ConfigurationError, match=r"idem\.atomic"):
         shop.once.run("another", shop.create, 8, returned={"order": 9})
@@ -378,7 +378,7 @@ def test_a_result_whose_transaction_is_open_is_not_kept(shop: Shop) -> None:
 
 
 def test_a_result_that_cannot_be_kept_rolls_its_transaction_back(shop: Shop) -> None:
-    """N-13: it is known before the COMMIT."""
+    """N-13: the error is raised before the COMMIT."""
     from open_idempotency import StageValueError
 
     def wrong() -> Any:
@@ -392,7 +392,7 @@ def test_a_result_that_cannot_be_kept_rolls_its_transaction_back(shop: Shop) -> 
 
 
 def test_a_lost_record_of_another_payload_is_refused_by_the_ledger(shop: Shop) -> None:
-    """N-13: and leaves nothing that would refuse the right one."""
+    """N-13: no record is left that would refuse the right payload."""
     from open_idempotency import KeyReused
 
     shop.once.run("k", shop.create, 7)
@@ -420,7 +420,7 @@ def test_the_ledger_is_asked_before_a_further_attempt_is_refused(tmp_path: Path)
 
 
 def test_a_committed_result_is_found_async(shop: Shop) -> None:
-    """N-13: with a session that is awaited."""
+    """N-13: with an async session."""
     import asyncio
 
     async def main() -> list[Any]:

@@ -1,4 +1,4 @@
-"""A later command runs what an earlier one did not run, what failed there, and what searches; nothing else."""
+"""A later test command runs the tests that an earlier one left out, that failed, and that search; nothing else."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_searches(value): pass
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """Tests that do not belong to these, in a folder of their own."""
+    """A folder with tests that do not belong to this suite."""
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_it.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text(f"[pytest]\npythonpath = {ROOT}\n")
@@ -49,7 +49,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def _run(project: Path, *arguments: str, **env: str) -> str:
-    """Run them in a worker of pytest-xdist, without the plugins that they do not need, which take long to load."""
+    """Run the tests in a worker of pytest-xdist, without unneeded plugins, which load slowly."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "OI_TEST_"))}
     plugins = ("-p", "xdist", "-p", "_hypothesis_pytestplugin", "-p", "no:cacheprovider")
     done = subprocess.run(
@@ -65,7 +65,7 @@ def _run(project: Path, *arguments: str, **env: str) -> str:
 
 
 def test_what_has_passed_is_left_out(project: Path) -> None:
-    """A test that was skipped, or failed in whichever phase, runs again, and so does one that searches."""
+    """A test that was skipped, or failed in any phase, runs again, and so does a test that searches."""
     names = project / "passed.txt"
     _run(project, "-n", "1", OI_TEST_PASSED_TO=str(names))
     assert sorted(names.read_text().split()) == ["test_it.py::test_passes", "test_it.py::test_searches"]
@@ -77,7 +77,7 @@ def test_what_has_passed_is_left_out(project: Path) -> None:
 
 
 def test_a_file_that_is_missing_is_an_error(project: Path) -> None:
-    """Otherwise everything would run, or nothing, and nobody would know why."""
+    """Otherwise everything or nothing would run, without a message."""
     done = _run(project, OI_TEST_PASSED_IN=str(project / "nothing.txt"))
     assert "OI_TEST_PASSED_IN: there is no file" in done
     assert " passed" not in done

@@ -1,4 +1,4 @@
-"""Every option refuses what it cannot mean, and says its name."""
+"""Each option of a policy refuses invalid values, with its name in the error."""
 
 from __future__ import annotations
 
@@ -83,20 +83,20 @@ BAD: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("name", "bad"), BAD, ids=[f"{name}={bad!r}" for name, bad in BAD])
 def test_a_bad_value_is_refused_at_start_naming_the_field(name: str, bad: Any) -> None:
-    """ "ConfigurationError at start, naming the field"."""
+    """ConfigurationError is raised at start and names the field."""
     fields = {"fingerprint": "json"} if name == "fingerprint_ignore" else {}
     with pytest.raises(ConfigurationError, match=rf"^{name}: "):
         IdempotencyPolicy(**{**fields, name: bad})
 
 
 def test_cookies_are_no_credentials_and_the_error_says_why() -> None:
-    """O-15: they change between two tries of one caller."""
+    """O-15: cookies change between two tries of one caller."""
     with pytest.raises(ConfigurationError, match=r"Cookie .*change between two tries.* scope="):
         IdempotencyPolicy(credential_headers=["Authorization", "cookie"])
 
 
 def test_every_field_is_checked() -> None:
-    """The table above forgets none."""
+    """The table above contains every field."""
     assert {name for name, _ in BAD} == FIELD_NAMES
 
 
@@ -117,7 +117,7 @@ def test_every_field_is_checked() -> None:
     ],
 )
 def test_fields_that_contradict_each_other_are_refused_naming_one(fields: dict[str, Any], named: str) -> None:
-    """ttl < lease and the like."""
+    """Such as a TTL below the lease."""
     with pytest.raises(ConfigurationError, match=f"^{named}: "):
         IdempotencyPolicy(**fields)
 
@@ -135,7 +135,7 @@ def test_the_defaults_are_those_of_the_specification() -> None:
     ["lease", "ttl", "error_ttl", "max_run", "wait", "max_wait", "respond_within", "record_within", "stream_grace"],
 )
 def test_a_timedelta_becomes_float_seconds(name: str) -> None:
-    """Timedelta or seconds at the edge, float seconds inside."""
+    """Options take a timedelta or seconds; the policy has float seconds."""
     fields: dict[str, Any] = {"lease": 1, name: timedelta(minutes=2)}
     fields.setdefault("ttl", 600)
     value = getattr(IdempotencyPolicy(**fields), name)
@@ -152,7 +152,7 @@ def test_a_timedelta_becomes_float_seconds(name: str) -> None:
     ],
 )
 def test_errors_are_stored_for_an_hour_or_for_error_ttl(fields: dict[str, Any], kept: float) -> None:
-    """B-26: and never for longer than a success."""
+    """B-26: never for longer than a success."""
     assert IdempotencyPolicy(**fields).ttl_of_errors == kept
 
 
@@ -162,18 +162,18 @@ def test_methods_are_upper_case_inside() -> None:
 
 @pytest.mark.parametrize(("given", "kept"), [("account", ("account",)), (["a", "b"], ("a", "b")), ((), ())])
 def test_the_entries_of_a_session_become_a_tuple(given: Any, kept: tuple[str, ...]) -> None:
-    """O-19: one name, or several in an order; none at all reads no session."""
+    """O-19: one name, or several in an order; with no name no session is read."""
     assert IdempotencyPolicy(session_identity=given).session_identity == kept
 
 
 def test_a_scope_in_words_is_refused_with_what_to_do() -> None:
-    """O-19b: a callable, or the one word that there is."""
+    """O-19b: ``scope=`` takes a callable, or the word "anonymous"."""
     with pytest.raises(ConfigurationError, match=r"^scope: 'user_id' names no caller; pass a callable .* 'anonymous'"):
         IdempotencyPolicy(scope="user_id")
 
 
 def test_lists_become_tuples() -> None:
-    """A policy is a value; it shares nothing with what it was made of."""
+    """A policy is immutable, and shares no list with its arguments."""
     names = ["X-Key"]
     policy = IdempotencyPolicy(aliases=names)
     names.append("X-Other")
@@ -181,13 +181,13 @@ def test_lists_become_tuples() -> None:
 
 
 def test_a_policy_cannot_be_changed() -> None:
-    """Frozen."""
+    """It is a frozen dataclass."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         IdempotencyPolicy().lease = 1.0
 
 
 def test_replace_changes_some_fields_and_leaves_the_policy() -> None:
-    """Any policy field per route."""
+    """Rules use ``replace`` for any policy field."""
     policy = IdempotencyPolicy(wait=2)
     changed = policy.replace(ttl=timedelta(hours=1))
     assert (changed.ttl, changed.wait, policy.ttl) == (3600.0, 2.0, 86_400.0)
@@ -202,7 +202,7 @@ def test_replace_validates_the_result() -> None:
     ("name", "near"), [("leese", "lease"), ("on_fail", "on_failed"), ("max_request_byte", "max_re")]
 )
 def test_an_unknown_field_is_refused_with_the_nearest_name(name: str, near: str) -> None:
-    """Unknown policy field."""
+    """The error suggests a known field."""
     with pytest.raises(ConfigurationError, match=f"^{name}: no such policy field; did you mean {near}"):
         make_policy(None, {name: 1})
 
@@ -213,7 +213,7 @@ def test_an_unknown_field_like_no_other_is_refused_with_all_names() -> None:
 
 
 def test_fields_override_a_given_policy() -> None:
-    """Policy fields are keyword arguments of every adapter, or a whole policy."""
+    """Every adapter takes policy fields as keywords, a whole policy, or both."""
     assert make_policy(IdempotencyPolicy(wait=2, lease=9), {"lease": 10}) == IdempotencyPolicy(wait=2, lease=10)
 
 

@@ -1,4 +1,4 @@
-"""The keyword arguments that type checkers see are the policy's fields."""
+"""Type checkers see the policy's fields as keyword arguments of every adapter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from open_idempotency.rules import PolicyFields
 
 
 def test_type_checkers_see_every_field() -> None:
-    """`Policy fields are keyword arguments of every adapter`."""
+    """Every adapter takes policy fields as keywords."""
     fields = {field.name for field in dataclasses.fields(IdempotencyPolicy)}
 
     assert set(PolicyFields.__annotations__) == fields

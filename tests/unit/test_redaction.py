@@ -1,4 +1,4 @@
-"""Redaction: what is stored of a response is what the hook leaves of it; the live response is never touched."""
+"""Redaction: only what the hook returns is stored; the live response is never changed."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ LIVE = Response(
 
 
 class Settled:
-    """A response that was settled under a policy: what was stored, and what was told."""
+    """A response that was settled under a policy: the stored response, and the reported events."""
 
-    def __init__(self, answer: Response, **fields: Any) -> None:
+    def __init__(self, response: Response, **fields: Any) -> None:
         attempt, self.script = attempt_of(**fields), Script({Complete: [Completed()], Fail: [None]})
-        self.result = self.script.run(finish(attempt, answer))
+        self.result = self.script.run(finish(attempt, response))
         assert isinstance(attempt.policy.on_event, Listener)
         self.reported = attempt.policy.on_event.seen
 
@@ -53,35 +53,35 @@ class Settled:
 
 
 def test_the_hooks_result_is_stored_and_the_live_response_stays() -> None:
-    """Redacted, the live response untouched."""
+    """The stored response is redacted; the live response is not."""
     before = copy.deepcopy(LIVE)
-    settled = Settled(LIVE, redact=lambda answer: Response(200, [(b"x", b"1")], b"blank"))
+    settled = Settled(LIVE, redact=lambda response: Response(200, [(b"x", b"1")], b"blank"))
     assert settled.stored == Response(200, [(b"x", b"1")], b"blank")
     assert settled.result is Fate.KEPT
     assert before == LIVE
 
 
 def test_a_hook_that_changes_its_argument_does_not_reach_the_live_response() -> None:
-    """It has a response and a list of fields of its own."""
+    """The hook gets a copy of the response and of its list of headers."""
     before = copy.deepcopy(LIVE)
 
-    def blank(answer: Response) -> Response:
-        assert isinstance(answer.headers, list)
-        answer.headers.clear()
-        answer.body = b""
-        return answer
+    def blank(response: Response) -> Response:
+        assert isinstance(response.headers, list)
+        response.headers.clear()
+        response.body = b""
+        return response
 
     assert Settled(LIVE, redact=blank).stored == Response(201, [], b"")
     assert before == LIVE
 
 
 def test_the_hook_sees_what_is_about_to_be_stored() -> None:
-    """R-02: without the fields of the moment; O-11: without a body that is too long."""
+    """R-02: without the headers that are never stored; O-11: without a body that is too long."""
     seen: list[Response] = []
 
-    def look(answer: Response) -> Response:
-        seen.append(answer)
-        return answer
+    def look(response: Response) -> Response:
+        seen.append(response)
+        return response
 
     Settled(LIVE, redact=look)
     Settled(LIVE, redact=look, max_response_bytes=3)
@@ -90,7 +90,7 @@ def test_the_hook_sees_what_is_about_to_be_stored() -> None:
 
 
 def test_what_the_hook_returns_is_held_to_the_same_rules() -> None:
-    """R-02, O-11: it can neither bring a cookie back nor store more than may be."""
+    """R-02, O-11: the hook can neither store a cookie nor exceed the limit."""
     added = Response(201, [(b"set-cookie", b"a"), (b"x", b"1")], b"long" * 100)
     settled = Settled(LIVE, redact=lambda _: added, max_response_bytes=100)
     assert settled.stored == Response(201, [(b"x", b"1")], None)
@@ -98,7 +98,7 @@ def test_what_the_hook_returns_is_held_to_the_same_rules() -> None:
 
 
 def test_fields_can_be_taken_out_by_an_allow_list() -> None:
-    """Redacted header fields."""
+    """The hook may remove headers."""
     wanted = {b"content-type"}
     live = replace(LIVE, headers=[*LIVE.headers, (b"x-account", b"4111")])
     settled = Settled(live, redact=lambda a: replace(a, headers=[(n, v) for n, v in a.headers if n.lower() in wanted]))
@@ -121,7 +121,7 @@ def test_a_failed_response_that_is_to_be_replayed_is_redacted_too() -> None:
 
 
 def test_what_is_redacted_is_encrypted_as_well() -> None:
-    """Both."""
+    """A policy may have both."""
     policy = IdempotencyPolicy(encryption=EncryptionKeys({"k": b"k" * 32}))
     settled = Settled(LIVE, redact=redact_json("/card"), encryption=policy.encryption)
     assert b'"id"' not in settled.frame
@@ -129,26 +129,26 @@ def test_what_is_redacted_is_encrypted_as_well() -> None:
     assert decode_response(plain).body == b'{"id":1,"card":null}'
 
 
-def _raising(answer: Response) -> Response:
+def _raising(response: Response) -> Response:
     raise LookupError("card 4111")
 
 
 FAULTY: dict[str, Any] = {
     "raises": _raising,
-    "returns nothing": lambda answer: None,
-    "returns a body": lambda answer: answer.body,
-    "a text body": lambda answer: replace(answer, body="4111"),
-    "text fields": lambda answer: replace(answer, headers=[("x", "4111")]),
-    "a broken field": lambda answer: replace(answer, headers=[(b"x", b"a\r\n4111")]),
-    "no such status": lambda answer: replace(answer, status=42),
-    "a text status": lambda answer: replace(answer, status="201"),
-    "no fields": lambda answer: replace(answer, headers=None),
+    "returns nothing": lambda response: None,
+    "returns a body": lambda response: response.body,
+    "a text body": lambda response: replace(response, body="4111"),
+    "text fields": lambda response: replace(response, headers=[("x", "4111")]),
+    "a broken field": lambda response: replace(response, headers=[(b"x", b"a\r\n4111")]),
+    "no such status": lambda response: replace(response, status=42),
+    "a text status": lambda response: replace(response, status="201"),
+    "no fields": lambda response: replace(response, headers=None),
 }
 
 
 @pytest.mark.parametrize("hook", FAULTY.values(), ids=FAULTY)
 def test_a_faulty_hook_leaves_a_bare_tombstone_and_an_event(hook: Any) -> None:
-    """I2: the outcome is not lost, what it was to take out not stored, and the error's words not told."""
+    """I2: the outcome is kept; neither the secret is stored nor the message of the error reported."""
     settled = Settled(LIVE, redact=hook)
     assert settled.result is Fate.KEPT
     assert settled.stored == Response(201, [], None)
@@ -163,7 +163,7 @@ def test_a_faulty_hook_leaves_a_bare_tombstone_and_an_event(hook: Any) -> None:
 
 
 def redacted(body: bytes, *pointers: str, **options: Any) -> Any:
-    """What ``redact_json`` leaves of a body."""
+    """The body that ``redact_json`` returns."""
     return redact_json(*pointers, **options)(Response(200, [], body)).body
 
 
@@ -187,39 +187,39 @@ def redacted(body: bytes, *pointers: str, **options: Any) -> Any:
 def test_what_a_pointer_names_is_blanked_and_the_rest_stays_byte_for_byte(
     pointer: str, before: bytes, after: bytes
 ) -> None:
-    """R-01: order, lexemes, white space and repeated members as they were."""
+    """R-01: order, lexemes, white space and repeated members do not change."""
     assert redacted(before, pointer) == after
 
 
 @pytest.mark.parametrize("pointer", ["/x", "/card/x", "/card/number/x", "/list/5", "/list/01", "/list/-", "/id/0"])
 def test_a_pointer_to_nothing_changes_nothing(pointer: str) -> None:
     """R-01."""
-    answer = Response(200, [(b"digest", b"x")], b'{"card":{"number":"4111"},"list":[1],"id":"text"}')
-    assert redact_json(pointer)(answer) is answer
+    response = Response(200, [(b"digest", b"x")], b'{"card":{"number":"4111"},"list":[1],"id":"text"}')
+    assert redact_json(pointer)(response) is response
 
 
 def test_pointers_may_overlap() -> None:
-    """The wider one counts, whichever comes first."""
+    """The wider pointer counts, whichever comes first."""
     for pointers in (("/card", "/card/number"), ("/card/number", "/card")):
         assert redacted(b'{"card":{"number":1},"n":2}', *pointers) == b'{"card":null,"n":2}'
 
 
 def test_something_else_than_null_can_stand_there() -> None:
-    """For clients that want a text."""
+    """For clients that expect a text."""
     assert redacted(b'{"card":"4111"}', "/card", instead="***") == b'{"card":"***"}'
 
 
 def test_digests_of_the_body_go_with_what_they_were_made_of() -> None:
-    """R-01: a replay has no field that its body contradicts."""
+    """R-01: a replay has no header that contradicts its body."""
     live = Response(200, [(b"Content-Digest", b"sha-256=:x:"), (b"etag", b'"1"')], b'{"card":1}')
     assert redact_json("/card")(live).headers == [(b"etag", b'"1"')]
 
 
 @pytest.mark.parametrize("body", [b"", None])
 def test_a_response_without_a_body_stays_as_it_is(body: Any) -> None:
-    """R-01: 204 and the like; O-11."""
-    answer = Response(204, [], body)
-    assert redact_json("/card")(answer) is answer
+    """R-01: such as a 204; O-11: or a tombstone."""
+    response = Response(204, [], body)
+    assert redact_json("/card")(response) is response
 
 
 @pytest.mark.parametrize(
@@ -237,13 +237,13 @@ def test_a_response_without_a_body_stays_as_it_is(body: Any) -> None:
     ids=repr,
 )
 def test_what_is_no_json_is_not_stored(body: bytes) -> None:
-    """What cannot be searched is not kept; a number alone has no members, so it stays."""
+    """A body that cannot be searched is not stored; a number alone has no members, so it is stored."""
     settled = Settled(replace(LIVE, body=body), redact=redact_json("/card"))
     assert settled.stored.body == (b"4111" if body == b"4111" else None)
 
 
 def test_a_compressed_body_is_not_stored() -> None:
-    """Its bytes may happen to be JSON in no way that counts."""
+    """Compressed bytes are not searched, even if they happen to be JSON."""
     live = replace(LIVE, headers=[(b"Content-Encoding", b"gzip")])
     assert Settled(live, redact=redact_json("/card")).stored == Response(201, [], None)
 
@@ -273,7 +273,7 @@ values = st.recursive(
 
 
 def _blank(value: Any, steps: list[str]) -> Any:
-    """The same, by rebuilding the value."""
+    """The expected value, by rebuilding it."""
     if not steps:
         return None
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -290,6 +290,6 @@ def _blank(value: Any, steps: list[str]) -> Any:
     indent=st.sampled_from([None, 0, 2]),
 )
 def test_any_json_keeps_all_but_what_is_named(value: Any, steps: list[str], indent: int | None) -> None:
-    """Compared with rebuilding the value."""
+    """The result is compared with the rebuilt value."""
     body = json.dumps(value, indent=indent).encode()
     assert json.loads(redacted(body, "/" + "/".join(steps))) == _blank(value, steps)

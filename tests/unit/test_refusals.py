@@ -1,4 +1,4 @@
-"""What becomes of a request whose ``scope=`` says that nobody, or nobody who may, has sent it: 401 or 403."""
+"""A ``scope=`` that finds no caller, or a caller without permission: the client gets 401 or 403."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TYPE = "urn:problem-type:open-idempotency:"
 
 
 def raising(error: BaseException) -> Callable[[Any], str]:
-    """A ``scope=`` that refuses everybody."""
+    """A ``scope=`` that refuses every request."""
 
     def scope(_: Any) -> str:
         raise error
@@ -57,7 +57,7 @@ by_every_adapter = pytest.mark.parametrize("adapter", ADAPTERS)
 
 
 class Watched(MemoryBackend):
-    """The memory backend, which fails the test that asks it for a claim."""
+    """The memory backend, which fails the test if a claim is made."""
 
     def claim(self, c: Any, /) -> Any:
         raise AssertionError("a refused request has reached the backend")
@@ -65,7 +65,7 @@ class Watched(MemoryBackend):
 
 @pytest.fixture
 def untouched() -> MemoryBackend:
-    """A backend that nobody may ask."""
+    """A backend that must not be called."""
     return Watched()
 
 
@@ -81,13 +81,13 @@ def test_a_scope_that_knows_no_caller_is_a_401(adapter: str, untouched: MemoryBa
 
 @by_every_adapter
 def test_the_exception_says_what_the_client_reads(adapter: str, untouched: MemoryBackend) -> None:
-    """O-20: the problem's detail, and the challenge."""
+    """O-20: its detail and its challenge are in the problem."""
     reply = send_by(adapter, untouched, scope=raising(NotAuthenticated("send your API key", 'ApiKey realm="shop"')))
     assert (reply.status, reply.headers["www-authenticate"]) == (401, 'ApiKey realm="shop"')
     assert reply.problem["detail"] == "send your API key"
 
 
-#: what frameworks raise, the status, and what of it reaches a client that gets a problem of ours
+#: exceptions of frameworks, their status, and the text that reaches a client in a problem of the library
 OF_FRAMEWORKS: dict[str, tuple[Exception, int, str, str]] = {
     "starlette": (HTTPException(401, "who are you", {"WWW-Authenticate": "Digest r"}), 401, "who are you", "Digest r"),
     "fastapi": (FastAPIException(403, "not you"), 403, "not you", ""),
@@ -112,7 +112,7 @@ of_every_framework = pytest.mark.parametrize(
 def test_what_a_framework_raises_for_401_and_403_is_that(
     adapter: str, error: Exception, status: int, detail: str, challenge: str, untouched: MemoryBackend
 ) -> None:
-    """O-20: its own handling renders it where that is around the claim, else it is a problem that says the same."""
+    """O-20: the framework's own handler renders it if it is around the claim; else a problem has its status."""
     reply = send_by(adapter, untouched, scope=raising(error))
     assert reply.status == status
     assert detail.encode() in reply.body
@@ -122,7 +122,7 @@ def test_what_a_framework_raises_for_401_and_403_is_that(
 
 @by_every_adapter
 def test_a_permission_that_django_denies_is_a_403(adapter: str, untouched: MemoryBackend) -> None:
-    """O-20: it carries no status. Its text is not meant for clients."""
+    """O-20: PermissionDenied has no status attribute. Its text is not meant for clients."""
     reply = send_by(adapter, untouched, scope=raising(PermissionDenied("the row of user 7")))
     assert reply.status == 403
     assert b"user 7" not in reply.body
@@ -130,7 +130,7 @@ def test_a_permission_that_django_denies_is_a_403(adapter: str, untouched: Memor
 
 @pytest.mark.parametrize("client", [Client(), AsyncClient()], ids=["wsgi", "asgi"])
 def test_djangos_own_exception_goes_to_djangos_own_handler(client: Any, untouched: MemoryBackend) -> None:
-    """O-20: handler403 of the project makes the page."""
+    """O-20: the project's ``handler403`` renders the page."""
     urls = type("Urls", (), {"handler403": staticmethod(lambda request, exception: HttpResponse("ours", status=403))})
     with project(lambda request: HttpResponse("ran"), IDEMPOTENCY_SCOPE=raising(PermissionDenied())):
         from django.conf import settings
@@ -148,7 +148,7 @@ def test_djangos_own_exception_goes_to_djangos_own_handler(client: Any, untouche
 
 
 def test_flasks_error_handlers_see_what_scope_raises(untouched: MemoryBackend) -> None:
-    """O-20: those for a status, and those for a class of errors, our own included."""
+    """O-20: handlers for a status, and handlers for a class of errors, including the library's."""
     for handled in (401, NotAuthenticated, werkzeug.exceptions.HTTPException):
         app = Flask("shop")
         app.post("/0")(lambda: "ran")
@@ -161,7 +161,7 @@ def test_flasks_error_handlers_see_what_scope_raises(untouched: MemoryBackend) -
 
 @pytest.mark.parametrize("kind", [Starlette, FastAPI])
 def test_starlettes_exception_handlers_see_what_scope_raises(kind: Any, untouched: MemoryBackend) -> None:
-    """O-20: the claim is made where the endpoint is called, which is within them."""
+    """O-20: the claim is made when the endpoint is called, inside of the handlers."""
 
     async def endpoint(request: Request) -> PlainTextResponse:
         return PlainTextResponse("ran")
@@ -183,7 +183,7 @@ def test_starlettes_exception_handlers_see_what_scope_raises(kind: Any, untouche
 
 
 def test_a_handler_for_every_exception_is_none_for_a_refusal(untouched: MemoryBackend) -> None:
-    """O-20: it would make a 500 of it."""
+    """O-20: such a handler would make a 500 of it."""
     app = Flask("shop")
     app.post("/0")(lambda: "ran")
     app.register_error_handler(Exception, lambda error: ("something broke", 500))
@@ -192,7 +192,7 @@ def test_a_handler_for_every_exception_is_none_for_a_refusal(untouched: MemoryBa
 
 
 def test_flasks_abort_with_a_response_is_that_response(untouched: MemoryBackend) -> None:
-    """O-20: an exception of werkzeug's that has a response and no code."""
+    """O-20: an exception of werkzeug that has a response and no code."""
     app = Flask("shop")
     app.post("/0")(lambda: "ran")
     Idempotency(app, untouched, scope=lambda request: abort(make_response("own page", 401)))
@@ -201,26 +201,26 @@ def test_flasks_abort_with_a_response_is_that_response(untouched: MemoryBackend)
 
 
 class Upstream(Exception):
-    """The refusal of another service, as urllib and its like carry it."""
+    """The refusal of another service, as urllib raises it."""
 
     code = 401
     status = 401
 
 
 class UpstreamOfAnotherKind(Exception):
-    """The same, as the clients of many services carry it."""
+    """The refusal of another service, as the client libraries of many services raise it."""
 
     status_code = 401
 
 
 class UpstreamWithResponse(Exception):
-    """The same, as httpx and requests carry it."""
+    """The refusal of another service, as httpx and requests raise it."""
 
     def __init__(self) -> None:
         self.response = PlainTextResponse("who are you", status_code=403)
 
     def get_response(self) -> object:
-        """What werkzeug's exceptions have too."""
+        """A method that werkzeug's exceptions have too."""
         return self.response
 
 
@@ -239,7 +239,7 @@ class UpstreamWithResponse(Exception):
     ids=lambda error: type(error).__name__,
 )
 def test_any_other_exception_is_a_mistake(error: Exception) -> None:
-    """O-20, O-20a: only 401 and 403 are refusals; the response of another service is none."""
+    """O-20, O-20a: only 401 and 403 are refusals; the response of another service is not."""
     assert refused_status(error) is None
     with pytest.raises(ScopeUnknown, match="NotAuthenticated") as caught:
         send_by("wsgi", MemoryBackend(), scope=raising(error))
@@ -249,7 +249,7 @@ def test_any_other_exception_is_a_mistake(error: Exception) -> None:
 
 @pytest.mark.parametrize(("status", "found"), [(401, 401), (403, 403), (404, None)])
 def test_what_django_ninja_raises_is_a_refusal(status: int, found: int | None) -> None:
-    """O-20: its ``HttpError``, which has a status of its own kind."""
+    """O-20: its ``HttpError`` has an attribute of its own for the status."""
     with project():
         from ninja.errors import HttpError  # it reads Django's settings when it is imported
 
@@ -258,7 +258,7 @@ def test_what_django_ninja_raises_is_a_refusal(status: int, found: int | None) -
 
 @pytest.mark.parametrize(("value", "said"), [("", "an empty string"), (None, "NoneType"), (b"ann", "bytes")])
 def test_a_scope_that_names_nobody_says_what_to_do(value: Any, said: str) -> None:
-    """O-20a: raise NotAuthenticated, return a name, or share one on purpose."""
+    """O-20a: raise NotAuthenticated, return a name, or share a scope on purpose."""
     with pytest.raises(ScopeUnknown) as caught:
         send_by("wsgi", MemoryBackend(), scope=lambda request: value)
     for words in (f"returned {said};", "non-empty string", "open_idempotency.NotAuthenticated", '"anonymous"'):
@@ -271,21 +271,21 @@ async def coroutine(_: Any) -> str:
 
 @pytest.mark.parametrize("field", ["scope", "validate", "fingerprint", "store", "redact", "render_problem", "on_event"])
 def test_a_hook_that_nobody_awaits_is_refused_at_start(field: str) -> None:
-    """O-20a: its coroutine would be taken for what it returns, and that for true."""
+    """O-20a: its coroutine would count as its result, and be true."""
     with pytest.raises(ConfigurationError, match=f"^{field}: .*coroutine"):
         IdempotencyPolicy(**{field: coroutine})
 
 
 @pytest.mark.parametrize("challenge", ["", " Bearer", "Bearer\r\nX: 1", "Bearer realm=\u00fc", 7, None])
 def test_a_challenge_that_no_header_can_carry_is_refused(challenge: Any) -> None:
-    """O-20a: where it is made, with what to give instead."""
+    """O-20a: its constructor raises, and says what to pass instead."""
     with pytest.raises(ConfigurationError, match="WWW-Authenticate"):
         NotAuthenticated(challenge=challenge)
 
 
 @given(st.text(max_size=30))
 def test_a_challenge_of_a_framework_never_breaks_the_response(value: str) -> None:
-    """O-20: one that cannot be sent is replaced."""
+    """O-20: a challenge that cannot be sent is replaced."""
     problem = ScopeRefused(HTTPException(401, headers={"WWW-Authenticate": value}), 401).problem()
     assert problem.challenge is not None
     assert problem.challenge.isascii()
@@ -293,7 +293,7 @@ def test_a_challenge_of_a_framework_never_breaks_the_response(value: str) -> Non
 
 
 def test_stripes_clients_do_not_send_it_again() -> None:
-    """O-20: they have no new credentials; in the form of Stripe's errors."""
+    """O-20: a retry would have the same credentials; the problem has the form of Stripe's errors."""
     reply = send_by("wsgi", MemoryBackend(), scope=raising(NotAuthenticated("no key")), compat="stripe")
     assert (reply.status, reply.headers["stripe-should-retry"]) == (401, "false")
     error = {"type": "invalid_request_error", "code": "not_authenticated", "message": "no key"}
@@ -302,7 +302,7 @@ def test_stripes_clients_do_not_send_it_again() -> None:
 
 
 def test_a_renderer_has_the_challenge() -> None:
-    """O-20: an application that writes its own problems can send it."""
+    """O-20: an application that renders its own problems can send it."""
     seen: list[Any] = []
 
     def render(problem: Any) -> Any:
@@ -316,7 +316,7 @@ def test_a_renderer_has_the_challenge() -> None:
 
 
 def test_a_request_without_a_key_is_not_asked_for_its_caller() -> None:
-    """O-20: it is the application's own."""
+    """O-20: ``scope=`` is not called."""
     app = Flask("shop")
     app.post("/0")(lambda: "ran")
     Idempotency(app, "memory://", scope=raising(NotAuthenticated()))
@@ -324,7 +324,7 @@ def test_a_request_without_a_key_is_not_asked_for_its_caller() -> None:
 
 
 def test_the_key_may_be_used_once_the_caller_is_known() -> None:
-    """O-20: nothing is left of the refused request."""
+    """O-20: the refused request has left no record."""
     key = str(uuid4())
 
     def scope(request: Any) -> str:

@@ -1,4 +1,4 @@
-"""What becomes of a response or a stage that the backend refuses for its size: a retry never runs again."""
+"""A response or a stage whose size the backend refuses: a retry never runs again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LARGE = Response(201, [(b"location", b"/orders/1"), (b"content-type", b"text/pla
 
 
 class Narrow(MemoryBackend):
-    """A memory backend that refuses what is larger than ``most`` bytes, and is away while it is told to be."""
+    """A memory backend that refuses more than ``most`` bytes, and has an ``away`` switch."""
 
     def __init__(self, most: int = 1000) -> None:
         super().__init__()
@@ -35,17 +35,17 @@ class Narrow(MemoryBackend):
         self.away = threading.Event()
 
     def complete(self, c: Complete, /) -> Completed:
-        """As the real one, within its limit."""
+        """Complete, if the response is within the limit."""
         self._measure(len(c.response))
         return super().complete(c)
 
     def fail(self, c: Fail, /) -> None:
-        """As the real one, within its limit."""
+        """Fail, if the response is within the limit."""
         self._measure(len(c.response or b""))
         super().fail(c)
 
     def save_stage(self, c: SaveStage, /) -> StageSaved:
-        """As the real one, within its limit."""
+        """Save the stage, if it is within the limit."""
         self._measure(len(c.stage.frame))
         return super().save_stage(c)
 
@@ -73,7 +73,7 @@ class Desk:
         return attempt
 
     def claim(self) -> Any:
-        """As the next request with the key."""
+        """Claim as the next request with the key."""
         policy = self.engine.policy
         return self.backend.claim(
             Claim(RECORD, PRINT, b"o" * 16, policy.lease, 60.0, resume_failed=policy.on_failed == "resume")
@@ -88,7 +88,7 @@ class Desk:
             self.engine.heartbeat.forget(attempt)
 
     def stored(self, kind: bytes = RESPONSE) -> Response:
-        """What is on record."""
+        """The stored response."""
         record = self.backend.get(Get(RECORD))
         assert record is not None
         assert record.response is not None
@@ -106,7 +106,7 @@ def desk(request: pytest.FixtureRequest) -> Iterator[Desk]:
 
 
 def test_a_response_whose_size_is_refused_leaves_a_tombstone_with_its_headers(desk: Desk) -> None:
-    """B-17, O-11: the client has its response, and the event says that its body is not stored."""
+    """B-17, O-11: the client gets its response, and the event says that the body is not stored."""
     assert desk.end(LARGE) is Fate.KEPT
     stored = desk.stored()
     assert (stored.status, stored.body) == (201, None)
@@ -124,14 +124,14 @@ def test_where_the_headers_are_too_large_the_status_alone_is_left(desk: Desk) ->
 
 
 def test_a_response_within_the_limit_is_stored_as_ever(desk: Desk) -> None:
-    """B-17: and nothing is reported."""
+    """B-17: nothing is reported."""
     assert desk.end(Response(201, [], b"made")) is Fate.KEPT
     assert desk.stored().body == b"made"
     assert events.BackendFailed not in desk.listener.kinds()
 
 
 def test_a_failed_response_whose_size_is_refused_leaves_a_tombstone() -> None:
-    """B-17, O-08: with ``on_failed="replay"`` its retry runs no more either."""
+    """B-17, O-08: with ``on_failed="replay"`` its retry does not run either."""
     desk = Desk(Narrow(), on_failed="replay")
     desk.end(Response(500, [], bytes(5000)))
     assert desk.stored(FAILURE).body is None
@@ -140,7 +140,7 @@ def test_a_failed_response_whose_size_is_refused_leaves_a_tombstone() -> None:
 
 
 def test_it_is_noticed_in_the_background_as_well() -> None:
-    """B-17, L-08: the backend was away first, and the client has its response."""
+    """B-17, L-08: the backend was unavailable first, and the client has its response."""
     desk = Desk(Narrow())
     desk.backend.away.set()
     assert desk.end(LARGE) is Fate.UNRECORDED
@@ -151,7 +151,7 @@ def test_it_is_noticed_in_the_background_as_well() -> None:
 
 
 def test_a_backend_that_refuses_everything_is_unavailable() -> None:
-    """B-17: what cannot be made smaller is lost, and that is reported; nothing is tried for ever."""
+    """B-17: a response that cannot become smaller is lost, and that is reported; no write is tried for ever."""
     desk = Desk(Narrow(most=0))
     assert desk.end(LARGE) is Fate.UNRECORDED
     eventually(lambda: events.RecordingLost in desk.listener.kinds())
@@ -161,7 +161,9 @@ def test_a_backend_that_refuses_everything_is_unavailable() -> None:
 
 
 def test_a_stage_whose_size_is_refused_is_done_without_its_value() -> None:
-    """B-17, S-02a: its effect is not repeated; the first attempt has the value, and later ones say that none has."""
+    """B-17, S-02a: its effect is not repeated; the first attempt has the value, and later ones report that there is
+    none.
+    """
     listener = Listener()
     client = Client(backend=Narrow(), on_event=listener)
     charge = Counted("x" * 5000)

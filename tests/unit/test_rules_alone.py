@@ -1,4 +1,4 @@
-"""Rules from `open_idempotency.rules`, in applications that never load a module of the library for their framework."""
+"""Rules from ``open_idempotency.rules``, in applications that never import the library's module for their framework."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_mark_that_nothing_reads_is_an_error_wherever_the_decorator_comes_from
 
 @pytest.mark.parametrize("kind", [staticmethod, classmethod])
 def test_a_mark_above_a_static_or_class_method_is_on_its_function(kind: Any) -> None:
-    """O-27: the attribute of the class is not what was marked, and leads to the rule all the same."""
+    """O-27: the class attribute is another object than the marked one, and leads to the rule all the same."""
 
     class Payments:
         charge = idempotent(required=True)(kind(lambda *args: None))

@@ -1,4 +1,4 @@
-"""Rules reach the function behind layers that keep it: classes of views, decorators and route classes."""
+"""Rules on functions behind other layers: class-based views, decorators and route classes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def kept_alone(function: Any) -> Any:
 
 
 def copying(function: Any) -> Any:
-    """A decorator as they should be."""
+    """A decorator with ``functools.wraps``."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -79,7 +79,7 @@ def class_based(router: APIRouter) -> Callable[[type], type]:
 
 
 class OwnRoute(APIRoute):
-    """Wraps what handles its requests, and the endpoint."""
+    """A route class that wraps its request handler, and the endpoint."""
 
     def __init__(self, path: str, endpoint: Any, **options: Any) -> None:
         super().__init__(path, copying(endpoint), **options)
@@ -137,7 +137,7 @@ def bound(mark_method: Any, mark_class: Any) -> FastAPI:
 
 
 def of_starlette(mark_method: Any, mark_class: Any) -> FastAPI:
-    """Starlette's class, whose method has a decorator above the mark."""
+    """A class-based endpoint of Starlette, whose method has a decorator above the mark."""
 
     async def post(self: Any, request: Request) -> Response:
         return PlainTextResponse(str(number()))
@@ -178,7 +178,7 @@ LAYERS: dict[str, Callable[[Any], FastAPI]] = {
 
 
 def statuses_and_texts(app: Any) -> tuple[int, list[str]]:
-    """The status of a request without a key, and the texts of two with one."""
+    """The status of a request without a key, and the texts of two requests with one key."""
 
     async def send() -> tuple[int, list[str]]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
@@ -204,7 +204,7 @@ def test_a_rule_reaches_the_function_behind_a_layer(layer: str) -> None:
 
 
 class Resource(MethodView):
-    """A class of an extension: it calls its method through decorators of its own, and makes a response of the value."""
+    """A class of an extension, which calls its method through decorators and makes a response of the value."""
 
     method_decorators = (copying,)
 

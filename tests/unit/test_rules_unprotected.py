@@ -1,4 +1,4 @@
-"""Rules in an application that has no middleware or extension to read them, and ``enabled=False``."""
+"""Rules in an application without a middleware or extension that reads them; ``enabled=False``; ``cover="marked"``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ KEY = {"Idempotency-Key": "8e03978e-40d5-43e8-bc93-6894a57f9324"}
 
 
 def send(app: Any, method: str = "POST", headers: dict[str, str] | None = None) -> httpx.Response:
-    """One request to ``/charges``; what the application raises is raised here."""
+    """One request to ``/charges``; errors of the application are raised."""
 
     async def sent() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
@@ -70,14 +70,14 @@ def of_fastapi() -> str:
 
 @idempotent
 class Charges(HTTPEndpoint):
-    """Marked as a whole."""
+    """A class-based endpoint that is marked as a whole."""
 
     async def post(self, request: Request) -> Response:
         return PlainTextResponse("done")
 
 
 class Controller:
-    """Its methods are endpoints."""
+    """A class whose methods are endpoints."""
 
     @idempotent
     def pay(self) -> str:
@@ -86,14 +86,14 @@ class Controller:
 
 @idempotent
 class MarkedController:
-    """All its methods are endpoints with a rule."""
+    """A class whose methods are endpoints, each with a rule."""
 
     def pay(self) -> str:
         return "done"
 
 
 class OwnRoute(APIRoute):
-    """Wraps what handles its requests."""
+    """A route class that wraps its request handler."""
 
     def get_route_handler(self) -> Any:
         inner = super().get_route_handler()
@@ -141,7 +141,7 @@ UNPROTECTED: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("form", UNPROTECTED)
 def test_a_key_for_an_endpoint_whose_rule_nobody_reads_is_an_error(form: str) -> None:
-    """O-25: with the route and the line to add. Requests without a key, and GET, pass."""
+    """O-25: the error has the route and the line to add. Requests without a key, and GET, pass."""
     app = UNPROTECTED[form]()
     with pytest.raises(ConfigurationError, match=r"POST /(charges)?.* add app\.add_middleware\(IdempotencyMiddleware"):
         send(app, headers=KEY)
@@ -158,7 +158,7 @@ def test_a_required_key_that_nobody_asks_for_is_an_error() -> None:
 
 
 def test_only_what_the_rule_covers_is_an_error() -> None:
-    """O-25: by its own header and methods."""
+    """O-25: the rule's own header and methods decide."""
     app = starlette_app(marked(header="X-Key", methods=["GET-ONCE"]))
     assert send(app, headers=KEY).status_code == 200
     own = starlette_app(marked(header="X-Key"))
@@ -170,7 +170,7 @@ def test_only_what_the_rule_covers_is_an_error() -> None:
 def test_a_rule_that_the_protecting_middleware_does_not_read_is_warned_about(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """O-25: the middleware for plain ASGI protects, without the rule's fields; once for each route."""
+    """O-25: the plain ASGI middleware protects, without the rule's fields; the warning comes once for each route."""
     monkeypatch.setattr(at_call, "_warned", set[str]())
     for endpoint in (starlette_app(marked(ttl=60)), fastapi_app(idempotent(ttl=60)(lambda: "done"))):
         app = asgi.IdempotencyMiddleware(endpoint, "memory://")
@@ -184,7 +184,7 @@ def test_a_rule_that_the_protecting_middleware_does_not_read_is_warned_about(
 def test_an_exemption_that_the_protecting_middleware_does_not_read_is_warned_about(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """R-15: where no lifespan runs; a rule that changes nothing is not reported."""
+    """R-15: on servers without a lifespan; a rule that changes nothing is not reported."""
     monkeypatch.setattr(at_call, "_warned", set[str]())
     for endpoint, warnings in ((exempt(charge_anew()), 1), (idempotent(charge_anew()), 0), (marked(required=False), 0)):
         app = asgi.IdempotencyMiddleware(starlette_app(endpoint), "memory://")
@@ -206,18 +206,18 @@ def charge_anew() -> Any:
 
 
 def started(app: Any) -> None:
-    """Run the lifespan, and raise what it raises."""
+    """Run the lifespan, and raise its error."""
     with TestClient(app):
         pass
 
 
 def in_plain(app: Any) -> Any:
-    """The application inside the middleware for plain ASGI."""
+    """The application wrapped in the plain ASGI middleware."""
     return asgi.IdempotencyMiddleware(app, "memory://")
 
 
 def with_plain(app: Any) -> Any:
-    """The application with the middleware for plain ASGI among its own."""
+    """The application with the plain ASGI middleware in its own list."""
     app.add_middleware(asgi.IdempotencyMiddleware, backend="memory://")
     return app
 
@@ -231,7 +231,7 @@ def with_plain(app: Any) -> Any:
 def test_rules_inside_the_middleware_for_plain_asgi_are_an_error_at_start(
     around: Callable[[Any], Any], endpoint: Any, rule: str
 ) -> None:
-    """R-15: it names the endpoint, the rule, and the middleware that reads it."""
+    """R-15: the error names the endpoint, the rule, and the middleware that reads it."""
     message = rf"POST /charges \(.*endpoint\): {rule}.*Use open_idempotency\.starlette\.IdempotencyMiddleware"
     with pytest.raises(ConfigurationError, match=message):
         started(around(starlette_app(endpoint)))
@@ -261,7 +261,7 @@ def test_a_rule_of_a_router_inside_the_middleware_for_plain_asgi_is_an_error_at_
     ids=["no field", "the policy's own field", "exempt by path", "switched off", "Starlette's"],
 )
 def test_a_rule_that_changes_nothing_is_no_error_at_start(app: Any) -> None:
-    """R-15: nor is one that the middleware reads."""
+    """R-15: nor is a rule that the middleware reads."""
     started(app)
 
 
@@ -294,7 +294,7 @@ def test_a_program_that_never_loads_the_adapter_for_starlette_gets_the_same_erro
 
 
 def test_plain_asgi_loads_neither_starlette_nor_its_adapter() -> None:
-    """R-15: a rule is looked for only where Starlette is loaded."""
+    """R-15: rules are looked for only if Starlette is imported."""
     program = """
 import sys
 from open_idempotency.asgi import IdempotencyMiddleware, exempt
@@ -310,7 +310,7 @@ print([name for name in sys.modules if "starlette" in name])
 
 
 def test_an_exempt_endpoint_needs_no_middleware() -> None:
-    """O-25: nor does one without a rule."""
+    """O-25: nor does an endpoint without a rule."""
     for endpoint in (exempt(lambda: "done"), of_fastapi):
         assert send(fastapi_app(endpoint), headers=KEY).status_code == 200
 
@@ -318,7 +318,7 @@ def test_an_exempt_endpoint_needs_no_middleware() -> None:
 def test_a_middleware_of_the_route_reads_its_rule(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """O-25: also one that another layer hides, where a warning takes the place of the error."""
+    """O-25: also a middleware that another layer hides, for which a warning replaces the error."""
     monkeypatch.setattr(at_call, "_warned", set[str]())
     own: Any = Middleware(IdempotencyMiddleware, backend="memory://")
     for layers, warnings in (([own], 0), ([Middleware(Hiding), own], 1)):
@@ -330,7 +330,7 @@ def test_a_middleware_of_the_route_reads_its_rule(
 
 
 def test_a_dependency_that_nothing_can_read_is_an_error_when_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    """O-25: where FastAPI's module of this package is not loaded, as the rule was imported from elsewhere."""
+    """O-25: the rule was imported from elsewhere, and this package's module for FastAPI is not loaded."""
     asyncio.run(IdempotencyRule(required=True)())
     for name in ("fastapi", "starlette"):
         monkeypatch.delitem(sys.modules, f"open_idempotency.{name}")
@@ -352,7 +352,7 @@ def view(**fields: Any) -> Any:
 
 
 class Posting(MethodView):
-    """One of its methods is marked."""
+    """A class with one marked method."""
 
     @flask_idempotent
     def post(self) -> str:
@@ -364,7 +364,7 @@ class Posting(MethodView):
 
 @flask_idempotent
 class MarkedView(MethodView):
-    """Marked as a whole."""
+    """A class that is marked as a whole."""
 
     def post(self) -> str:
         return "done"
@@ -382,7 +382,7 @@ def flask_app(charge_view: Any, **config: Any) -> Flask:
 
 
 def marked_late() -> Any:
-    """A function that is marked where its route has it already."""
+    """A function that is marked after its route was added."""
 
     def late() -> str:
         return "done"
@@ -402,7 +402,7 @@ VIEWS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("form", VIEWS)
 def test_a_key_for_a_view_whose_rule_nobody_reads_is_an_error(form: str) -> None:
-    """O-25: with the route and the line to add. Requests without a key, and GET, pass."""
+    """O-25: the error has the route and the line to add. Requests without a key, and GET, pass."""
     client = flask_app(VIEWS[form]()).test_client()
     with pytest.raises(ConfigurationError, match=r'POST /charges: .* add Idempotency\(app, backend="\.\.\."\)'):
         client.post("/charges", headers=KEY)
@@ -436,7 +436,7 @@ def test_a_required_key_that_no_extension_asks_for_is_an_error() -> None:
 
 
 def test_an_application_with_the_extension_does_not_pass_the_check() -> None:
-    """O-25: the wrapper of Flask's own method is only for applications without it."""
+    """O-25: the wrapper of Flask's method is only for applications without the extension."""
     app = with_extension(flask_app(view()), backend="memory://")
     called: list[str] = []
 
@@ -459,7 +459,7 @@ def test_an_application_with_the_extension_does_not_pass_the_check() -> None:
 
 @pytest.fixture
 def not_yet_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The warning of this process is still to come."""
+    """Reset the warning that this process logs once."""
     monkeypatch.setattr(engine, "_said_off", False)
 
 
@@ -493,8 +493,8 @@ def with_extension(app: Flask, **fields: Any) -> Flask:
 
 def adapted() -> Any:
     request = CoreRequest("POST", b"/charges", b"", [(b"idempotency-key", b'"8e03978e-40d5-43e8-bc93"')], None)
-    answer = adapter.Adapter(enabled=False).handle(request, b"", lambda: CoreResponse(200, [], stage().encode()))
-    return httpx.Response(answer.status, headers=list(answer.headers))
+    response = adapter.Adapter(enabled=False).handle(request, b"", lambda: CoreResponse(200, [], stage().encode()))
+    return httpx.Response(response.status, headers=list(response.headers))
 
 
 def adapted_async() -> Any:
@@ -503,17 +503,17 @@ def adapted_async() -> Any:
     async def handler() -> CoreResponse:
         return CoreResponse(200, [], (await idem.arun("charge", lambda: "done")).encode())
 
-    answer = asyncio.run(adapter.AsyncAdapter(enabled=False).handle(request, b"", handler))
-    return httpx.Response(answer.status, headers=list(answer.headers))
+    response = asyncio.run(adapter.AsyncAdapter(enabled=False).handle(request, b"", handler))
+    return httpx.Response(response.status, headers=list(response.headers))
 
 
 def off(app: Any) -> Any:
-    """The application inside a middleware that is switched off, and what sends it one keyed request."""
+    """The application in a middleware that is switched off, and a function that sends it one keyed request."""
     return sending(IdempotencyMiddleware(app, enabled=False, required=True, strict_stages=True))
 
 
 def sending(app: Any) -> Any:
-    """What sends an application one keyed request."""
+    """A function that sends an application one keyed request."""
     return lambda: send(app, headers=KEY)
 
 
@@ -538,7 +538,7 @@ OFF: dict[str, Callable[[], Any]] = {
 def test_what_is_switched_off_protects_nothing_and_says_so_once(
     adapter_name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """O-25: requests run each time, as without a key, so that stages run plainly; no key is required."""
+    """O-25: requests run each time, as without a key: stages run plainly, and no key is required."""
     with reported(caplog, logging.WARNING) as said:
         request = OFF[adapter_name]()
         replies = [request() for _ in range(2)]
@@ -550,7 +550,7 @@ def test_what_is_switched_off_protects_nothing_and_says_so_once(
 
 @pytest.mark.usefixtures("not_yet_said")
 def test_a_second_application_that_is_switched_off_does_not_say_it_again(caplog: pytest.LogCaptureFixture) -> None:
-    """O-25: one warning for each process."""
+    """O-25: there is one warning for each process."""
     with reported(caplog, logging.WARNING) as said:
         for _ in range(3):
             asgi.IdempotencyMiddleware(plain_app, enabled=False)
@@ -558,7 +558,7 @@ def test_a_second_application_that_is_switched_off_does_not_say_it_again(caplog:
 
 
 def test_what_is_switched_off_still_reports_rules_without_an_effect() -> None:
-    """O-24, O-25: tests find what is wrong with rules."""
+    """O-24, O-25: wrong rules are found in tests, too."""
     client = with_extension(flask_app(view(methods=["PUT"])), enabled=False).test_client()
     with pytest.raises(ConfigurationError, match="methods="):
         client.get("/charges")
@@ -672,7 +672,7 @@ def test_nothing_marked_is_warned_about(caplog: pytest.LogCaptureFixture) -> Non
 
 @pytest.mark.parametrize("field", ["cover", "enabled"])
 def test_a_rule_cannot_set_what_belongs_to_the_application(field: str) -> None:
-    """O-25, O-26: told where the rule is written."""
+    """O-25, O-26: the error is raised where the rule is defined."""
     for make in (
         idempotent,
         IdempotencyRule,
@@ -683,7 +683,7 @@ def test_a_rule_cannot_set_what_belongs_to_the_application(field: str) -> None:
 
 
 def test_flask_has_rules_by_path() -> None:
-    """O-06: as the other adapters, by argument and by configuration; farther out than a decorator."""
+    """O-06: as the other adapters have, by argument and by configuration; a decorator is nearer than a path."""
     rules = {"/charges": {"required": True}}
     by_argument = with_extension(flask_app(lambda: "done"), backend="memory://", rules=rules)
     by_config = with_extension(flask_app(lambda: "done", IDEMPOTENCY_RULES=rules), backend="memory://")

@@ -1,4 +1,4 @@
-"""Rules that do nothing: on routes none of whose methods is covered, and on functions that no route leads to."""
+"""Rules without an effect: on routes none of whose methods is covered, and on functions that no route leads to."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def of_fastapi() -> str:
 
 
 class Reading(HTTPEndpoint):
-    """One of its methods is marked, and never covered."""
+    """A class whose marked method is never covered."""
 
     @idempotent
     async def get(self, request: Request) -> Response:
@@ -60,14 +60,14 @@ class Reading(HTTPEndpoint):
 
 @idempotent(required=True)
 class OnlyReading(HTTPEndpoint):
-    """Marked as a whole."""
+    """A class that is marked as a whole, and only reads."""
 
     async def get(self, request: Request) -> Response:
         return PlainTextResponse("done")
 
 
 class Inheriting(OnlyReading):
-    """Has the rule of its base."""
+    """A class with the rule of its base."""
 
 
 def shop(*dependencies: Any) -> FastAPI:
@@ -134,13 +134,13 @@ WRONG: dict[str, tuple[Callable[[], Any], str, str]] = {
 }  # fmt: skip
 
 
-#: rules in a list of dependencies, which a router may have as well
+#: rules in a list of dependencies; a router may have such a list as well
 OF_ROUTERS = ("a dependency", "in an included router")
 
 
 @pytest.mark.parametrize("form", WRONG)
 def test_a_rule_on_a_route_that_is_not_covered_keeps_the_application_from_starting(form: str) -> None:
-    """O-24."""
+    """O-24: the error is raised at start."""
     app, place, cure = WRONG[form]
     if form in OF_ROUTERS and not hasattr(fastapi.routing, "iter_route_contexts"):
         # docs/limits.md: such a release does not show that the rule is no router's.
@@ -158,7 +158,7 @@ def shared(*methods: str) -> Starlette:
 
 
 def with_router(**inclusion: Any) -> FastAPI:
-    """A router that only reads."""
+    """A router with a rule that only has GET routes."""
     app, router = shop(), APIRouter(dependencies=None if inclusion else RULE)
     router.add_api_route("/charges", of_fastapi, methods=["GET"])
     app.include_router(router, **inclusion)
@@ -190,7 +190,7 @@ SOUND: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("form", SOUND)
 def test_a_rule_that_has_an_effect_somewhere_is_no_error(form: str, caplog: pytest.LogCaptureFixture) -> None:
-    """O-24: nor is one that a whole router or application has."""
+    """O-24: nor is a rule of a whole router or application."""
     with reported(caplog, logging.WARNING) as said:
         replies = asyncio.run(start(SOUND[form]()))
     assert replies[0]["type"] == "lifespan.startup.complete"
@@ -198,7 +198,7 @@ def test_a_rule_that_has_an_effect_somewhere_is_no_error(form: str, caplog: pyte
 
 
 def test_without_a_start_each_request_that_is_looked_at_is_refused() -> None:
-    """O-24: also one to another route, as a server that starts the application would serve none."""
+    """O-24: also a request to another route, as a server that starts the application would serve none."""
     app = Starlette(
         routes=[Route("/charges", marked(), methods=["PUT"]), Route("/sound", charge, methods=["POST"])],
         middleware=[ours()],
@@ -210,7 +210,7 @@ def test_without_a_start_each_request_that_is_looked_at_is_refused() -> None:
 
 
 class Listing(MethodView):
-    """One of its methods is marked, and never covered."""
+    """A class whose marked method is never covered."""
 
     @flask_idempotent
     def get(self) -> str:
@@ -222,14 +222,14 @@ class Listing(MethodView):
 
 @flask_idempotent
 class OnlyListing(MethodView):
-    """Marked as a whole."""
+    """A class that is marked as a whole, and only reads."""
 
     def get(self) -> str:
         return "done"
 
 
 def flask_shop(*routes: tuple[str, Any], **fields: Any) -> Flask:
-    """An application with these views, each for one method or, if it is empty, for all of its own."""
+    """An application with these views, each for one method or, if it is empty, for its default methods."""
     app = Flask("shop")
     app.testing = True
     Idempotency(app, backend="memory://", **fields)
@@ -260,7 +260,7 @@ WRONG_VIEWS: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("form", WRONG_VIEWS)
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_a_rule_on_a_view_that_is_not_covered_is_an_error_at_the_first_request(form: str, method: str) -> None:
-    """O-24: in Flask, which has no start; at each request, to whichever view."""
+    """O-24: Flask has no start, so each request raises, to whichever view."""
     make, complaint = WRONG_VIEWS[form]
     client = flask_shop(make()).test_client()
     for _ in range(2):
@@ -269,7 +269,7 @@ def test_a_rule_on_a_view_that_is_not_covered_is_an_error_at_the_first_request(f
 
 
 def test_a_view_on_several_routes_needs_one_that_is_covered() -> None:
-    """O-24: also one that a blueprint has under two methods."""
+    """O-24: also a view that a blueprint has under two methods."""
     app, part, both = flask_shop(), Blueprint("part", "part"), view()
     part.get("/both")(part.post("/both")(both))
     app.register_blueprint(part)
@@ -289,7 +289,7 @@ def careless(function: Any) -> Any:
 
 
 class Keeping:
-    """A decorator that is a class, and keeps the function under a name of its own."""
+    """A decorator that is a class, and keeps the function in an attribute of its own."""
 
     def __init__(self, function: Any) -> None:
         self.wrapped_here = function
@@ -300,7 +300,7 @@ class Keeping:
 
 @idempotent(required=True)
 async def deep(request: Request) -> Response:
-    """No endpoint, but what one calls."""
+    """A function that an endpoint calls."""
     return PlainTextResponse("done")
 
 
@@ -338,7 +338,7 @@ def test_a_mark_that_no_route_leads_to_is_warned_about_at_start(form: str, caplo
 
 
 def test_a_mark_is_not_lost_where_a_route_leads_to_it(caplog: pytest.LogCaptureFixture) -> None:
-    """O-24: an endpoint may call another one, and ``functools.wraps`` copies the mark. Other functions do not count."""
+    """O-24: an endpoint may call another one, and ``functools.wraps`` copies the mark. Other functions are ignored."""
 
     @idempotent
     async def unmounted(request: Request) -> Response:
@@ -364,7 +364,7 @@ proxied: Any = LocalProxy(_resolve)
 
 
 def test_what_an_endpoint_refers_to_is_not_resolved() -> None:
-    """O-24: a proxy of the user or of a session is left alone, as resolving it may call the application."""
+    """O-24: a proxy of the user or of a session is not resolved, since that may call the application."""
 
     def naming() -> str:
         return str(proxied)

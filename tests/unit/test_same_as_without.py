@@ -1,8 +1,8 @@
-"""Order and context variables are what they are without us: one application, with and without the middleware.
+"""Order and context variables are the same with and without the middleware, in one ASGI application.
 
-The application notes what happens in it, each note with what a context variable holds there: start-up and shutdown,
-layers above and below, dependencies, endpoints, exception handlers, streams, background tasks, a mounted application.
-What a server is sent is noted too, but for the start of a response, which may wait for the first bytes (R-03).
+The application notes each step with the value of a context variable: start-up and shutdown, outer and inner layers,
+dependencies, endpoints, exception handlers, streams, background tasks, a mounted application. Messages to the server
+are noted too, except for the start of a response, which may wait for the first bytes (R-03).
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -23,7 +23,7 @@ from starlette.routing import Mount, Route
 
 from open_idempotency.fastapi import IdempotencyMiddleware
 
-# Starlette leaves the iterator of a body to the garbage collector, and trio says so, on Python 3.10 at once.
+# Starlette leaves the iterator of a body to the garbage collector; trio warns about it, on Python 3.10 at once.
 LEFT_BY_STARLETTE = "ignore:Async generator 'starlette.requests.Request.stream' was garbage collected:ResourceWarning"
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings(LEFT_BY_STARLETTE)]
 
@@ -32,23 +32,23 @@ PATIENCE = 10
 
 
 class Diary:
-    """What happened, and which steps the context knew of by then."""
+    """Notes of what happened, and of the steps that the context contained at that moment."""
 
     def __init__(self) -> None:
         self.notes: list[tuple[str, str]] = []
 
     def note(self, what: str) -> None:
-        """Write it down."""
+        """Write a note."""
         self.notes.append((what, TRAIL.get()))
 
     def step(self, what: str) -> None:
-        """Write it down, and leave it in the context: nobody takes it out, so that it is seen how far it gets."""
+        """Write a note, and add the step to the context, where it stays; so later notes show how far it is visible."""
         self.note(what)
         TRAIL.set(f"{TRAIL.get()} > {what}")
 
 
 class Layer:
-    """Somebody else's middleware, in plain ASGI."""
+    """A plain ASGI middleware of another library."""
 
     def __init__(self, app: Any, name: str, diary: Diary) -> None:
         self._app, self._name, self._diary = app, name, diary
@@ -65,7 +65,7 @@ class Layer:
 
 
 def base_layer(name: str, diary: Diary) -> Middleware:
-    """Somebody else's middleware, of the kind that runs what is below in a task of its own."""
+    """A middleware of another library that runs the inner application in a task of its own."""
 
     async def dispatch(request: Request, call_next: Any) -> Response:
         diary.step(f"{name} enters")
@@ -77,7 +77,7 @@ def base_layer(name: str, diary: Diary) -> Middleware:
 
 
 class Declined(Exception):
-    """What has a handler of its own."""
+    """An exception with a handler."""
 
 
 def shop(diary: Diary, middleware: list[Middleware]) -> FastAPI:
@@ -123,7 +123,7 @@ def shop(diary: Diary, middleware: list[Middleware]) -> FastAPI:
         raise Declined
 
     @app.exception_handler(Declined)
-    async def answer(request: Request, error: Exception) -> Response:
+    async def respond(request: Request, error: Exception) -> Response:
         diary.step("handler")
         return JSONResponse({}, 402)
 
@@ -168,7 +168,7 @@ def shop(diary: Diary, middleware: list[Middleware]) -> FastAPI:
 
 
 def part(diary: Diary) -> Starlette:
-    """The application within the application."""
+    """The mounted application."""
 
     async def endpoint(request: Request) -> Response:
         diary.step(f"part, {request.scope['root_path']}, {request.scope['path']}, {len(await request.body())}")
@@ -199,14 +199,14 @@ async def served(app: Any, diary: Diary, path: str, key: str | None, turns: int 
 
 
 async def requested(app: Any, diary: Diary, path: str, key: str | None, state: dict[str, Any], turns: int) -> None:
-    """One request with a body in two pieces; a client that stays until it has got a response."""
+    """One request with a body in two pieces, from a client that stays until it has the response."""
     bodies = [{"body": b'{"amount"', "more_body": True}, {"body": b": 1}", "more_body": False}]
-    answered = anyio.Event()
+    responded = anyio.Event()
 
     async def receive() -> Any:
         if bodies:
             return {"type": "http.request", **bodies.pop(0)}
-        await answered.wait()
+        await responded.wait()
         return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
@@ -215,7 +215,7 @@ async def requested(app: Any, diary: Diary, path: str, key: str | None, state: d
                 await anyio.lowlevel.checkpoint()
             diary.note(f"sent {message.get('body', b'')!r}")
             if not message.get("more_body", False):
-                answered.set()
+                responded.set()
 
     headers = [(b"content-type", b"application/json"), *([(b"idempotency-key", key.encode())] if key else [])]
     scope = {
@@ -231,7 +231,7 @@ async def requested(app: Any, diary: Diary, path: str, key: str | None, state: d
 
 
 def layers(diary: Diary) -> list[Middleware]:
-    """Other people's middleware, from the outside in."""
+    """Middleware of other libraries, from the outside in."""
     return [
         Middleware(Layer, name="outer", diary=diary),
         base_layer("base", diary),
@@ -240,7 +240,7 @@ def layers(diary: Diary) -> list[Middleware]:
 
 
 async def diary_of(path: str, key: str | None, place: int | None, turns: int = 0) -> list[tuple[str, str]]:
-    """What happens with our middleware below so many of the others; None for without it."""
+    """The notes with the middleware inside of this many other layers; None: without it."""
     diary = Diary()
     middleware = layers(diary)
     if place is not None:
@@ -249,7 +249,7 @@ async def diary_of(path: str, key: str | None, place: int | None, turns: int = 0
     return diary.notes
 
 
-#: with a note that tells that what is meant has happened
+#: by path: a note which shows that the intended step has happened
 HAPPENS = {
     "/awaited": "endpoint, open, 13",
     "/threaded": "endpoint, open",
@@ -266,10 +266,10 @@ HAPPENS = {
 @pytest.mark.parametrize("place", [0, 1, 2, 3])
 @pytest.mark.parametrize("path", HAPPENS)
 async def test_an_application_sees_what_it_sees_without_us(path: str, place: int) -> None:
-    """O-01, R-05, R-06: the same things in the same order, and the same values in the context.
+    """O-01, R-05, R-06: the same steps in the same order, with the same values in the context.
 
-    An old Starlette's BaseHTTPMiddleware does not wait until the server has sent the last bytes, so that there the
-    order without us depends on how long that takes. A newer one waits, and has one order.
+    An old Starlette's BaseHTTPMiddleware does not wait until the server has sent the last bytes, so the order without
+    the middleware depends on how long that takes. A newer release waits, and has one order.
     """
     without = await diary_of(path, None, None)
     assert HAPPENS[path] in [what for what, _ in without]
@@ -278,7 +278,7 @@ async def test_an_application_sees_what_it_sees_without_us(path: str, place: int
 
 
 async def test_a_middleware_with_a_task_of_its_own_would_be_noticed() -> None:
-    """The comparison can fail: what such a one changes is the context of the layers above."""
+    """The comparison can fail: such a middleware changes the context of the outer layers."""
     diary, without = Diary(), Diary()
     middleware = [
         Middleware(Layer, name="outer", diary=diary),

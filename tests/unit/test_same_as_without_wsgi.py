@@ -1,7 +1,7 @@
-"""Order and context variables are what they are without us: Flask, Django and plain WSGI, as their server sees them.
+"""Order and context variables are the same with and without the library, in Flask, Django and plain WSGI.
 
-Each application notes what happens in it, with what a context variable holds there: layers above and below, hooks,
-signals, views, error handlers, streams, and what is closed. Without us, with no key, and with a first one.
+Each application notes its steps with the value of a context variable: outer and inner layers, hooks, signals, views,
+error handlers, streams, and what is closed. It runs without the library, without a key, and with a first key.
 """
 
 import io
@@ -28,12 +28,12 @@ Make = Callable[[bool], Any]
 
 
 def note(what: str) -> None:
-    """Write it down."""
+    """Write a note."""
     NOTES.append((what, TRAIL.get()))
 
 
 def step(what: str) -> None:
-    """Write it down, and leave it in the context: nobody takes it out, so that it is seen how far it gets."""
+    """Write a note, and add the step to the context, where it stays; so later notes show how far it is visible."""
     note(what)
     TRAIL.set(f"{TRAIL.get()} > {what}")
 
@@ -49,11 +49,11 @@ def pieces() -> Iterator[bytes]:
 
 
 class Declined(Exception):
-    """What has a handler of its own."""
+    """An exception with a handler."""
 
 
 def diary_of(make: Make, protected: bool, path: str, key: str | None) -> list[tuple[str, str]]:
-    """What happens when a server sends one request, in a context of its own."""
+    """The notes while a server sends one request, in a context of its own."""
     NOTES.clear()
     environ = {
         "REQUEST_METHOD": "POST", "SCRIPT_NAME": "", "PATH_INFO": path, "QUERY_STRING": "", "SERVER_NAME": "test",
@@ -75,14 +75,14 @@ def _serve(app: Any, environ: dict[str, Any]) -> None:
 
     statuses: list[str] = []
     try:
-        answer = app(environ, start_response)
-        note("answered")
+        response = app(environ, start_response)
+        note("responded")
         try:
-            for chunk in answer:
+            for chunk in response:
                 if chunk:
                     note(f"sent {chunk!r}")
         finally:
-            getattr(answer, "close", lambda: None)()
+            getattr(response, "close", lambda: None)()
     except Exception as error:
         note(f"the server sees {type(error).__name__}")
     note(f"the server is done: {statuses}")
@@ -102,7 +102,7 @@ class Closing:
 
 
 def plain(protected: bool) -> Any:
-    """An application for each path."""
+    """A WSGI application with a behaviour for each path."""
 
     def app(environ: Any, start_response: Any) -> Any:
         step(f"application, {environ['wsgi.input'].read()!r}")
@@ -118,7 +118,7 @@ def plain(protected: bool) -> Any:
 
 
 def in_flask(protected: bool) -> Any:
-    """Hooks, signals and views."""
+    """A Flask application with hooks, signals and views."""
     app = Flask("shop")
     app.before_request(lambda: step("before"))
     app.teardown_request(lambda error: note(f"teardown, {type(error).__name__}"))
@@ -167,12 +167,12 @@ def in_flask(protected: bool) -> Any:
 
 
 def outer(get_response: Any) -> Any:
-    """Somebody else's middleware."""
+    """A middleware of another library."""
     return _layer("outer", get_response)
 
 
 def inner(get_response: Any) -> Any:
-    """Somebody else's middleware."""
+    """A middleware of another library."""
     return _layer("inner", get_response)
 
 
@@ -187,7 +187,7 @@ def _layer(name: str, get_response: Any) -> Any:
 
 
 class Handles:
-    """Somebody else's middleware that makes a response of an exception."""
+    """A middleware of another library that makes a response of an exception."""
 
     def __init__(self, get_response: Any) -> None:
         self._get_response = get_response
@@ -201,18 +201,18 @@ class Handles:
 
 
 def django_view(request: HttpRequest) -> Any:
-    """A view for each path that the project knows: they are numbers."""
+    """A view for each path of the project; the paths are numbers."""
     step(f"view, {request.body!r}")
     return HttpResponse("done", status=201)
 
 
 def django_declined(request: HttpRequest) -> Any:
-    """Raises what has a handler."""
+    """Raises an exception that has a handler."""
     raise Declined
 
 
 def django_broken(request: HttpRequest) -> Any:
-    """Raises what has none."""
+    """Raises an exception without a handler."""
     raise ValueError
 
 
@@ -239,7 +239,7 @@ def in_django(protected: bool) -> Any:
 
 @pytest.fixture
 def signals() -> Iterator[None]:
-    """Django's are noted too."""
+    """Django's signals are noted too."""
 
     def started(**_: Any) -> None:
         note("request started")
@@ -261,7 +261,7 @@ PATHS += [(in_django, path) for path in VIEWS]
 @pytest.mark.usefixtures("signals")
 @pytest.mark.parametrize(("make", "path"), [*PATHS, (plain, "/stream")])
 def test_without_a_key_an_application_sees_what_it_sees_without_us(make: Make, path: str) -> None:
-    """R-07, R-08: the same things in the same order, and the same values in the context."""
+    """R-07, R-08: the same steps in the same order, with the same values in the context."""
     without = diary_of(make, False, path, None)
     assert len(without) > 2
     assert diary_of(make, True, path, None) == without
@@ -270,14 +270,16 @@ def test_without_a_key_an_application_sees_what_it_sees_without_us(make: Make, p
 @pytest.mark.usefixtures("signals")
 @pytest.mark.parametrize(("make", "path"), [case for case in PATHS if case[1] != "/stream"])
 def test_a_first_request_is_to_an_application_as_one_without_us(make: Make, path: str) -> None:
-    """O-01, R-07, R-08: the same things in the same order, and the same values in the context."""
+    """O-01, R-07, R-08: the same steps in the same order, with the same values in the context."""
     assert diary_of(make, True, path, str(uuid4())) == diary_of(make, False, path, None)
 
 
 @pytest.mark.usefixtures("signals")
 @pytest.mark.parametrize("make", [plain, in_flask, in_django])
 def test_a_stream_is_made_in_the_same_order_and_leaves_a_piece_later(make: Make) -> None:
-    """R-03, R-07: WSGI does not say which piece is the last, so each waits for the next; the rest is in its place."""
+    """R-03, R-07: WSGI does not say which piece is the last, so each waits for the next one; the other steps keep their
+    order.
+    """
     without = diary_of(make, False, "/stream", None)
     first = diary_of(make, True, "/stream", str(uuid4()))
     assert _begin(first, "piece", "stream", "closed") == _begin(without, "piece", "stream", "closed")

@@ -1,4 +1,4 @@
-"""Two services on one backend, of which one passes its caller's key and credentials on to the other."""
+"""Two services on one backend, one of which passes its caller's key and credentials on to the other."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SECONDS = 20.0
 
 
 def payments(store: str, **policy: Any) -> flask.Flask:
-    """The service behind: it charges, wherever it is asked to."""
+    """The inner service: it charges on every path."""
     app = flask.Flask("payments")
     app.add_url_rule("/<path:path>", "charge", lambda path: ({"charged": path}, 201), methods=["POST"])
     Idempotency(app, store, **policy)
@@ -39,7 +39,7 @@ def payments(store: str, **policy: Any) -> flask.Flask:
 
 
 def orders(store: str, charge: Callable[[fastapi.Request, bytes], httpx.Response], **policy: Any) -> fastapi.FastAPI:
-    """The service in front: what it responds is the status of the charge."""
+    """The outer service: it responds with the status of the charge."""
     app = fastapi.FastAPI()
     app.add_middleware(IdempotencyMiddleware, backend=store, **policy)
 
@@ -53,7 +53,7 @@ def orders(store: str, charge: Callable[[fastapi.Request, bytes], httpx.Response
 
 @contextmanager
 def served_by_werkzeug(app: Any) -> Iterator[str]:
-    """On a real server, in a thread; its address."""
+    """Serve the application on a real server, in a thread; yield its address."""
     server = make_server("127.0.0.1", 0, app, threaded=True)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -67,7 +67,7 @@ def served_by_werkzeug(app: Any) -> Iterator[str]:
 
 @contextmanager
 def served_by_uvicorn(app: Any) -> Iterator[str]:
-    """The same, for ASGI."""
+    """The same for ASGI."""
     with listening() as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -80,18 +80,18 @@ def served_by_uvicorn(app: Any) -> Iterator[str]:
 
 
 class Both:
-    """The two services, and what was reported of them."""
+    """The two services, and the events of both."""
 
     def __init__(self, stack: ExitStack, store: str, path: str, names: tuple[str, str]) -> None:
         self.reported = {"orders": Listener(), "payments": Listener()}
-        self.answers: list[httpx.Response] = []
+        self.responses: list[httpx.Response] = []
         behind = payments(store, application=names[1], on_event=self.reported["payments"])
         address = stack.enter_context(served_by_werkzeug(behind))
 
         def charge(request: fastapi.Request, body: bytes) -> httpx.Response:
             passed = {name: request.headers[name] for name in ("idempotency-key", "authorization", "content-type")}
-            self.answers.append(httpx.post(f"{address}{path}", content=body, headers=passed, timeout=SECONDS))
-            return self.answers[-1]
+            self.responses.append(httpx.post(f"{address}{path}", content=body, headers=passed, timeout=SECONDS))
+            return self.responses[-1]
 
         in_front = orders(store, charge, application=names[0], on_event=self.reported["orders"])
         self.address = stack.enter_context(served_by_uvicorn(in_front))
@@ -103,19 +103,19 @@ class Both:
         return httpx.post(url, content=b'{"item":1}', headers=self.fields, timeout=SECONDS).status_code
 
     def shared(self) -> list[events.NameShared]:
-        """The reports of the service behind."""
+        """The reports of the inner service."""
         return [event for event in self.reported["payments"].seen if isinstance(event, events.NameShared)]
 
 
 @pytest.fixture
 def both(tmp_path: Path) -> Iterator[Callable[..., Both]]:
-    """Starts the two on a store of their own."""
+    """Starts the two services on a backend of their own."""
     with ExitStack() as stack:
         yield lambda path, names: Both(stack, f"sqlite:///{tmp_path}/idem.db", path, names)
 
 
-#: where the first service sends its own request on to, and what it gets a response: for another request, and for the
-#: same
+#: the path on which the outer service sends its request on, and the status that it gets: for another request, and for
+#: the same request
 REFUSALS = [("/charges", 422), ("/orders", 409)]
 
 
@@ -123,11 +123,11 @@ REFUSALS = [("/charges", 422), ("/orders", 409)]
 def test_two_services_under_one_name_refuse_each_other_for_ever_and_say_why(
     both: Callable[..., Both], path: str, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """O-22: the detail of the problem, a warning and an event name ``application=``, the last two once."""
+    """O-22: the detail of the problem, a warning and an event name ``application=``; warning and event come once."""
     two = both(path, ("", ""))
     assert [two.order() for _ in range(3)] == [502, 502, 502]
-    assert [answer.status_code for answer in two.answers] == [status] * 3
-    assert all("application=" in answer.json()["detail"] for answer in two.answers)
+    assert [response.status_code for response in two.responses] == [status] * 3
+    assert all("application=" in response.json()["detail"] for response in two.responses)
     assert [(event.method, event.path) for event in two.shared()] == [("POST", path)]
     warned = [r for r in caplog.records if r.levelno == logging.WARNING and "NameShared" in r.getMessage()]
     assert len(warned) == 1
@@ -140,15 +140,15 @@ def test_two_services_under_one_name_refuse_each_other_for_ever_and_say_why(
 def test_with_names_of_their_own_each_runs_once(
     both: Callable[..., Both], path: str, status: int, names: tuple[str, str]
 ) -> None:
-    """O-22: the cure. One name is enough, though the next service would share the other."""
+    """O-22: this is the cure. One name is enough for two services; a third one without a name would share the other."""
     two = both(path, names)
     assert [two.order() for _ in range(2)] == [201, 201]
-    assert len(two.answers) == 1
+    assert len(two.responses) == 1
     assert two.shared() == []
 
 
 def refused(*hosts: str, **policy: Any) -> list[type[events.Event]]:
-    """What is reported of a request, and of others with its key that go to these hosts."""
+    """The reports of a request, and of others with its key to these hosts."""
     from open_idempotency.wsgi import IdempotencyMiddleware as WsgiMiddleware
 
     listener = Listener()
@@ -171,12 +171,12 @@ def test_a_mistake_of_a_client_is_not_taken_for_two_services() -> None:
 
 
 def test_it_is_reported_once() -> None:
-    """O-22: of all that are refused."""
+    """O-22: once for all refused requests."""
     assert refused("a", *"bbbbc") == [events.KeyReused] * 2 + [events.NameShared] + [events.KeyReused] * 3
 
 
 def test_a_refusal_costs_no_further_call_before_the_third_by_one_record() -> None:
-    """O-22: the third in a row is no accident any more; then it is looked into once in ten seconds."""
+    """O-22: only the third in a row is suspicious; then the record is read once in ten seconds."""
     advice = Advice()
     assert [advice.may_look(b"one", now) for now in (0.0, 1.0, 2.0)] == [False, False, True]
     assert [advice.may_look(b"two", now) for now in (3.0, 4.0, 11.9, 12.0, 12.1)] == [False, False, False, True, False]
@@ -185,7 +185,7 @@ def test_a_refusal_costs_no_further_call_before_the_third_by_one_record() -> Non
 
 
 def test_what_is_remembered_of_refusals_is_bounded() -> None:
-    """O-22: a client that makes keys up fills no memory."""
+    """O-22: a client that invents keys does not fill the memory."""
     advice = Advice()
     assert not any(advice.may_look(b"%d" % number, 0.0) for number in range(1_000))
     assert len(advice._refusals) == 64
@@ -202,7 +202,7 @@ def test_the_owner_of_a_claim_stays_its_own() -> None:
 
 
 def test_a_backend_that_fails_meanwhile_changes_no_response(tmp_path: Path) -> None:
-    """O-22: the refusal is what it was, and the failure is an event of its own."""
+    """O-22: the refusal is the same, and the failure is an event of its own."""
     from open_idempotency.backends.memory import MemoryBackend
     from open_idempotency.exceptions import BackendUnavailable
     from open_idempotency.wsgi import IdempotencyMiddleware as WsgiMiddleware
@@ -220,7 +220,7 @@ def test_a_backend_that_fails_meanwhile_changes_no_response(tmp_path: Path) -> N
 
 
 def test_the_store_of_the_two_has_one_record_of_both(tmp_path: Path, both: Callable[..., Both]) -> None:
-    """O-22: that is why they refuse each other."""
+    """O-22: so they refuse each other."""
     two = both("/charges", ("", ""))
     two.order()
     backend = open_backend(f"sqlite:///{tmp_path}/idem.db")

@@ -1,7 +1,7 @@
-"""The application in Django, sync and async: async views under ASGI, blocking ones under WSGI.
+"""The application in Django, sync and async: async views under ASGI, sync views under WSGI.
 
-Each variant is a handler of its own, whose middleware is built while its settings are in force. The views are found
-by ``request.urlconf``, so that no setting has to change while a request runs.
+Each variant is a handler of its own, whose middleware is built while its settings are in force. The views are found by
+``request.urlconf``, so that no setting has to change while a request runs.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _make(handler: Any, middleware: list[str], backend: Backend | str, fields: d
 
 @sync_and_async_middleware
 def find_views_here(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:
-    """Point the request at this module's views: blocking ones where the chain is. Believes the ``X-User`` header."""
+    """Set the request's URLconf to this module, sync or async like the chain. Trusts the ``X-User`` header."""
     if asyncio.iscoroutinefunction(get_response):
 
         async def awaited(request: HttpRequest) -> Any:
@@ -71,7 +71,7 @@ def find_views_here(get_response: Callable[[HttpRequest], Any]) -> Callable[[Htt
 
 
 def find_rest_views(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:
-    """The same with the views of ``rest_framework_app``."""
+    """Set the request's URLconf to the views of ``rest_framework_app``."""
     from tests.http.apps.rest_framework_app import Urls
 
     def middleware(request: HttpRequest) -> Any:
@@ -89,12 +89,12 @@ def _prepare(request: HttpRequest, urls: Any) -> None:
 
 
 def become_user(request: Any, name: str) -> None:
-    """Put a user into a request, of Django or of REST framework."""
+    """Set a user on a request of Django or of REST framework."""
     request.user = SimpleNamespace(is_authenticated=True, pk=name)
 
 
 def log_in(request: HttpRequest, name: str) -> HttpResponse:
-    """By an entry of the session, and as no user of Django's."""
+    """Log in by an entry of the session, not as a user of Django."""
     request.session["user_id"] = name
     return HttpResponse(name)
 

@@ -1,6 +1,6 @@
-"""The application in FastAPI; its blocking endpoint and its dependency run in the threadpool.
+"""The application in FastAPI; its sync endpoint and its dependency run in the thread pool.
 
-A router requires a key of all its routes, and one route is exempt.
+One router requires a key on all its routes, and one route is exempt.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The application in Flask, with one route that requires a key and one that is exempt.
 
-Flask-Login believes the ``X-User`` header. Users who log in by ``/login/NAME`` are in the session alone.
+Flask-Login trusts the ``X-User`` header. Users who log in by ``/login/NAME`` are in the session alone.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _user(request: flask.Request) -> _User | None:
 
 
 def _log_in(name: str) -> str:
-    """By an entry of the session, of which Flask-Login does not know."""
+    """Log in by an entry of the session that Flask-Login does not read."""
     flask.session["user_id"] = name
     return name
 

@@ -1,7 +1,7 @@
-"""The application in Django REST framework, under WSGI: parsed requests, rendered responses, views in classes.
+"""The application in Django REST framework, under WSGI: parsed requests, rendered responses, class-based views.
 
-The views read the body and then have it parsed, as ``request.data`` is what such a view looks at. Everything else is
-as in the application in Django.
+The views read the body and then parse it, since such views use ``request.data``. Everything else is the same as in the
+application in Django.
 """
 
 # ruff: noqa: E402 (Django has to be set up before what needs its settings is imported)
@@ -33,7 +33,7 @@ from tests.http.behaviours import Reply, call_of, chunks, perform
 
 
 class MiddlewareUser(BaseAuthentication):
-    """Whoever a middleware outside of ours has found, as with sessions."""
+    """Authenticates the user of an outer middleware, as session authentication does."""
 
     def authenticate(self, request: Request) -> tuple[Any, None] | None:
         user = getattr(request._request, "user", None)
@@ -41,7 +41,7 @@ class MiddlewareUser(BaseAuthentication):
 
 
 class AsItIs(BaseRenderer):
-    """Bytes that are rendered already."""
+    """A renderer for bytes that are rendered already."""
 
     media_type = "application/octet-stream"
     charset = None
@@ -51,7 +51,7 @@ class AsItIs(BaseRenderer):
 
 
 class FirstRenderer(BaseContentNegotiation):
-    """Whatever the client accepts."""
+    """Content negotiation that ignores what the client accepts."""
 
     def select_parser(self, request: Request, parsers: Any) -> Any:
         return next((p for p in parsers if p.media_type == request.content_type.partition(";")[0]), None)
@@ -61,7 +61,7 @@ class FirstRenderer(BaseContentNegotiation):
 
 
 class Charges(APIView):
-    """Does what the script says."""
+    """A view that does what the script says."""
 
     authentication_classes = [MiddlewareUser]
     permission_classes: list[Any] = []
@@ -84,12 +84,12 @@ class Charges(APIView):
 
 @idempotent(required=True)
 class RequiringCharges(Charges):
-    """The same, with a key."""
+    """The same view; a key is required."""
 
 
 @exempt
 class ExemptCharges(Charges):
-    """The same, not covered."""
+    """The same view, not covered."""
 
 
 def _respond(reply: Reply) -> HttpResponseBase:

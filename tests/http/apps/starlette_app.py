@@ -1,7 +1,7 @@
 """The application in Starlette, with one route that requires a key and one that is exempt.
 
-An AuthenticationMiddleware outside believes the ``X-User`` header. Users who log in by ``/login/NAME`` are in
-the session alone.
+An outer AuthenticationMiddleware trusts the ``X-User`` header. Users who log in by ``/login/NAME`` are in the session
+alone.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def make(backend: Backend | str, fields: dict[str, Any]) -> App:
 
 
 class HeaderAuthentication(AuthenticationBackend):
-    """Whoever the client says it is."""
+    """Authenticates the user whom the client names."""
 
     async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser] | None:
         name = conn.headers.get("x-user")
@@ -51,7 +51,7 @@ class HeaderAuthentication(AuthenticationBackend):
 
 
 async def log_in(request: Request) -> Response:
-    """By an entry of the session, of which the authentication does not know."""
+    """Log in by an entry of the session that the authentication does not read."""
     request.session["user_id"] = request.path_params["name"]
     return Response("in")
 
@@ -75,7 +75,7 @@ def _in_threadpool(request: Request) -> Response:
 
 
 def call_from(request: Request, body: bytes) -> Any:
-    """The call that this request is."""
+    """The request as a ``Call``."""
     script = request.headers["x-script"]
     return call_of(request.method, request.url.path, request.url.query, body, script, partial(_become, request))
 

@@ -27,7 +27,7 @@ App = Callable[..., Awaitable[None]]
 
 
 class Exchange:
-    """A server's side of one request: what it hands in, and what it was sent."""
+    """The server's side of one request: the messages that it delivers, and the messages that it is sent."""
 
     def __init__(self, *, key: str | None, body: tuple[bytes, ...] = (b"{}",), **scope: Any) -> None:
         headers = [] if key is None else [(b"idempotency-key", b'"%s"' % key.encode())]
@@ -94,7 +94,7 @@ def new_key() -> str:
 
 
 async def test_a_websocket_is_untouched() -> None:
-    """R-06: the application gets the server's own objects."""
+    """R-06: the application gets the server's own scope, ``receive`` and ``send``."""
     got: list[Any] = []
 
     async def app(*arguments: Any) -> None:
@@ -106,7 +106,7 @@ async def test_a_websocket_is_untouched() -> None:
 
 
 async def test_a_lifespan_passes_through() -> None:
-    """R-06: the same scope, and every message, in order."""
+    """R-06: the application sees the same scope, and every message arrives in order."""
     messages = [{"type": f"lifespan.{step}.complete"} for step in ("startup", "shutdown")]
     exchange = Exchange(key=new_key(), type="lifespan")
     await IdempotencyMiddleware(sending(*messages), "memory://")(exchange.scope, exchange.receive, exchange.send)
@@ -114,11 +114,13 @@ async def test_a_lifespan_passes_through() -> None:
 
 
 async def test_a_shutdown_is_complete_when_what_was_cancelled_is_recorded() -> None:
-    """L-06: the server ends its process after that message, so the request's end comes first."""
+    """L-06: the server ends its process after ``lifespan.shutdown.complete``, so the end of a cancelled request is
+    recorded first.
+    """
     reported: list[str] = []
 
     class Slow(AsyncMemoryBackend):
-        """Takes a few steps of the loop to record a failure."""
+        """A backend that needs a few turns of the event loop to record a failure."""
 
         async def fail(self, c: Fail, /) -> None:
             for _ in range(20):
@@ -135,7 +137,7 @@ async def test_a_shutdown_is_complete_when_what_was_cancelled_is_recorded() -> N
         arrived.set()
         await anyio.sleep_forever()
 
-    async def told_last(message: Message) -> None:
+    async def noted_last(message: Message) -> None:
         reported.append(message["type"])
 
     middleware = IdempotencyMiddleware(app, Slow())
@@ -150,13 +152,13 @@ async def test_a_shutdown_is_complete_when_what_was_cancelled_is_recorded() -> N
         group.start_soon(serve)
         await arrived.wait()
         cancelled.cancel()
-        await middleware(lifespan.scope, lifespan.receive, told_last)
+        await middleware(lifespan.scope, lifespan.receive, noted_last)
     assert reported == ["failed", "lifespan.shutdown.complete"]
 
 
 @pytest.mark.parametrize(("method", "key"), [("POST", None), ("GET", "a-key-that-is-long-enough")])
 async def test_a_body_without_protection_is_not_buffered(method: str, key: str | None) -> None:
-    """The application reads from the server itself."""
+    """Without protection the application reads the body from the server itself."""
     got: list[Any] = []
 
     async def app(*arguments: Any) -> None:
@@ -168,7 +170,7 @@ async def test_a_body_without_protection_is_not_buffered(method: str, key: str |
 
 
 async def test_the_body_is_handed_on_whole() -> None:
-    """R-06: however the server cut it."""
+    """R-06: the application gets the whole body, however the server split it into messages."""
     got: list[Message] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -180,7 +182,7 @@ async def test_the_body_is_handed_on_whole() -> None:
 
 
 async def test_a_large_body_is_handed_on_in_pieces() -> None:
-    """R-09: it comes from disk."""
+    """R-09: a large body is read from disk and passed on in pieces."""
     content = bytes(range(256)) * 1024
     got: list[Message] = []
 
@@ -196,7 +198,7 @@ async def test_a_large_body_is_handed_on_in_pieces() -> None:
 
 
 async def test_after_the_body_receive_waits_for_the_real_disconnect() -> None:
-    """R-06: the third question reaches the server."""
+    """R-06: the first ``receive()`` after the body reaches the server."""
     got: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -208,7 +210,7 @@ async def test_after_the_body_receive_waits_for_the_real_disconnect() -> None:
 
 
 async def test_a_client_that_leaves_during_its_upload_starts_nothing() -> None:
-    """The claim is not taken until the body is whole."""
+    """The claim is made only when the body is complete."""
     ran: list[bool] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -221,7 +223,7 @@ async def test_a_client_that_leaves_during_its_upload_starts_nothing() -> None:
 
 
 async def test_the_start_of_a_response_waits_for_its_end() -> None:
-    """R-03: of a response in one message nothing leaves before it is durable."""
+    """R-03: no byte of a response in one message leaves before the response is durable."""
     exchange = Exchange(key=new_key())
     seen: list[int] = []
 
@@ -244,7 +246,9 @@ async def test_the_start_of_a_response_waits_for_its_end() -> None:
     ],
 )
 async def test_the_bytes_that_complete_a_response_leave_after_it_is_durable(messages: list[Message]) -> None:
-    """R-03: a client that counts is done before the last, empty message (an inner BaseHTTPMiddleware sends so)."""
+    """R-03: a client that counts bytes is done before the last, empty message (which an inner BaseHTTPMiddleware
+    sends).
+    """
     key = new_key()
     exchange = Exchange(key=key)
     backend = MemoryBackend()
@@ -263,7 +267,7 @@ async def test_the_bytes_that_complete_a_response_leave_after_it_is_durable(mess
 
 
 async def test_headers_may_come_from_any_iterable() -> None:
-    """R-01: they are read once, and both sent and stored."""
+    """R-01: the iterable is read once, and the headers are both sent and stored."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         headers = ((name, b"x") for name in (b"x-one", b"x-two"))
@@ -276,7 +280,7 @@ async def test_headers_may_come_from_any_iterable() -> None:
 
 
 async def test_trailers_pass_and_are_not_stored() -> None:
-    """R-06."""
+    """R-06: trailers reach the client and are not in the record."""
     trailers = {"type": "http.response.trailers", "headers": [(b"x-sum", b"1")], "more_trailers": False}
     app = sending({**start(), "trailers": True}, body(b"done"), trailers)
     middleware, key = IdempotencyMiddleware(app, "memory://"), new_key()
@@ -288,7 +292,7 @@ async def test_trailers_pass_and_are_not_stored() -> None:
 
 
 async def test_ways_past_the_capture_are_hidden_while_it_is_needed() -> None:
-    """R-06: and the server's scope is as it was afterwards."""
+    """R-06: extensions that bypass ``send`` are hidden; the server's scope is restored afterwards."""
     seen: list[set[str]] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -323,7 +327,7 @@ async def test_a_client_that_left_does_not_stop_the_handler() -> None:
 
 
 async def test_an_application_that_stops_because_its_client_left_is_no_error() -> None:
-    """R-06, L-04: a framework may end a stream then; the retry runs again."""
+    """R-06, L-04: a framework may end a stream after a disconnect; the retry runs again."""
     attempts: list[int] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -343,7 +347,7 @@ async def test_an_application_that_stops_because_its_client_left_is_no_error() -
 
 
 async def test_an_application_that_forgets_its_response_is_an_error() -> None:
-    """L-04: it failed, so a retry runs."""
+    """L-04: the attempt failed, so a retry runs."""
     attempts: list[int] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -407,13 +411,13 @@ asyncio.run(main())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of a process's memory is read from /proc")
 def test_a_body_that_finds_no_memory_behind_the_claim_leaves_the_key_free() -> None:
-    """L-04: the lease is not renewed for a request that has ended."""
+    """L-04: the lease of a request that has ended is not renewed."""
     ended = subprocess.run([sys.executable, "-c", _SHORT_OF_MEMORY], capture_output=True, text=True, timeout=60)
     assert ended.stdout.split("\n")[:2] == ["no memory", "201"], ended.stderr
 
 
 async def test_a_session_that_cannot_be_read_leaves_no_request_to_wait_for() -> None:
-    """L-06: a shutdown waits for requests that are still on their way, and for no other."""
+    """L-06: a shutdown waits only for requests that are still in progress."""
 
     class Unreadable(Mapping[str, Any]):
         def __getitem__(self, name: str) -> Any:
@@ -434,7 +438,7 @@ async def test_a_session_that_cannot_be_read_leaves_no_request_to_wait_for() -> 
 
 @pytest.mark.parametrize("key", [None, "a-key-that-is-long-enough"])
 async def test_the_request_is_known_inside_and_forgotten_outside(key: str | None) -> None:
-    """Also when the application raises."""
+    """The current request is set inside the application and reset outside it, also when the application raises."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert idem.attempt == 1
@@ -447,7 +451,7 @@ async def test_the_request_is_known_inside_and_forgotten_outside(key: str | None
 
 
 async def test_a_middleware_within_a_middleware_does_not_claim_again() -> None:
-    """On an application and on a part of it; the outer one protects."""
+    """With one middleware on an application and one on a part of it, the outer one protects."""
     backend = MemoryBackend()
     app = IdempotencyMiddleware(IdempotencyMiddleware(sending(start(), body(b"done")), backend), backend)
     key = new_key()
@@ -457,7 +461,7 @@ async def test_a_middleware_within_a_middleware_does_not_claim_again() -> None:
 
 @pytest.mark.parametrize("raw", [{"raw_path": b"/a%20b"}, {"raw_path": b"/a%20b?x=1"}, {}])
 async def test_the_path_is_the_raw_one(raw: dict[str, bytes]) -> None:
-    """As the client sent it, however the server tells; a server that does not is helped out."""
+    """The path is the one that the client sent, however the server reports it; without ``raw_path`` it is rebuilt."""
     paths: list[bytes] = []
 
     def scope_of(request: Any) -> str:
@@ -470,7 +474,7 @@ async def test_the_path_is_the_raw_one(raw: dict[str, bytes]) -> None:
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that moves only when a test moves it."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -480,7 +484,7 @@ class Clock:
 
 
 async def test_a_superseded_attempt_sends_its_successors_response() -> None:
-    """L-03: its own response never leaves, nor what belongs to it."""
+    """L-03: neither its own response nor the headers of that response leave."""
     clock = Clock()
     key = new_key()
     runs: list[int] = []
@@ -503,14 +507,14 @@ async def test_a_superseded_attempt_sends_its_successors_response() -> None:
 
 
 class Forgetful(AsyncMemoryBackend):
-    """A real backend that is down whenever a response is to be recorded."""
+    """A real backend that is down whenever a response is recorded."""
 
     async def complete(self, c: Complete, /) -> Completed:
         raise BackendUnavailable("down")
 
 
 async def test_a_response_that_cannot_be_recorded_goes_out_marked() -> None:
-    """L-08: and the record stays, so nothing runs again meanwhile."""
+    """L-08: the record stays in progress, so no retry runs meanwhile."""
     backend = _asynchronously(Forgetful)
     middleware = IdempotencyMiddleware(
         sending(start(), body(b"done")), backend, policy=IdempotencyPolicy(record_within=0)
@@ -531,7 +535,7 @@ def _asynchronously(kind: type[AsyncMemoryBackend]) -> AsyncBackend:
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_cancelled_request_in_a_task_stays_cancelled() -> None:
-    """L-04: the cancellation is put off for the cleanup, and not lost."""
+    """L-04: the cancellation is delayed until the cleanup is done, and not lost."""
     waiting = asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -548,7 +552,7 @@ async def test_a_cancelled_request_in_a_task_stays_cancelled() -> None:
 @pytest.mark.parametrize("first", ["POST", "post", "Post"])
 @pytest.mark.parametrize("rules", [None, {"/charges": {"required": True}}])
 async def test_a_method_in_other_letters_is_the_same_method(first: str, rules: Any) -> None:
-    """O-17: some servers hand it on as it was sent, and frameworks read it in upper case."""
+    """O-17: some servers pass the method on as it was sent, and frameworks read it in upper case."""
     runs: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

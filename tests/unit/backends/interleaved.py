@@ -1,8 +1,8 @@
 """Threads whose every step is chosen by a seed: locks and the clock are simulated, the code between them is real.
 
-Only one thread runs at a time. It stops before each line of the modules under test, and wherever it waits for a lock;
-then the schedule says which thread goes on, whether time passes, whether the whole process stands still for a while,
-and whether a signal's handler raises in the thread, at that line. So one seed is one interleaving, found again at will.
+Only one thread runs at a time. It stops before each line of the modules under test, and wherever it waits for a lock.
+The schedule then chooses which thread continues, whether time passes, whether the whole process pauses, and whether a
+signal handler raises at that line. One seed is one interleaving, so a failure can be repeated.
 """
 
 from __future__ import annotations
@@ -20,23 +20,25 @@ _PATIENCE = 20.0
 
 
 class Alarm(Exception):
-    """What the signal's handler raises."""
+    """The exception that the signal handler raises."""
 
 
 def may_raise_at(frame: FrameType) -> bool:
-    """Whether a handler can raise there. They run after calls, so never between the end of a ``with`` block and the
-    release of its lock, nor between its beginning and a ``try`` that comes first in it.
+    """Whether a signal handler can raise at this line.
+
+    Handlers run after calls, so never between the end of a ``with`` block and the release of its lock, nor between its
+    beginning and a ``try`` that comes first in it.
     """
     line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip()
     return not line.startswith(("with ", "try:"))
 
 
 class Stuck(AssertionError):
-    """Every thread waits, and none for a time that comes."""
+    """Every thread waits, and none of them has a timeout."""
 
 
 class SimulatedLock:
-    """A lock as ``threading.Lock`` is."""
+    """A simulated ``threading.Lock``."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -67,7 +69,7 @@ class SimulatedLock:
 
 
 class _Thread:
-    """One simulated thread: a real one that runs while ``go`` was given to it, until it gives ``back``."""
+    """One simulated thread: a real thread that runs from the release of ``go`` until it releases ``back``."""
 
     def __init__(self, world: World, number: int, work: Callable[[], None]) -> None:
         self.number = number
@@ -104,7 +106,7 @@ class _Thread:
 
 
 class World:
-    """Runs threads by a seed. ``traced``: modules whose lines are steps; ``pauses``: seconds of a pause."""
+    """Runs threads by a seed. ``traced``: the modules whose lines are steps. ``pauses``: the seconds of a pause."""
 
     def __init__(self, seed: int, *traced: Any, pauses: tuple[float, ...] = (), alarms: bool = False) -> None:
         self.random = random.Random(seed)
@@ -119,16 +121,16 @@ class World:
 
     @property
     def threading(self) -> Any:
-        """In place of the module in what is tested."""
+        """The replacement of the ``threading`` module in the code under test."""
         return SimpleNamespace(Lock=lambda: SimulatedLock(self))
 
     @property
     def time(self) -> Any:
-        """The same for the clock."""
+        """The replacement of the ``time`` module in the code under test."""
         return SimpleNamespace(monotonic=lambda: self.now)
 
     def start(self, work: Callable[[], None], spared: bool = False) -> None:
-        """Add a thread, which goes on in ``run``. ``spared``: no signal comes to it."""
+        """Add a thread that starts in ``run``. ``spared``: no signal is delivered to it."""
         thread = _Thread(self, len(self._threads), work)
         if self._alarms and not spared and self.random.random() < 0.5:
             thread.alarm_in = self.random.randrange(120)
@@ -136,7 +138,7 @@ class World:
         thread.real.start()
 
     def run(self) -> None:
-        """Until all threads are over; raises what one of them ended with, and ``Stuck``."""
+        """Run until all threads have ended; raise the exception that ended one of them, or ``Stuck``."""
         while any(not thread.is_over for thread in self._threads):
             if self._pauses and self.random.random() < 0.02:
                 self.now += self.random.choice(self._pauses)
@@ -168,7 +170,7 @@ class World:
     # In the simulated threads
 
     def wait(self, condition: Callable[[], bool], until: float | None) -> bool:
-        """Until it holds, or the time is over; whether it held."""
+        """Wait until the condition holds or the timeout ends; return whether it holds."""
         thread = self._current
         if thread is None:  # outside of a run
             return condition()
@@ -182,7 +184,7 @@ class World:
 
     @property
     def waited(self) -> float:
-        """For how many seconds the thread that runs has waited so far, with a limit of its own."""
+        """How many seconds the running thread has waited so far, in waits with a timeout of their own."""
         assert self._current is not None
         return self._current.waited
 
@@ -191,7 +193,7 @@ class World:
         self.wait(lambda: False, self.now + seconds)
 
     def step(self) -> None:
-        """Let the schedule choose who goes on."""
+        """Let the schedule choose the thread that continues."""
         thread = self._current
         assert thread is not None
         self.back.release()

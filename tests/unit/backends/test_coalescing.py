@@ -1,4 +1,4 @@
-"""What is asked while a batch is on its way goes out as the next one: in order, bounded, each with its own response."""
+"""Coalescing: calls that arrive while a batch is in flight form the next batch, and each gets its own result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIMITS = Limits(_SECONDS)
 
 
 class Gate:
-    """Replies to batches of numbers with their doubles; holds each until ``open`` is called for it."""
+    """Replies to batches of numbers with their doubles; holds each batch until ``open`` is called for it."""
 
     def __init__(self, *, holds: int = 1) -> None:
         self.batches: list[list[int]] = []
@@ -49,14 +49,14 @@ def on_a_loop(test: Coroutine[Any, Any, None]) -> None:
 
 
 async def ask_all(coalescer: LoopCoalescer[int, int], *numbers: int) -> list[asyncio.Task[int]]:
-    """Tasks that have asked, in this order."""
+    """Start one task for each number, in this order, and wait until each has queued its call."""
     tasks = [asyncio.create_task(coalescer.ask(number)) for number in numbers]
     await asyncio.sleep(0)
     return tasks
 
 
 def test_tasks_ask_together_what_came_while_the_last_batch_was_away() -> None:
-    """LIMITS: no timer; the first goes alone and at once, the rest as one batch, in order."""
+    """LIMITS: there is no timer; the first call goes alone and at once, the rest as one batch, in order."""
 
     async def test() -> None:
         gate = Gate()
@@ -70,7 +70,7 @@ def test_tasks_ask_together_what_came_while_the_last_batch_was_away() -> None:
 
 
 def test_a_task_that_finds_nothing_on_its_way_asks_itself() -> None:
-    """No task is made for it: it is carried out by the task that asks, whose context it has."""
+    """With no batch in flight, the calling task carries its call out itself, in its own context; no task is created."""
 
     async def test() -> None:
         seen: list[Any] = []
@@ -88,7 +88,7 @@ def test_a_task_that_finds_nothing_on_its_way_asks_itself() -> None:
 
 
 def test_tasks_that_call_again_after_a_result_share_the_next_batch() -> None:
-    """Many in flight stay together: the batches do not fall apart into one and the rest."""
+    """Batches stay full under load: they do not split into one call and the rest."""
 
     async def test() -> None:
         gate = Gate()
@@ -109,7 +109,9 @@ def test_tasks_that_call_again_after_a_result_share_the_next_batch() -> None:
 
 
 def test_a_result_before_the_end_of_the_batch_is_returned_then() -> None:
-    """B-11b: what only reads does not wait for what is written; what comes at the end is not told twice."""
+    """B-11b: a read in a batch does not wait for the writes; a result that was returned early is not returned again at
+    the end.
+    """
 
     async def test() -> None:
         reported, ended = asyncio.Event(), asyncio.Event()
@@ -139,7 +141,7 @@ def test_a_result_before_the_end_of_the_batch_is_returned_then() -> None:
 
 
 def test_each_task_gets_its_own_error() -> None:
-    """One question's refusal is not another's."""
+    """A call that is refused does not affect other calls of the batch."""
 
     async def test() -> None:
         gate = Gate()
@@ -147,32 +149,32 @@ def test_each_task_gets_its_own_error() -> None:
         coalescer = LoopCoalescer(gate.acarry_out, LIMITS)
         tasks = await ask_all(coalescer, 1, 2, 3, 4)
         gate.open()
-        answers = await asyncio.gather(*tasks, return_exceptions=True)
-        assert answers[:2] + answers[3:] == [2, 4, 8]
-        assert isinstance(answers[2], LookupError)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert results[:2] + results[3:] == [2, 4, 8]
+        assert isinstance(results[2], LookupError)
 
     on_a_loop(test())
 
 
 def test_a_batch_that_fails_fails_for_all_its_tasks_and_the_next_goes_on() -> None:
-    """I6: each gets an error object of its own, and the queue moves."""
+    """I6: each task gets an error object of its own, and the queue continues."""
 
     async def test() -> None:
         gate = Gate()
         coalescer = LoopCoalescer(gate.acarry_out, Limits(_SECONDS, most=2))
         tasks = await ask_all(coalescer, 1, 2, 13, 4, 5)
         gate.open()
-        answers = await asyncio.gather(*tasks, return_exceptions=True)
-        assert answers[0] == 2
-        assert answers[3:] == [8, 10]
-        assert all(isinstance(error, BackendUnavailable) for error in answers[1:3])
-        assert answers[1] is not answers[2]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert results[0] == 2
+        assert results[3:] == [8, 10]
+        assert all(isinstance(error, BackendUnavailable) for error in results[1:3])
+        assert results[1] is not results[2]
 
     on_a_loop(test())
 
 
 def test_a_cancelled_task_takes_its_waiting_question_back() -> None:
-    """What was not sent is not sent."""
+    """A queued call whose task is cancelled is never sent."""
 
     async def test() -> None:
         gate = Gate()
@@ -188,7 +190,7 @@ def test_a_cancelled_task_takes_its_waiting_question_back() -> None:
 
 
 def test_a_task_cancelled_while_its_batch_is_away_does_not_disturb_the_others() -> None:
-    """Its response is dropped, theirs arrive."""
+    """The result of the cancelled task is dropped, and the other tasks get theirs."""
 
     async def test() -> None:
         gate = Gate(holds=2)
@@ -208,7 +210,7 @@ def test_a_task_cancelled_while_its_batch_is_away_does_not_disturb_the_others() 
 
 
 def test_the_end_of_the_loop_ends_those_that_wait() -> None:
-    """A loop that ends cancels the worker; nobody is left behind who waits for ever."""
+    """A loop that ends cancels the worker; no waiting task is left behind for ever."""
 
     async def test() -> None:
         coalescer: LoopCoalescer[int, int] = LoopCoalescer(_never, LIMITS)
@@ -227,7 +229,7 @@ def test_the_end_of_the_loop_ends_those_that_wait() -> None:
 
 
 def test_a_worker_that_is_cancelled_before_its_first_step_leaves_nobody_behind() -> None:
-    """L-04: what cleans up as everything is cancelled can ask once more."""
+    """L-04: cleanup code that runs while everything is cancelled can still make a call."""
 
     async def test() -> None:
         gate = asyncio.Event()
@@ -267,7 +269,7 @@ async def _never(numbers: Sequence[int]) -> Sequence[int]:
     ],
 )
 def test_a_batch_is_bounded_in_number_and_bytes(limits: Limits, batches: list[list[int]]) -> None:
-    """I11; a question that is over the size alone goes alone."""
+    """I11: a call that exceeds the size by itself is sent alone."""
 
     async def test() -> None:
         gate = Gate()
@@ -282,7 +284,7 @@ def test_a_batch_is_bounded_in_number_and_bytes(limits: Limits, batches: list[li
 
 
 def test_too_many_that_wait_are_refused() -> None:
-    """I11: fail closed; those that wait already are served."""
+    """I11: fail closed; calls that wait already are carried out."""
 
     async def test() -> None:
         gate = Gate()
@@ -297,7 +299,7 @@ def test_too_many_that_wait_are_refused() -> None:
 
 
 def test_a_task_whose_time_is_over_is_not_sent() -> None:
-    """A call is bounded, its time in the queue included."""
+    """The timeout of a call includes its time in the queue."""
 
     async def test() -> None:
         gate = Gate()
@@ -312,7 +314,7 @@ def test_a_task_whose_time_is_over_is_not_sent() -> None:
 
 
 class Threads:
-    """Threads that ask one after another, each known to wait before the next asks."""
+    """Threads that call one after another; each is known to wait before the next one calls."""
 
     def __init__(self, pool: ThreadPoolExecutor, gate: Gate, limits: Limits = LIMITS) -> None:
         self._pool = pool
@@ -353,7 +355,7 @@ def pool() -> Any:
 
 
 def test_threads_ask_together_what_came_while_the_last_batch_was_away(pool: ThreadPoolExecutor) -> None:
-    """The same for threads: one of those that wait carries out the batch."""
+    """For threads: one of the waiting threads carries out the batch."""
     gate = Gate()
     asked = Threads(pool, gate).ask(1, 2, 3, 4)
     gate.open()
@@ -362,7 +364,7 @@ def test_threads_ask_together_what_came_while_the_last_batch_was_away(pool: Thre
 
 
 def test_a_call_in_the_place_of_a_batch_is_made_where_none_is_on_its_way(pool: ThreadPoolExecutor) -> None:
-    """It holds up the others as a batch does, and hands over as one does."""
+    """A call outside of a batch holds up the others as a batch does, and hands over as a batch does."""
     gate = Gate(holds=0)
     coalescer = ThreadCoalescer(gate.carry_out, LIMITS)
 
@@ -374,7 +376,7 @@ def test_a_call_in_the_place_of_a_batch_is_made_where_none_is_on_its_way(pool: T
         return word
 
     asked: list[Future[int]] = []
-    assert coalescer.alone(call, "answer") == "answer"
+    assert coalescer.alone(call, "result") == "result"
     assert [future.result(_SECONDS) for future in asked] == [2]
     with pytest.raises(LookupError):
         coalescer.alone({}.__getitem__, "missing")
@@ -382,7 +384,7 @@ def test_a_call_in_the_place_of_a_batch_is_made_where_none_is_on_its_way(pool: T
 
 
 def test_a_thread_carries_out_one_batch_and_hands_over(pool: ThreadPoolExecutor) -> None:
-    """Fair: none works for the others for long."""
+    """Fairness: no thread works for the others for long."""
     leaders: list[int] = []
     gate = Gate(holds=1)
 
@@ -401,7 +403,9 @@ def test_a_thread_carries_out_one_batch_and_hands_over(pool: ThreadPoolExecutor)
 
 
 def test_several_questions_of_one_call_stay_together(pool: ThreadPoolExecutor) -> None:
-    """A loop's batch is one transaction, with what other threads ask, and gets its responses in order."""
+    """The calls of one event loop's batch share one transaction with those of other threads, and get their results in
+    order.
+    """
     gate = Gate()
     gate.errors[3] = LookupError("3")
     threads = Threads(pool, gate, Limits(_SECONDS, most=3))
@@ -412,15 +416,15 @@ def test_several_questions_of_one_call_stay_together(pool: ThreadPoolExecutor) -
     _until(lambda: threads.waiting == 4)
     gate.open()
     assert first.result(_SECONDS) == 2
-    answer, error = several.result(_SECONDS)
-    assert answer == 4
+    result, error = several.result(_SECONDS)
+    assert result == 4
     assert isinstance(error, LookupError)
     assert alone.result(_SECONDS) == [8, 10]
     assert gate.batches == [[1], [2, 3], [4, 5]]
 
 
 def test_a_batch_that_fails_fails_for_all_its_threads_and_the_next_goes_on(pool: ThreadPoolExecutor) -> None:
-    """I6, for threads."""
+    """I6: the same as for tasks: each thread gets an error of its own, and the queue continues."""
     gate = Gate()
     asked = Threads(pool, gate, Limits(_SECONDS, most=2)).ask(1, 2, 13, 4)
     gate.open()
@@ -430,7 +434,7 @@ def test_a_batch_that_fails_fails_for_all_its_threads_and_the_next_goes_on(pool:
 
 
 def test_a_thread_that_is_ended_in_its_batch_leaves_the_others_with_results(pool: ThreadPoolExecutor) -> None:
-    """SystemExit of gunicorn's timeout in the leader: the others are told, and somebody leads on."""
+    """SystemExit by gunicorn's timeout in the leading thread: the others get an error, and another thread leads."""
     gate = Gate()
 
     def carry_out(numbers: Sequence[int]) -> Sequence[int | Exception]:
@@ -448,7 +452,7 @@ def test_a_thread_that_is_ended_in_its_batch_leaves_the_others_with_results(pool
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no timers that signal")
 def test_a_signal_that_raises_anywhere_in_a_call_leaves_nobody_stuck() -> None:
-    """I6: a handler that raises, as a timeout by alarm does, must not take the lead with it for good."""
+    """I6: a handler that raises, such as a timeout by alarm, must not leave the queue without a leading thread."""
     coalescer: ThreadCoalescer[int, int] = ThreadCoalescer(list, Limits(0.02))
     ended = 0
 
@@ -475,7 +479,7 @@ def test_a_signal_that_raises_anywhere_in_a_call_leaves_nobody_stuck() -> None:
 
 
 def test_too_many_threads_that_wait_are_refused(pool: ThreadPoolExecutor) -> None:
-    """I11, for threads."""
+    """I11: for threads: fail closed."""
     gate = Gate()
     threads = Threads(pool, gate, Limits(_SECONDS, waiting=1))
     asked = threads.ask(1, 2)
@@ -486,7 +490,7 @@ def test_too_many_threads_that_wait_are_refused(pool: ThreadPoolExecutor) -> Non
 
 
 def test_a_thread_whose_time_is_over_takes_its_question_back(pool: ThreadPoolExecutor) -> None:
-    """For threads: it does not wait for the batch that is away."""
+    """For threads: a call whose timeout ends in the queue does not wait for the batch in flight."""
     gate = Gate()
     coalescer: ThreadCoalescer[int, int] = ThreadCoalescer(gate.carry_out, Limits(0.0))
     first = pool.submit(coalescer.ask, 1)
@@ -499,7 +503,7 @@ def test_a_thread_whose_time_is_over_takes_its_question_back(pool: ThreadPoolExe
 
 
 def test_a_thread_in_flight_waits_for_its_result_after_its_time_is_over(pool: ThreadPoolExecutor) -> None:
-    """A question that was sent may have had its effect, so its response is waited for."""
+    """A call that was sent may have had its effect, so its result is waited for."""
     gate = Gate(holds=2)
     threads = Threads(pool, gate, Limits(2.0))
     first, second, third = threads.ask(1, 2, 3)
@@ -514,7 +518,7 @@ def test_a_thread_in_flight_waits_for_its_result_after_its_time_is_over(pool: Th
 
 @pytest.mark.parametrize("most", [1, 7, 256])
 def test_a_crowd_of_threads_gets_every_result(pool: ThreadPoolExecutor, most: int) -> None:
-    """No question is lost and none gets the result of another, whatever the order of waking."""
+    """No call is lost and no thread gets the result of another, whatever the order in which threads wake."""
     gate = Gate(holds=0)
     coalescer: ThreadCoalescer[int, int] = ThreadCoalescer(gate.carry_out, Limits(_SECONDS, most=most))
 

@@ -1,4 +1,4 @@
-"""B-10b: searches of interleavings for two leaders, lost replies and calls without a reply."""
+"""B-10b: random interleavings search for two leading threads, lost replies and calls without a reply."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SLOWEST = 6.0
 
 
 class _Store:
-    """Doubles numbers, one batch at a time; mostly at once, and at times it stands still for longer than all wait."""
+    """A server that doubles numbers, one batch at a time; sometimes it pauses for longer than every timeout."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -41,13 +41,13 @@ class _Store:
             self._busy.clear()
 
     def alone(self, number: int) -> int:
-        (answer,) = self.carry_out((number,))
-        assert isinstance(answer, int)
-        return answer
+        (result,) = self.carry_out((number,))
+        assert isinstance(result, int)
+        return result
 
 
 class _Asker:
-    """A thread that asks one question after the other; each again, by another number, while it is refused."""
+    """A thread that makes one call after the other; a refused call is repeated with another number."""
 
     def __init__(self, world: World, store: _Store, coalescer: ThreadCoalescer[int, int], first: int) -> None:
         self._world = world
@@ -88,16 +88,16 @@ class _Asker:
         return True
 
     def _several(self, number: int) -> bool:
-        answers = self._coalescer.ask_all(((number, 0), (number + 1, 0)))
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
-        assert answers == [2 * number, 2 * number + 2]
+        results = self._coalescer.ask_all(((number, 0), (number + 1, 0)))
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        assert results == [2 * number, 2 * number + 2]
         return True
 
     def _alone(self, number: int) -> bool:
-        answer: Any = self._coalescer.alone(self._store.alone, number)
-        return answer is NOT_ALONE or answer == 2 * number
+        result: Any = self._coalescer.alone(self._store.alone, number)
+        return result is NOT_ALONE or result == 2 * number
 
 
 def _search(seed: int, monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
@@ -130,8 +130,8 @@ def _search(seed: int, monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
 def test_the_lead_has_one_owner_whatever_the_order(
     block: int, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """B-10b: never two batches at once, no error but ``BackendUnavailable``, nothing sent after it was refused, every
-    wait bounded, and nobody stranded; with stores that stand still, processes that do, and handlers that raise.
+    """B-10b: never two batches at once, no error but ``BackendUnavailable``, no call sent after it was refused, every
+    wait bounded, no thread stranded; with servers that pause, processes that pause, and handlers that raise.
     """
     many = times(2)
     for seed in range(block * many, (block + 1) * many):
@@ -142,7 +142,7 @@ def test_the_lead_has_one_owner_whatever_the_order(
 
 
 class _Alarms:
-    """Raises at one line of the modules that carry a loop's batches, counted from the start."""
+    """Raises once, at the line of this number in the modules that carry a loop's batches."""
 
     def __init__(self, line: int) -> None:
         self._left = line
@@ -164,7 +164,7 @@ class _Alarms:
 
 
 class _AwaitedStore:
-    """Doubles numbers, one batch at a time."""
+    """The async form of ``_Store``."""
 
     def __init__(self) -> None:
         self.busy = False
@@ -180,7 +180,7 @@ class _AwaitedStore:
             self.busy = False
 
 
-async def _all_are_answered(alarms: _Alarms) -> None:
+async def _all_are_done(alarms: _Alarms) -> None:
     coalescer: LoopCoalescer[int, int] = LoopCoalescer(_AwaitedStore().carry_out, Limits(0.01, most=3))
 
     async def asks(number: int) -> None:
@@ -206,14 +206,16 @@ async def _served(coalescer: LoopCoalescer[int, int], number: int) -> int:
 
 
 def test_no_task_is_stranded_wherever_a_handler_raises() -> None:
-    """B-10b on loops: at every line a handler raises once. All that wait get a response, and the next goes at once."""
+    """B-10b: on event loops: a handler raises once, at each line in turn. All waiting tasks get a result, and the next
+    call goes at once.
+    """
     line = 0
     while True:
         alarms = _Alarms(line)
         loop = asyncio.new_event_loop()
         loop.set_exception_handler(lambda *_: None)  # where it raises in a callback
         try:
-            loop.run_until_complete(_all_are_answered(alarms))
+            loop.run_until_complete(_all_are_done(alarms))
         except BaseException as error:
             raise AssertionError(f"line {line}") from error
         finally:
@@ -224,7 +226,7 @@ def test_no_task_is_stranded_wherever_a_handler_raises() -> None:
 
 
 def test_time_in_which_the_loop_stands_still_is_not_the_stores() -> None:
-    """B-27: a view blocks the loop for longer than any request may wait; those that wait are sent after it."""
+    """B-27: a view blocks the loop for longer than any call may wait; the waiting calls are sent after it."""
     sent: list[int] = []
 
     async def test() -> None:
@@ -249,7 +251,9 @@ def test_time_in_which_the_loop_stands_still_is_not_the_stores() -> None:
 
 
 def test_a_request_that_was_refused_is_never_sent() -> None:
-    """B-10b: the store took nothing while the loop ran, then the loop stood still, then the store was there again."""
+    """B-10b: the server accepted nothing while the loop ran, then the loop was blocked, then the server was available
+    again.
+    """
     sent: list[int] = []
 
     async def test() -> None:
@@ -274,7 +278,9 @@ def test_a_request_that_was_refused_is_never_sent() -> None:
 
 
 def test_a_store_that_stands_still_keeps_no_task_for_ever() -> None:
-    """B-10b: what was not sent in time is refused while the batch is still away; what was sent, after a longer time."""
+    """B-10b: a call that was not sent in time is refused while the batch is in flight; a call that was sent is refused
+    after a longer time.
+    """
 
     async def test() -> None:
         away = asyncio.Event()

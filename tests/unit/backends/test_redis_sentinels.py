@@ -1,4 +1,4 @@
-"""Which Sentinel's word counts where they do not agree."""
+"""Which Sentinel's reply counts when Sentinels disagree."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _asked(search: Search, replies: dict[str, Any]) -> tuple[str, int]:
 
 
 def test_the_first_that_replies_is_enough_and_is_asked_first_then() -> None:
-    """B-14a: an error and a Sentinel that does not know the service are passed over."""
+    """B-14a: a Sentinel that raises an error or does not know the service is skipped."""
     search = Search("service", ["a", "b", "c"], [0])
     replies = {"a": RedisConnectionError("gone"), "b": {}, "c": _says(OLD, 1)}
     assert _asked(search, replies) == OLD
@@ -38,20 +38,20 @@ def test_the_first_that_replies_is_enough_and_is_asked_first_then() -> None:
 
 
 def test_a_sentinel_that_has_not_heard_of_the_failover_does_not_count() -> None:
-    """B-14a: else a new connection would go to the old primary."""
+    """B-14a: its reply would lead a new connection to the old primary."""
     epochs = [0]
     assert _asked(Search("service", ["a"], epochs), {"a": _says(NEW, 2)}) == NEW
     assert _asked(Search("service", ["b", "c"], epochs), {"b": _says(OLD, 1), "c": _says(NEW, 2)}) == NEW
 
 
 def test_a_sentinel_that_leads_a_failover_counts_last() -> None:
-    """B-14a: it names the old primary until the end, while the others name the new one already."""
+    """B-14a: it names the old primary until the failover ends, while the others name the new one already."""
     replies = {"a": _says(OLD, 2, "master,failover_in_progress"), "b": _says(NEW, 2)}
     assert _asked(Search("service", ["a", "b"], [0]), replies) == NEW
 
 
 def test_a_doubtful_word_is_better_than_none() -> None:
-    """B-10, B-14a: as of Sentinels that were set up anew, and have no epoch yet."""
+    """B-10, B-14a: such as the reply of Sentinels that were just set up and have no epoch yet."""
     search = Search("service", ["a", "b"], [5])
     assert _asked(search, {"a": _says(OLD, 0), "b": _says(NEW, 1)}) == NEW
     with pytest.raises(RedisConnectionError, match="no Sentinel names a primary of 'service': gone"):

@@ -43,16 +43,16 @@ class Admission:
         )
 
     def run(self) -> Any:
-        """Run it; the attempt or the response."""
+        """Run ``admit``; return the attempt or the response."""
         return self.script.run(admit(self.intake, self.policy))
 
     def problem(self) -> dict[str, Any]:
-        """Run it; the members of the problem that it ends with."""
-        answer = self.run()
-        assert isinstance(answer, Response)
-        assert (b"content-type", b"application/problem+json") in answer.headers
-        members: dict[str, Any] = json.loads(answer.body or b"")
-        assert members["status"] == answer.status
+        """Run ``admit``; return the members of the problem that it ends with."""
+        response = self.run()
+        assert isinstance(response, Response)
+        assert (b"content-type", b"application/problem+json") in response.headers
+        members: dict[str, Any] = json.loads(response.body or b"")
+        assert members["status"] == response.status
         return members
 
 

@@ -1,4 +1,4 @@
-"""What a record says about its request: its bytes, what is read of them, and what a request's claim says."""
+"""What a record says about its request: the stored bytes, how they are read, and what a claim writes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _request(path: bytes = b"/orders/7", route: str | None = None) -> Request:
 
 
 def test_what_is_written_is_read() -> None:
-    """P-02: by the owner that wrote it."""
+    """P-02: the worker that wrote it reads the same values."""
     assert About.decode(ABOUT.encode(OWNER), OWNER) == ABOUT
 
 
@@ -48,7 +48,7 @@ def test_a_long_route_and_a_long_host_are_cut_and_the_process_stays() -> None:
 
 
 def test_the_holder_of_another_owner_is_unknown() -> None:
-    """P-02: a worker that does not know ``about`` took the record over, and left it as it was."""
+    """P-02: a worker that does not know ``about`` took the record over and left it unchanged."""
     read = About.decode(ABOUT.encode(OWNER), b"another owner...")
     assert (read.holder, read.route, read.caller) == ("", ABOUT.route, ABOUT.caller)
 
@@ -58,7 +58,7 @@ def test_the_holder_of_another_owner_is_unknown() -> None:
     [b"", b"\x01", b"foreign", b"\x02" + ABOUT.encode(OWNER)[1:], ABOUT.encode(OWNER)[:23], b"\x01" + b"\xff" * 60],
 )
 def test_what_cannot_be_read_is_unknown(about: bytes) -> None:
-    """P-02: a record of an earlier or a later version, or another application's, is no error."""
+    """P-02: bytes of an earlier version, a later version or another application are no error."""
     assert About.decode(about, OWNER) == About()
 
 
@@ -77,7 +77,7 @@ def test_a_request_is_known_by_its_template_or_by_its_path_without_the_query() -
 
 
 def test_with_encryption_no_path_is_stored() -> None:
-    """P-02: a path may hold personal data, a template does not."""
+    """P-02: a path may contain personal data; a route template does not."""
     policy = IdempotencyPolicy(encryption=EncryptionKeys({"2026": os.urandom(32)}))
     about = about_request(_request(b"/people/anna@example.org"), "user:1", "key", OWNER, "h:1", policy)
     assert b"anna" not in about
@@ -87,7 +87,7 @@ def test_with_encryption_no_path_is_stored() -> None:
 
 
 def test_a_caller_is_stood_for_by_a_digest_that_the_secret_keys() -> None:
-    """P-02: the records of one caller have it in common; applications and secrets have others."""
+    """P-02: the records of one caller share one digest; other applications and other secrets have other digests."""
     plain, named = IdempotencyPolicy(), IdempotencyPolicy(application="shop")
     keyed = IdempotencyPolicy(secret=b"s" * 32)
     digests = [caller_of("user:anna", policy) for policy in (plain, named, keyed)]
@@ -100,7 +100,7 @@ def test_a_caller_is_stood_for_by_a_digest_that_the_secret_keys() -> None:
 
 
 def test_a_key_is_stood_for_by_a_digest_whoever_sent_it() -> None:
-    """P-02: so the callers of one key are found by the key alone."""
+    """P-02: the records of all callers of one key are found by the key alone."""
     policy = IdempotencyPolicy()
     read = [
         About.decode(about_request(_request(), scope, "key", OWNER, "h:1", policy), OWNER).key

@@ -1,4 +1,4 @@
-"""A duplicate that waits for the first request: for how long, in which place, and what it is told."""
+"""A duplicate that waits for the first request: how long it waits, which slot it takes, and what its client gets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.unit.core.admissions import FRAME, Admission, name
 
 
 def sleeps(admission: Admission) -> float:
-    """For how long it waited."""
+    """How long the duplicate waited each time."""
     return sum(command.pause for command in admission.script.asked if isinstance(command, Wait))
 
 
@@ -32,7 +32,7 @@ def test_a_waiting_duplicate_takes_over_where_the_first_failed_meanwhile() -> No
 
 
 def test_a_waiting_duplicate_gives_up_at_its_deadline() -> None:
-    """O-04, I11: at the end 409, and never later."""
+    """O-04, I11: the duplicate gets 409 at its deadline, and never later."""
     admission = Admission(*[Busy(1, 9)] * 100, wait=3)
     assert name(admission.problem()) == "in-progress"
     assert sleeps(admission) == pytest.approx(3.0)
@@ -90,9 +90,9 @@ def test_a_preference_is_ignored_where_the_policy_allows_none() -> None:
 
 
 def test_a_waiting_duplicate_that_is_cancelled_asks_nothing_more() -> None:
-    """O-04: it owns nothing."""
+    """O-04: the duplicate owns no lease."""
     admission = Admission(Busy(1, 9), wait=5)
-    admission.script.answers[Wait] = [asyncio.CancelledError()]
+    admission.script.results[Wait] = [asyncio.CancelledError()]
     with pytest.raises(asyncio.CancelledError):
         admission.run()
     assert admission.script.names()[-1] == "Wait"
@@ -100,7 +100,7 @@ def test_a_waiting_duplicate_that_is_cancelled_asks_nothing_more() -> None:
 
 
 def test_a_duplicate_that_has_waited_gives_its_place_back() -> None:
-    """O-04, I11: whatever it got."""
+    """O-04, I11: the slot is freed, whatever the duplicate got."""
     for last in (Finished(FRAME), Leased(lease_of()), BackendUnavailable("down")):
         admission = Admission(Busy(1, 9), last, wait=5)
         admission.run()
@@ -108,7 +108,7 @@ def test_a_duplicate_that_has_waited_gives_its_place_back() -> None:
 
 
 def test_a_duplicate_without_a_free_slot_is_refused_at_once() -> None:
-    """O-04: duplicates must not eat the threads that the owner needs."""
+    """O-04: duplicates must not use up the threads that the owner needs."""
     admission = Admission(Busy(1, 9), wait=5, max_waiting=3)
     admission.script.slots = 0
     assert name(admission.problem()) == "in-progress"
@@ -118,14 +118,14 @@ def test_a_duplicate_without_a_free_slot_is_refused_at_once() -> None:
 
 
 def test_a_duplicate_that_does_not_wait_takes_no_place() -> None:
-    """O-03: one round trip."""
+    """O-03: it costs one round trip and no slot."""
     admission = Admission(Busy(1, 9))
     admission.run()
     assert admission.script.names() == ["Call", "Call", "Claim"]
 
 
 def test_a_wait_ends_with_the_lease_that_it_waits_for() -> None:
-    """O-04, O-09: nobody tells that a lease has ended."""
+    """O-04, O-09: no notification is sent when a lease ends."""
     admission = Admission(Busy(29, 0.4), Leased(lease_of(attempt=2)), wait=20)
     admission.run()
     waits = [command.seconds for command in admission.script.asked if isinstance(command, Wait)]

@@ -1,4 +1,4 @@
-"""A retry that comes from another caller: the core's steps, on a real engine (O-14)."""
+"""A retry that comes from another caller: the steps of the core, on a real engine (O-14)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ KEY = [(b"idempotency-key", b"0123456789abcdef")]
 
 
 class Lost:
-    """A session that has ended."""
+    """The carrier of a caller whose session has ended."""
 
     def carried(self, caller: Caller) -> bytes | None:
-        """Nothing."""
+        """No session."""
         return None
 
     def lost(self) -> str | None:
-        """Its digest."""
+        """The digest of the session that has ended."""
         return LOST
 
 
@@ -41,13 +41,13 @@ def intake_of(user: str | None, tenant: str = "") -> Intake:
 
 
 def admitted(engine: Engine, user: str | None, tenant: str = "") -> Attempt | Response:
-    """What becomes of it."""
+    """The result of admission."""
     return engine.sync.run(admit(intake_of(user, tenant), engine.policy))
 
 
 @pytest.mark.parametrize("encryption", [None, EncryptionKeys({"2026": b"k" * 32})], ids=["plain", "encrypted"])
 def test_a_session_that_has_ended_leads_to_the_record(encryption: EncryptionKeys | None) -> None:
-    """O-14: through a pointer, which is sealed as everything else."""
+    """O-14: the retry follows a pointer, which is encrypted like all other records."""
     engine = engine_of(encryption=encryption)
     attempt = admitted(engine, "ada")
     assert isinstance(attempt, Attempt)
@@ -60,7 +60,7 @@ def test_a_session_that_has_ended_leads_to_the_record(encryption: EncryptionKeys
 
 
 def test_a_session_that_has_ended_leads_nowhere_in_another_tenant() -> None:
-    """O-14, O-16: a browser shows it there too, with the same key."""
+    """O-14, O-16: a browser may send the same session and the same key to another tenant."""
     engine = engine_of()
     attempt = admitted(engine, "ada", "one")
     assert isinstance(attempt, Attempt)
@@ -91,7 +91,7 @@ def _one(command: Command[R]) -> Steps[R]:
 
 
 def test_where_all_callers_are_one_no_session_is_followed() -> None:
-    """O-19b, O-14: nobody becomes another caller there, so the backend is not asked for a session that has ended."""
+    """O-19b, O-14: no caller can become another one there, so the backend is not asked for a session that has ended."""
     script = Script({Claim: [Leased(lease_of(), ())]})
     attempt = script.run(admit(intake_of("ada"), engine_of(scope="anonymous").policy))
     assert isinstance(attempt, Attempt)
@@ -102,16 +102,16 @@ def test_where_all_callers_are_one_no_session_is_followed() -> None:
 
 
 def test_a_backend_that_is_down_lets_nothing_run() -> None:
-    """O-14, O-12: it cannot be told whether the request began under another caller."""
+    """O-14, O-12: it is unknown whether the request began under another caller."""
     script = Script({Get: [BackendUnavailable("down")]})
-    answer = script.run(admit(intake_of(None), engine_of().policy))
-    assert isinstance(answer, Response)
-    assert answer.status == 503
+    response = script.run(admit(intake_of(None), engine_of().policy))
+    assert isinstance(response, Response)
+    assert response.status == 503
 
 
 @pytest.mark.parametrize("error", [BackendUnavailable("down"), TypeError("a bug")], ids=repr)
 def test_a_pointer_that_cannot_be_written_is_reported(error: Exception) -> None:
-    """O-14: the view's outcome is not lost for it."""
+    """O-14: the outcome of the view is kept all the same."""
     attempt, policy = attempt_of(), engine_of().policy
     caller = Caller(request_of(), "0123456789abcdef", policy, Identity("ada"), b"r" * 32)
     script = Script({Claim: [error]})

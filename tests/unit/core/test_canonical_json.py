@@ -1,4 +1,4 @@
-"""JSON with the freedom of writing taken out."""
+"""Canonical JSON: equal for texts that differ only in member order, white space and escapes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from open_idempotency._core.fingerprint import (
     ],
 )
 def test_the_freedom_of_writing_does_not_count(one: bytes, other: bytes) -> None:
-    """Member order, white space and escapes."""
+    """Member order, white space and escapes do not matter."""
     assert canonical_json(one) == canonical_json(other)
 
 
@@ -55,7 +55,7 @@ def test_the_freedom_of_writing_does_not_count(one: bytes, other: bytes) -> None
     ],
 )
 def test_everything_else_counts(one: bytes, other: bytes) -> None:
-    """Number lexemes, array order, types."""
+    """Number lexemes, array order and types matter."""
     assert canonical_json(one) != canonical_json(other)
 
 
@@ -79,13 +79,13 @@ def test_everything_else_counts(one: bytes, other: bytes) -> None:
     ],
 )
 def test_a_text_that_readers_may_disagree_about_has_no_canonical_form(raw: bytes) -> None:
-    """Invalid, or a member name repeated."""
+    """Invalid JSON, and repeated member names."""
     with pytest.raises(NotCanonical):
         canonical_json(raw)
 
 
 def test_a_lone_surrogate_is_just_a_string() -> None:
-    """Strange but valid JSON; it is distinguished and does not crash."""
+    """A lone surrogate is valid JSON; it differs from other strings and does not crash."""
     form = canonical_json(b'{"\\ud800":1}')
     assert form != canonical_json(b'{"\\udc00":1}')
     assert form != canonical_json(b'{"\\\\ud800":1}')
@@ -93,25 +93,25 @@ def test_a_lone_surrogate_is_just_a_string() -> None:
 
 
 def test_a_long_number_costs_no_conversion() -> None:
-    """I11: lexemes stay text, so Python's limit for integers is not met."""
+    """I11: lexemes stay text, so Python's limit for integers is not reached."""
     assert canonical_json(b"1" * 10_000) == b"1" * 10_000
 
 
 @pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 5_000, 200_000])
 @pytest.mark.parametrize("pair", [(b"[", b"]"), (b'{"a":', b"}")])
 def test_deep_nesting_has_no_canonical_form_and_does_not_crash(depth: int, pair: tuple[bytes, bytes]) -> None:
-    """I11."""
+    """I11: the depth is bounded."""
     with pytest.raises(NotCanonical):
         canonical_json(pair[0] * depth + b"1" + pair[1] * depth)
 
 
 def nested(calls: int, raw: bytes) -> bytes:
-    """The canonical form, asked for by a caller that stands so many calls deeper."""
+    """The canonical form, computed this many calls deeper in the stack."""
     return canonical_json(raw) if calls == 0 else nested(calls - 1, raw)
 
 
 def test_what_is_too_deep_does_not_depend_on_the_caller() -> None:
-    """The same body has the same fingerprint from whatever depth of the stack."""
+    """The same body has the same fingerprint at any depth of the call stack."""
     deepest = b"[" * MAX_DEPTH + b"]" * MAX_DEPTH
     assert nested(200, deepest) == canonical_json(deepest)
 
@@ -136,7 +136,7 @@ def test_what_is_too_deep_does_not_depend_on_the_caller() -> None:
     ],
 )
 def test_ignored_members_are_left_out(pointer: str, raw: bytes, left: bytes) -> None:
-    """JSON-pointer ignore list; RFC 6901 escapes; what is missing is no error."""
+    """JSON pointers name ignored members, with RFC 6901 escapes; a missing member is no error."""
     assert canonical_json(raw, [pointer]) == canonical_json(left)
 
 
@@ -145,7 +145,7 @@ def test_two_ignored_elements_of_one_array_do_not_shift_each_other() -> None:
 
 
 class Lexeme(str):
-    """A number as it was written."""
+    """A number in the form in which it was written."""
 
     __slots__ = ()
 
@@ -172,7 +172,7 @@ def write(value: Any, draw: Any) -> str:
 
 
 def tagged(value: Any) -> Any:
-    """The value with each type distinguished: Python takes 1, True and equal text for the same."""
+    """The value with each type marked, as Python treats 1, True and 1.0 as equal."""
     if isinstance(value, list):
         return [tagged(item) for item in value]
     if isinstance(value, dict):
@@ -194,7 +194,7 @@ def test_the_form_of_a_value_does_not_depend_on_how_it_was_written(value: Any, d
 
 @given(st.binary(max_size=60))
 def test_any_bytes_have_a_form_or_are_refused(raw: bytes) -> None:
-    """I11: nothing else is raised; a form is its own form."""
+    """I11: no other error is raised, and the canonical form of a canonical form is itself."""
     try:
         form = canonical_json(raw)
     except NotCanonical:
@@ -203,7 +203,7 @@ def test_any_bytes_have_a_form_or_are_refused(raw: bytes) -> None:
 
 
 def form_or_nothing(raw: bytes, ignore: list[str]) -> bytes | None:
-    """The form that the standard library makes; None for a text that has none."""
+    """The canonical form by the standard library; None for a text that has none."""
     try:
         return by_standard_library(raw, ignore)
     except NotCanonical:
@@ -211,7 +211,7 @@ def form_or_nothing(raw: bytes, ignore: list[str]) -> bytes | None:
 
 
 def assert_orjson_changes_nothing(raw: bytes, ignore: list[str]) -> None:
-    """With orjson the outcome is the one without, be it a form or a refusal."""
+    """With orjson the outcome is the same as without it, be it a form or a refusal."""
     by_it = by_orjson(raw, ignore)
     assert by_it is None or by_it == form_or_nothing(raw, ignore)
 
@@ -230,14 +230,14 @@ pointers = st.lists(st.sampled_from(["/a", "/b", "/a/b", "/0", "/1/a", "/", "/é
 def test_what_a_client_writes_has_one_form_with_orjson_and_without(
     value: Any, ascii_only: bool, separators: tuple[str, str], ignore: list[str]
 ) -> None:
-    """ "orjson is used when installed and changes no result"."""
+    """orjson is used when it is installed, and changes no result."""
     text = json.dumps(value, ensure_ascii=ascii_only, separators=separators)
     assert_orjson_changes_nothing(text.encode(), ignore)
 
 
 @given(values, st.data(), pointers)
 def test_any_way_of_writing_has_one_form_with_orjson_and_without(value: Any, data: Any, ignore: list[str]) -> None:
-    """Lexemes, escapes, white space, order of members."""
+    """Lexemes, escapes, white space and the order of members."""
     assert_orjson_changes_nothing(write(value, data.draw).encode("utf-8", "surrogatepass"), ignore)
 
 
@@ -245,7 +245,7 @@ def test_any_way_of_writing_has_one_form_with_orjson_and_without(value: Any, dat
 def test_a_damaged_text_has_one_outcome_with_orjson_and_without(
     value: Any, place: int, byte: int, ignore: list[str]
 ) -> None:
-    """Invalid JSON too."""
+    """Invalid JSON has the same outcome."""
     raw = bytearray(orjson.dumps(_bounded(value)))
     raw[place % len(raw)] = byte
     assert_orjson_changes_nothing(bytes(raw), ignore)
@@ -253,13 +253,13 @@ def test_a_damaged_text_has_one_outcome_with_orjson_and_without(
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), lexemes), max_size=5))
 def test_repeated_members_have_one_outcome_with_orjson_and_without(members: list[tuple[str, str]]) -> None:
-    """ "repeated member names"."""
+    """Repeated member names have the same outcome."""
     raw = ("{" + ",".join(f'"{name}":{lexeme}' for name, lexeme in members) + "}").encode()
     assert_orjson_changes_nothing(raw, [])
 
 
 def _bounded(value: Any) -> Any:
-    """The value with its integers in the 64 bits that orjson writes."""
+    """The value with its integers within the 64 bits that orjson writes."""
     if isinstance(value, list):
         return [_bounded(item) for item in value]
     if isinstance(value, dict):
@@ -277,7 +277,7 @@ def _bounded(value: Any) -> Any:
     ],
 )
 def test_orjson_takes_what_it_writes_back(raw: bytes) -> None:
-    """The comparisons above compare something."""
+    """orjson reads what it writes, so the comparisons above do compare something."""
     assert by_orjson(raw) == by_standard_library(raw)
 
 
@@ -304,12 +304,12 @@ def test_orjson_takes_what_it_writes_back(raw: bytes) -> None:
     ],
 )
 def test_orjson_leaves_what_it_would_change(raw: bytes) -> None:
-    """Lexemes, repeated names and what it refuses are the standard library's."""
+    """Lexemes, repeated names and texts that orjson refuses are left to the standard library."""
     assert by_orjson(raw) is None
 
 
 def test_without_orjson_the_standard_library_does_it_all() -> None:
-    """It is not a requirement; a fresh interpreter that cannot import it gives the same form."""
+    """orjson is optional; an interpreter without it produces the same form."""
     code = (
         "import sys; sys.modules['orjson'] = None\n"
         "from open_idempotency._core.fingerprint import by_orjson, canonical_json\n"

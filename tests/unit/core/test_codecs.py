@@ -1,4 +1,4 @@
-"""Binary frames: they come back as they were, or are refused."""
+"""Binary frames of responses and stages: decoding returns what was encoded, or refuses the frame."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from open_idempotency.exceptions import RecordUnreadable
 
 names = st.from_regex(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,12}", fullmatch=True)
 fields = st.tuples(names, st.binary(max_size=20).filter(lambda v: not set(v) & {0, 10, 13}))
-answers = st.builds(Response, st.integers(200, 999), st.lists(fields, max_size=5), st.none() | st.binary(max_size=50))
+responses = st.builds(Response, st.integers(200, 999), st.lists(fields, max_size=5), st.none() | st.binary(max_size=50))
 FRAME = encode_response(Response(201, [(b"Location", b"/1"), (b"x-a", b"")], b"\x00body"))
 
 
-@given(answers)
-def test_a_response_comes_back_as_it_was(answer: Response) -> None:
-    """R-01: status, header fields in order with duplicates, body bytes, tombstones."""
-    assert decode_response(encode_response(answer)) == answer
+@given(responses)
+def test_a_response_comes_back_as_it_was(response: Response) -> None:
+    """R-01: status, headers in order with duplicates, body bytes, tombstones."""
+    assert decode_response(encode_response(response)) == response
 
 
 def test_duplicates_and_case_of_header_names_are_kept() -> None:
@@ -48,20 +48,20 @@ def test_an_empty_body_is_not_a_tombstone() -> None:
 @example(b"\x01\x00\x00\xc8\x00\x01\x00\x00\x00\x00\xff\xff\xff\xff\xff\xff")
 @example(b"\x01\x02\x00\xc8\x00\x00\x00\x00\x00\x00")
 def test_any_bytes_are_a_valid_response_or_refused(frame: bytes) -> None:
-    """B-08b: a typed error; what is read is no larger than the frame."""
+    """B-08b: a refusal is a typed error; a decoded response is no larger than its frame."""
     try:
-        answer = decode_response(frame)
+        response = decode_response(frame)
     except RecordUnreadable:
         return
-    read = sum(len(n) + len(v) for n, v in answer.headers) + len(answer.body or b"")
+    read = sum(len(n) + len(v) for n, v in response.headers) + len(response.body or b"")
     assert read <= len(frame)
-    assert encode_response(answer) == frame
+    assert encode_response(response) == frame
 
 
-@given(answers, st.data())
-def test_a_flipped_byte_never_crashes(answer: Response, data: st.DataObject) -> None:
+@given(responses, st.data())
+def test_a_flipped_byte_never_crashes(response: Response, data: st.DataObject) -> None:
     """B-08b."""
-    frame = bytearray(encode_response(answer))
+    frame = bytearray(encode_response(response))
     frame[data.draw(st.integers(0, len(frame) - 1))] ^= data.draw(st.integers(1, 255))
     try:
         decode_response(bytes(frame))
@@ -112,7 +112,7 @@ def test_a_foreign_or_hostile_response_is_refused_when_it_is_read(frame: bytes, 
     ],
 )
 def test_a_header_field_that_breaks_framing_is_refused_when_it_is_written(field: tuple[bytes, bytes]) -> None:
-    """Validated when stored."""
+    """Headers are validated when they are stored."""
     with pytest.raises(ValueError, match="framing"):
         encode_response(Response(200, [field], b""))
 
@@ -124,7 +124,7 @@ def test_a_status_that_is_none_is_refused_when_it_is_written(status: int) -> Non
 
 
 def test_more_header_fields_than_a_frame_holds_are_refused_when_they_are_written() -> None:
-    """I11: an error that settlement knows, so that the response becomes a tombstone."""
+    """I11: settlement handles this error, so the response becomes a tombstone."""
     with pytest.raises(ValueError, match="too many"):
         encode_response(Response(200, [(b"a", b"b")] * 0x10000, b""))
 
@@ -157,6 +157,6 @@ def test_a_truncated_longer_or_newer_stage_is_refused(frame: bytes) -> None:
 
 
 def test_an_unknown_kind_of_stage_is_refused() -> None:
-    """B-08b: written by a newer version."""
+    """B-08b: a newer version may have written it."""
     with pytest.raises(RecordUnreadable):
         decode_stage(STAGE[:1] + b"\x07" + STAGE[2:])

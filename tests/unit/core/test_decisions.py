@@ -1,4 +1,4 @@
-"""The decision table: each verb in each state, for the owner and for a stranger."""
+"""The decision table: each verb in each state, for the owner and for another worker."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def record_in(state: State, *, attempt: int = 1, stages: tuple[Stage, ...] = (ST
 
 
 def claim_of(owner: bytes = STRANGER, **fields: Any) -> Claim:
-    """A claim with the record's own fingerprint."""
+    """A claim with the fingerprint of the record."""
     return Claim(**{"record_id": RECORD, "fingerprint": PRINT, "owner": owner, "lease": 30.0, "ttl": TTL, **fields})
 
 
@@ -65,7 +65,7 @@ OWNERS_CASES = list(itertools.product(VERBS, State))
 
 @pytest.mark.parametrize("state", State)
 def test_the_builder_makes_the_state_it_says(state: State) -> None:
-    """The table below stands on it."""
+    """The tables below depend on ``record_in``."""
     assert state_of(record_in(state), NOW) is state
 
 
@@ -103,16 +103,16 @@ def test_a_stale_owner_is_refused_and_changes_nothing(verb: type[Command[Any]], 
 def test_renew_by_the_owner_leaves_the_state_of_the_table(state: State) -> None:
     """B-04."""
     record, wanted = record_in(state), TRANSITIONS[Renew].get(state)
-    answer, kept = decisions.renew(record, lease_of(), NOW)
+    result, kept = decisions.renew(record, lease_of(), NOW)
     expected = {State.ABSENT: Renewal.VANISHED, State.FAILED: Renewal.LOST, State.FINAL: Renewal.LOST}
-    assert answer is expected.get(state, Renewal.OWNED)
+    assert result is expected.get(state, Renewal.OWNED)
     assert state_of(kept, NOW) is (wanted or state)
 
 
 @pytest.mark.parametrize("lease", STALE)
 @pytest.mark.parametrize("state", [state for state in State if state is not State.ABSENT])
 def test_renew_by_a_stale_owner_is_lost_and_changes_nothing(state: State, lease: Any) -> None:
-    """B-03, B-04: a response, never an error."""
+    """B-03, B-04: the result says so; no error is raised."""
     record = record_in(state)
     assert decisions.renew(record, lease, NOW) == (Renewal.LOST, record)
 
@@ -124,7 +124,7 @@ def test_renew_extends_the_lease_and_the_retention_from_now() -> None:
     assert (kept.lease_end, kept.expires_at) == (NOW + 37, NOW + 37 + TTL)
 
 
-CLAIM_ANSWERS = {
+CLAIM_RESULTS = {
     State.ABSENT: Leased,
     State.ALIVE: Busy,
     State.ABANDONED: Leased,
@@ -137,8 +137,8 @@ CLAIM_ANSWERS = {
 @pytest.mark.parametrize("state", State)
 def test_a_claim_gets_the_true_state(state: State) -> None:
     """B-01, O-01 to O-03, O-08, O-09."""
-    answer, kept = decisions.claim(record_in(state), claim_of(), NOW)
-    assert isinstance(answer, CLAIM_ANSWERS[state])
+    result, kept = decisions.claim(record_in(state), claim_of(), NOW)
+    assert isinstance(result, CLAIM_RESULTS[state])
     assert state_of(kept, NOW) is TRANSITIONS[Claim][state]
 
 
@@ -151,7 +151,7 @@ def test_the_owners_withdrawal_leaves_the_state_of_the_table(state: State) -> No
 
 @pytest.mark.parametrize("state", State)
 def test_a_strangers_withdrawal_changes_nothing(state: State) -> None:
-    """B-08c, I3: it may have been told to wait."""
+    """B-08c, I3: the other worker may have got ``Busy`` and wait."""
     record = record_in(state)
     before = copy.deepcopy(record)
     assert decisions.withdraw(record, Withdraw(claim_of()), NOW) == (None, record)
@@ -161,18 +161,18 @@ def test_a_strangers_withdrawal_changes_nothing(state: State) -> None:
 @pytest.mark.parametrize("owner", [OWNER, STRANGER])
 @pytest.mark.parametrize("state", State)
 def test_a_withdrawn_owner_gets_no_lease(state: State, owner: bytes) -> None:
-    """B-08c: a claim without a lease gets its result as ever, and nothing is written."""
+    """B-08c: its claim is refused, unless its usual result has no lease anyway; nothing is written."""
     record = record_in(state)
-    answer, kept = decisions.claim(record, claim_of(owner), NOW, withdrawn=True)
+    result, kept = decisions.claim(record, claim_of(owner), NOW, withdrawn=True)
     usual, _ = decisions.claim(record, claim_of(owner), NOW)
     attempt = 0 if record is None else record.attempt
-    assert answer == (Refused(Refusal.WITHDRAWN, attempt) if isinstance(usual, Leased) else usual)
+    assert result == (Refused(Refusal.WITHDRAWN, attempt) if isinstance(usual, Leased) else usual)
     assert kept is record
 
 
 @pytest.mark.parametrize("state", [State.ALIVE, State.FINAL, State.COMPLETED])
 def test_a_refused_duplicate_never_changes_the_record(state: State) -> None:
-    """The kept record is the very one given, so a backend writes nothing (B-11b)."""
+    """The decision returns the very record that it was given, so a backend writes nothing (B-11b)."""
     record = record_in(state)
     before = copy.deepcopy(record)
     assert decisions.claim(record, claim_of(), NOW)[1] is record
@@ -182,7 +182,7 @@ def test_a_refused_duplicate_never_changes_the_record(state: State) -> None:
 @pytest.mark.parametrize("state", [state for state in State if state is not State.ABSENT])
 @pytest.mark.parametrize("owner", [OWNER, STRANGER])
 def test_another_fingerprint_is_a_mismatch_in_every_state(state: State, owner: bytes) -> None:
-    """O-05, I7: also while the first still runs."""
+    """O-05, I7: also while the first request still runs."""
     record = record_in(state)
     assert decisions.claim(record, claim_of(owner, fingerprint=b"\x02" + PRINT[1:]), NOW) == (Mismatch(), record)
 
@@ -202,11 +202,11 @@ def test_another_fingerprint_is_a_mismatch_in_every_state(state: State, owner: b
 def test_a_takeover_that_the_policy_does_not_want_is_refused(
     state: State, fields: dict[str, Any], reason: Refusal
 ) -> None:
-    """O-08, O-09, O-10: and the record stays as it is."""
+    """O-08, O-09, O-10: the record stays unchanged."""
     record = record_in(state, attempt=2)
-    answer, kept = decisions.claim(record, claim_of(**fields), NOW)
-    assert isinstance(answer, Refused)
-    assert (answer.reason, answer.attempt, kept) == (reason, 2, record)
+    result, kept = decisions.claim(record, claim_of(**fields), NOW)
+    assert isinstance(result, Refused)
+    assert (result.reason, result.attempt, kept) == (reason, 2, record)
     assert kept is record
 
 
@@ -219,49 +219,49 @@ def test_a_takeover_that_the_policy_does_not_want_is_refused(
     ],
 )
 def test_a_takeover_that_the_policy_wants_is_the_next_attempt(state: State, fields: dict[str, Any]) -> None:
-    """O-08, O-09, O-10: with the earlier stages."""
-    answer, _ = decisions.claim(record_in(state, attempt=2), claim_of(**fields), NOW)
-    assert isinstance(answer, Leased)
-    assert (answer.lease.attempt, answer.stages) == (3, (STAGE,))
+    """O-08, O-09, O-10: the attempt has the earlier stages."""
+    result, _ = decisions.claim(record_in(state, attempt=2), claim_of(**fields), NOW)
+    assert isinstance(result, Leased)
+    assert (result.lease.attempt, result.stages) == (3, (STAGE,))
 
 
 @pytest.mark.parametrize("state", [State.ALIVE, State.ABANDONED])
 def test_a_claim_resent_by_its_owner_is_the_same_claim(state: State) -> None:
-    """B-08, I6: the same token and attempt, also after the lease ended meanwhile."""
-    answer, kept = decisions.claim(record_in(state), claim_of(OWNER), NOW)
-    assert isinstance(answer, Leased)
-    assert (answer.lease.token, answer.lease.attempt, answer.stages) == (5, 1, (STAGE,))
+    """B-08, I6: it has the same token and attempt, also if the lease has ended meanwhile."""
+    result, kept = decisions.claim(record_in(state), claim_of(OWNER), NOW)
+    assert isinstance(result, Leased)
+    assert (result.lease.token, result.lease.attempt, result.stages) == (5, 1, (STAGE,))
     assert kept is not None
     assert (kept.lease_end, kept.claimed_at) == (NOW + 30, 990.0)
 
 
 def test_the_lease_is_owned_until_its_end_and_not_at_it() -> None:
-    """L-02: the boundary."""
+    """L-02: the lease has ended at its end time, not after it."""
     record = record_in(State.ALIVE)
     assert state_of(record, 1_019.999) is State.ALIVE
     assert state_of(record, 1_020.0) is State.ABANDONED
 
 
 def test_a_record_is_there_until_it_expires_and_not_at_that_moment() -> None:
-    """Expired = absent."""
+    """An expired record counts as absent."""
     record = record_in(State.COMPLETED)
     assert state_of(record, 89_999.999) is State.COMPLETED
     assert state_of(record, 90_000.0) is State.ABSENT
 
 
 def test_a_claim_of_an_expired_record_is_a_first_one_with_a_greater_token() -> None:
-    """B-02: without the old stages, whatever its fingerprint."""
+    """B-02: the old stages are gone, and any fingerprint is accepted."""
     old = record_in(State.COMPLETED)
     assert old is not None
-    answer, kept = decisions.claim(replace(old, token=10**18), claim_of(fingerprint=b"\x01other"), 90_000.0)
-    assert isinstance(answer, Leased)
-    assert (answer.lease.attempt, answer.lease.token, answer.stages) == (1, 10**18 + 1, ())
+    result, kept = decisions.claim(replace(old, token=10**18), claim_of(fingerprint=b"\x01other"), 90_000.0)
+    assert isinstance(result, Leased)
+    assert (result.lease.attempt, result.lease.token, result.stages) == (1, 10**18 + 1, ())
     assert kept is not None
     assert kept.response is None
 
 
 def test_a_token_is_above_those_of_a_record_that_was_lost() -> None:
-    """B-02: as far as the clock allows, also after the record was deleted."""
+    """B-02: tokens grow with the clock, also after the record was deleted."""
     first, _ = decisions.claim(None, claim_of(), NOW)
     second, _ = decisions.claim(None, claim_of(), NOW + 0.001)
     assert isinstance(first, Leased)
@@ -273,23 +273,23 @@ def test_a_token_grows_even_if_the_clock_went_back() -> None:
     """B-02."""
     record = record_in(State.FAILED)
     assert record is not None
-    answer, _ = decisions.claim(replace(record, token=10**18), claim_of(), NOW)
-    assert isinstance(answer, Leased)
-    assert answer.lease.token == 10**18 + 1
+    result, _ = decisions.claim(replace(record, token=10**18), claim_of(), NOW)
+    assert isinstance(result, Leased)
+    assert result.lease.token == 10**18 + 1
 
 
 def test_busy_reports_how_long_it_has_run_and_how_long_it_may() -> None:
-    """O-03."""
+    """O-03: the elapsed time, and the rest of the lease."""
     assert decisions.claim(record_in(State.ALIVE), claim_of(), NOW)[0] == Busy(10.0, 20.0)
 
 
 def test_the_stored_response_comes_with_the_claim() -> None:
-    """B-01: a replay needs no other round trip."""
+    """B-01: a replay needs no further round trip."""
     assert decisions.claim(record_in(State.COMPLETED), claim_of(), NOW)[0] == Finished(b"done")
 
 
 def test_a_failed_response_comes_with_the_refusal() -> None:
-    """O-08, ``on_failed="replay"``."""
+    """O-08: for ``on_failed="replay"``."""
     assert decisions.claim(record_in(State.FINAL), claim_of(), NOW)[0] == Refused(Refusal.FAILED, 1, b"failed")
 
 
@@ -307,8 +307,8 @@ def test_stages_are_appended_in_order() -> None:
 def test_a_stage_saved_twice_keeps_the_first_value() -> None:
     """B-06, B-08."""
     record = record_in(State.ALIVE)
-    answer, kept = save(record, Stage("reserve", "", b"another"))
-    assert answer == StageSaved(b"frame")
+    result, kept = save(record, Stage("reserve", "", b"another"))
+    assert result == StageSaved(b"frame")
     assert kept is record
 
 
@@ -319,23 +319,23 @@ def test_one_name_with_another_key_is_another_stage() -> None:
 
 
 def test_a_stage_extends_the_lease() -> None:
-    """L-01: activity."""
+    """L-01: a stage counts as activity."""
     _, kept = save(record_in(State.ALIVE), Stage("charge", "", b"c"), NOW + 5)
     assert kept.lease_end == NOW + 35
 
 
 def test_a_record_that_vanished_is_recreated_by_a_stage_and_says_so() -> None:
     """B-08a."""
-    answer, kept = save(None, STAGE)
-    assert answer == StageSaved(b"frame", recreated=True)
+    result, kept = save(None, STAGE)
+    assert result == StageSaved(b"frame", recreated=True)
     assert (kept.token, kept.owner, kept.attempt, kept.stages) == (5, OWNER, 1, (STAGE,))
     assert state_of(kept, NOW) is State.ALIVE
 
 
 def test_a_record_that_vanished_is_recreated_by_the_completion_and_says_so() -> None:
     """B-08a."""
-    answer, kept = decisions.complete(None, Complete(lease_of(), b"done"), NOW)
-    assert answer == Completed(recreated=True)
+    result, kept = decisions.complete(None, Complete(lease_of(), b"done"), NOW)
+    assert result == Completed(recreated=True)
     assert (kept.response, kept.token, kept.expires_at) == (b"done", 5, NOW + TTL)
 
 
@@ -348,8 +348,8 @@ def test_retention_runs_from_the_completion() -> None:
 def test_a_completion_sent_twice_keeps_the_first_response() -> None:
     """B-08."""
     record = record_in(State.COMPLETED)
-    answer, kept = decisions.complete(record, Complete(lease_of(), b"another"), NOW)
-    assert answer == Completed()
+    result, kept = decisions.complete(record, Complete(lease_of(), b"another"), NOW)
+    assert result == Completed()
     assert kept is record
 
 
@@ -368,12 +368,12 @@ def test_a_failure_sent_twice_changes_nothing(state: State) -> None:
 
 
 def test_a_release_leaves_nothing_of_a_first_attempt_without_stages() -> None:
-    """What is not kept; a corrected request may use the key with another body."""
+    """The response is not kept; a corrected request may use the key with another body."""
     assert decisions.release(record_in(State.ALIVE, stages=()), Release(lease_of()), NOW) == (None, None)
 
 
 def test_a_release_keeps_stages_and_does_not_count_the_attempt() -> None:
-    """O-10."""
+    """O-10: ``max_attempts`` does not count a released attempt."""
     _, kept = decisions.release(record_in(State.ALIVE, attempt=3), Release(lease_of()), NOW)
     assert kept is not None
     assert (kept.stages, kept.attempt, kept.status) == ((STAGE,), 2, Status.FAILED)
@@ -387,14 +387,14 @@ def test_a_release_sent_twice_counts_once() -> None:
 
 
 def test_a_record_that_was_only_ever_given_back_runs_again_under_every_policy() -> None:
-    """None of its attempts failed."""
+    """None of its attempts failed: each was released."""
     _, kept = decisions.release(record_in(State.ALIVE), Release(lease_of()), NOW)
-    answer, _ = decisions.claim(kept, claim_of(resume_failed=False, max_attempts=1), NOW)
-    assert isinstance(answer, Leased)
-    assert answer.lease.attempt == 1
+    result, _ = decisions.claim(kept, claim_of(resume_failed=False, max_attempts=1), NOW)
+    assert isinstance(result, Leased)
+    assert result.lease.attempt == 1
 
 
 @pytest.mark.parametrize("verb", [Fail, Release], ids=["Fail", "Release"])
 def test_what_ends_a_record_that_vanished_ends_nothing(verb: type[Command[Any]]) -> None:
-    """B-08a: nothing is worth recreating."""
+    """B-08a: a failure or a release has nothing worth recreating."""
     assert VERBS[verb](None, lease_of(), NOW) == (None, None)

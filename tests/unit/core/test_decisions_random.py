@@ -21,7 +21,7 @@ LEASE, TTL = 10.0, 50.0
 
 
 class OneRecord(RuleBasedStateMachine):
-    """One record on one clock; the model beside it remembers who was told that it owns the record."""
+    """One record on one clock; the model beside it remembers which owners hold which tokens."""
 
     leases = Bundle("leases")
 
@@ -42,24 +42,24 @@ class OneRecord(RuleBasedStateMachine):
 
     @rule()
     def lose_the_record(self) -> None:
-        """Evicted or flushed: what was promised of it is off. Tokens then grow with the clock (B-02)."""
+        """The record is evicted or flushed, and its guarantees end. Later tokens grow with the clock (B-02)."""
         self.now += 0.001
         self.record, self.completed, self.saved = None, None, []
 
     @rule(target=leases)
     def claim(self) -> Any:
-        """A new request comes."""
+        """A new request claims the record."""
         self.owners += 1
         return self._claim(self.owners.to_bytes(16, "big"))
 
     @rule(lease=leases)
     def resend_the_claim(self, lease: Lease) -> None:
-        """Its reply was lost (B-08)."""
+        """The reply of the last claim was lost, so its owner sends it again (B-08)."""
         owns = self._owns(lease) and self.record is not None and self.record.status is Status.IN_PROGRESS
-        answer, kept = decisions.claim(self.record, self._claim_command(lease.owner), self.now)
+        result, kept = decisions.claim(self.record, self._claim_command(lease.owner), self.now)
         if owns and state_of(self.record, self.now) is not State.ABSENT:
-            assert isinstance(answer, Leased)
-            assert answer.lease.token == lease.token
+            assert isinstance(result, Leased)
+            assert result.lease.token == lease.token
             self.record = kept
 
     def _claim_command(self, owner: bytes) -> Claim:
@@ -68,60 +68,60 @@ class OneRecord(RuleBasedStateMachine):
     def _claim(self, owner: bytes) -> Any:
         found = state_of(self.record, self.now)
         before = copy.deepcopy(self.record)
-        answer, kept = decisions.claim(self.record, self._claim_command(owner), self.now)
+        result, kept = decisions.claim(self.record, self._claim_command(owner), self.now)
         if self.completed and self.now < self.completed[1]:
-            assert answer == Finished(self.completed[0]), "I2: a completed key ran again"
-        if not isinstance(answer, Leased):
+            assert result == Finished(self.completed[0]), "I2: a completed key ran again"
+        if not isinstance(result, Leased):
             assert kept is self.record
             assert kept == before
             return multiple()
         assert found in (State.ABSENT, State.ABANDONED, State.FAILED), "I1: two live owners"
-        assert all(answer.lease.token > token for token in self.tokens), "B-02: the token did not grow"
+        assert all(result.lease.token > token for token in self.tokens), "B-02: the token did not grow"
         if found is State.ABSENT:
             self.saved = []
-        assert answer.stages == tuple(self.saved), "B-06: stages are carried across attempts"
-        self.tokens.append(answer.lease.token)
-        self.current, self.completed, self.record = answer.lease, None, kept
-        return answer.lease
+        assert result.stages == tuple(self.saved), "B-06: stages are carried across attempts"
+        self.tokens.append(result.lease.token)
+        self.current, self.completed, self.record = result.lease, None, kept
+        return result.lease
 
     def _owns(self, lease: Lease) -> bool:
         return self.current is not None and lease.token == self.current.token
 
     def _perform(self, decide: Any, command: Any, lease: Lease) -> Any:
-        """Carry out an owner's verb; a stale one must be refused while a record stands (I3)."""
+        """Carry out a verb of an owner; a stale owner must be refused while a record exists (I3)."""
         before = copy.deepcopy(self.record)
         stands = state_of(self.record, self.now) is not State.ABSENT
         stale = stands and self.record is not None and self.record.token != lease.token
         try:
-            answer, kept = decide(self.record, command, self.now)
+            result, kept = decide(self.record, command, self.now)
         except (LeaseLost, AlreadyCompleted):
             assert self.record == before
             return None
         assert not stale, "I3: a stale owner was not refused"
         self.record = kept
-        return answer
+        return result
 
     @rule(lease=leases, name=st.sampled_from("abc"), value=st.binary(max_size=2))
     def save_stage(self, lease: Lease, name: str, value: bytes) -> None:
-        """An owner, maybe a stale one, records a stage."""
+        """An owner, who may be stale, records a stage."""
         absent = state_of(self.record, self.now) is State.ABSENT
-        answer = self._perform(decisions.save_stage, SaveStage(lease, Stage(name, "", value)), lease)
-        if answer is None:
+        result = self._perform(decisions.save_stage, SaveStage(lease, Stage(name, "", value)), lease)
+        if result is None:
             return
-        assert answer.recreated is absent
+        assert result.recreated is absent
         if absent:
             self.saved, self.current, self.completed = [], lease, None
         known = {stage.name: stage.frame for stage in self.saved}
-        assert answer.frame == known.get(name, value), "B-06: a saved value changed"
+        assert result.frame == known.get(name, value), "B-06: a saved value changed"
         if name not in known:
             self.saved.append(Stage(name, "", value))
 
     @rule(lease=leases, response=st.binary(max_size=3))
     def complete(self, lease: Lease, response: bytes) -> None:
-        """An owner, maybe a stale one, completes."""
+        """An owner, who may be stale, completes."""
         state = state_of(self.record, self.now)
-        answer = self._perform(decisions.complete, Complete(lease, response), lease)
-        if answer is None:
+        result = self._perform(decisions.complete, Complete(lease, response), lease)
+        if result is None:
             return
         if state is State.ABSENT:
             self.saved, self.current = [], lease
@@ -130,12 +130,12 @@ class OneRecord(RuleBasedStateMachine):
 
     @rule(lease=leases, final=st.booleans())
     def fail(self, lease: Lease, final: bool) -> None:
-        """An owner, maybe a stale one, fails."""
+        """An owner, who may be stale, fails."""
         self._perform(decisions.fail, Fail(lease, final), lease)
 
     @rule(lease=leases)
     def release(self, lease: Lease) -> None:
-        """An owner, maybe a stale one, gives its claim back."""
+        """An owner, who may be stale, releases its claim."""
         self._perform(decisions.release, Release(lease), lease)
         if self.record is None:
             self.now += 0.001
@@ -143,18 +143,18 @@ class OneRecord(RuleBasedStateMachine):
 
     @rule(lease=leases)
     def renew(self, lease: Lease) -> None:
-        """The heartbeat of an owner, maybe a stale one."""
+        """The heartbeat of an owner, who may be stale, renews."""
         before = copy.deepcopy(self.record)
         owned = state_of(self.record, self.now) is not State.ABSENT and self.record is not None
         owned = owned and self.record is not None and self.record.token == lease.token
-        answer, self.record = decisions.renew(self.record, lease, self.now)
-        if answer is Renewal.OWNED:
+        result, self.record = decisions.renew(self.record, lease, self.now)
+        if result is Renewal.OWNED:
             assert owned, "I3: a stale owner renewed"
         else:
             assert self.record == before
 
     @invariant()
-    def a_completed_answer_stands(self) -> None:
+    def a_completed_response_stands(self) -> None:
         """I2, I4."""
         if self.completed and self.now < self.completed[1]:
             assert self.record is not None

@@ -1,4 +1,4 @@
-"""Both drivers carry out the same steps; cleanup happens whatever is cancelled, and wherever."""
+"""The sync and the async driver carry out the same steps; cleanup happens wherever the request is cancelled."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def fails() -> None:
 
 
 def story() -> Steps[list[object]]:
-    """Steps with an error that is met where it was asked for."""
+    """Steps that handle an error where the failing command was yielded."""
     seen: list[object] = [(yield from ask(Call(lambda: 1)))]
     try:
         yield from ask(Call(fails))
@@ -73,24 +73,24 @@ def story() -> Steps[list[object]]:
 
 
 def unmet() -> Steps[None]:
-    """Steps that do not meet the error."""
+    """Steps that do not handle the error of their command."""
     yield from ask(Call(fails))
 
 
 def silent() -> Steps[str]:
-    """Steps that ask nothing."""
+    """Steps without commands."""
     return "done"
     yield from ask(Now())
 
 
 async def call(command: Call[Any]) -> Any:
-    """Carry out a call, awaited."""
+    """Carry out a ``Call`` whose function is awaited."""
     await anyio.sleep(0)
     return command.function()
 
 
 class Shielded(AsyncDriver):
-    """Notes what it was to shield."""
+    """Notes which commands ran under a shield."""
 
     def __init__(self) -> None:
         super().__init__({Call: call})
@@ -103,14 +103,14 @@ class Shielded(AsyncDriver):
 
 @pytest.mark.parametrize(("steps", "end"), [(story, [1, "here", 3]), (silent, "done")])
 def test_steps_run_blocking_to_their_end(steps: Any, end: object) -> None:
-    """Errors of a command are thrown in where it was asked."""
+    """Errors of a command are raised in the steps, where the command was yielded."""
     assert Driver({Call: lambda command: command.function()}).run(steps()) == end
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(("steps", "end"), [(story, [1, "here", 3]), (silent, "done")])
 async def test_the_same_steps_run_awaited_to_the_same_end(steps: Any, end: object) -> None:
-    """One engine, sync and async."""
+    """One engine serves sync and async."""
     assert await AsyncDriver({Call: call}).run(steps()) == end
 
 
@@ -124,7 +124,7 @@ async def test_an_error_that_is_not_met_ends_both_drivers() -> None:
 
 @pytest.mark.anyio
 async def test_every_command_is_shielded_where_the_request_is_being_cancelled_already() -> None:
-    """L-04: ``guarded``."""
+    """L-04: ``guarded`` shields them."""
     driver = Shielded()
     await driver.run(story(), guarded=True)
     assert len(driver.shielded) == 3
@@ -132,7 +132,7 @@ async def test_every_command_is_shielded_where_the_request_is_being_cancelled_al
 
 @pytest.mark.anyio
 async def test_no_command_is_shielded_before_anything_was_cancelled() -> None:
-    """L-04: a shield costs a task, so the ordinary request has none; an ordinary error changes nothing."""
+    """L-04: a shield costs a task, so an ordinary request has none; an ordinary error changes nothing."""
     driver = Shielded()
     assert await driver.run(story()) == [1, "here", 3]
     assert driver.shielded == []
@@ -140,15 +140,15 @@ async def test_no_command_is_shielded_before_anything_was_cancelled() -> None:
 
 @pytest.mark.anyio
 async def test_both_performers_leave_the_same_record() -> None:
-    """One engine, sync and async; on real backends."""
-    answer = Response(201, [(b"x", b"1")], b"made")
+    """One engine, sync and async, on real backends."""
+    response = Response(201, [(b"x", b"1")], b"made")
     blocking, awaited = MemoryBackend(clock=lambda: 5.0), MemoryBackend(clock=lambda: 5.0)
     performer, aio = Performer(blocking), AsyncPerformer(awaited.to_async())
     policy = IdempotencyPolicy()
     attempt = performer.run(admit(intake(b"o" * 16, lambda: None, lambda: body_of(b"{}")), policy))
     assert isinstance(attempt, Attempt)
     performer.run(save_stage(attempt, SAVED))
-    assert performer.run(finish(attempt, answer)) is Fate.KEPT
+    assert performer.run(finish(attempt, response)) is Fate.KEPT
 
     async def identify() -> None:
         return None
@@ -159,7 +159,7 @@ async def test_both_performers_leave_the_same_record() -> None:
     attempt = await aio.run(admit(intake(b"o" * 16, identify, receive), policy))
     assert isinstance(attempt, Attempt)
     await aio.run(save_stage(attempt, SAVED))
-    assert await aio.run(finish(attempt, answer)) is Fate.KEPT
+    assert await aio.run(finish(attempt, response)) is Fate.KEPT
     assert list(blocking.scan()) == list(awaited.scan())
 
 
@@ -169,9 +169,9 @@ def intake(owner: bytes, identify: Any, receive: Any) -> Intake:
 
 
 class Halting(AsyncMemoryBackend):
-    """The memory backend with an await before and after each verb's effect, where a cancellation can come.
+    """The memory backend with an await before and after each verb's effect, where a cancellation can arrive.
 
-    ``cancel_at`` counts those awaits; at that one ``cancel`` is called.
+    ``cancel_at``: the number of the await at which ``cancel`` is called.
     """
 
     def __init__(self, over: MemoryBackend) -> None:
@@ -189,21 +189,21 @@ class Halting(AsyncMemoryBackend):
 
     async def _around(self, verb: Callable[[Any], Any], c: Any) -> Any:
         await self.halt()
-        answer = verb(c)
+        result = verb(c)
         await self.halt()
-        return answer
+        return result
 
     async def claim(self, c: Claim, /) -> ClaimResult:
-        answer: ClaimResult = await self._around(self._sync.claim, c)
-        return answer
+        result: ClaimResult = await self._around(self._sync.claim, c)
+        return result
 
     async def save_stage(self, c: SaveStage, /) -> StageSaved:
-        answer: StageSaved = await self._around(self._sync.save_stage, c)
-        return answer
+        result: StageSaved = await self._around(self._sync.save_stage, c)
+        return result
 
     async def complete(self, c: Complete, /) -> Completed:
-        answer: Completed = await self._around(self._sync.complete, c)
-        return answer
+        result: Completed = await self._around(self._sync.complete, c)
+        return result
 
     async def fail(self, c: Fail, /) -> None:
         await self._around(self._sync.fail, c)
@@ -212,8 +212,8 @@ class Halting(AsyncMemoryBackend):
         await self._around(self._sync.release, c)
 
     async def get(self, c: Get, /) -> Record | None:
-        answer: Record | None = await self._around(self._sync.get, c)
-        return answer
+        result: Record | None = await self._around(self._sync.get, c)
+        return result
 
 
 async def one_request(aio: AsyncPerformer, backend: Halting) -> None:
@@ -245,7 +245,7 @@ AWAITS = 8
 
 @pytest.mark.anyio
 async def test_the_cancelled_request_below_awaits_as_often_as_is_tried() -> None:
-    """The next test tries each of them, and none that is not there."""
+    """The next test cancels at each of these awaits, and at no await that does not exist."""
     backend = Halting(MemoryBackend())
     await one_request(AsyncPerformer(backend), backend)
     assert backend.awaits == AWAITS
@@ -254,7 +254,7 @@ async def test_the_cancelled_request_below_awaits_as_often_as_is_tried() -> None
 @pytest.mark.anyio
 @pytest.mark.parametrize("at", range(1, AWAITS + 1))
 async def test_a_request_cancelled_at_any_await_never_leaves_its_key_stuck(at: int) -> None:
-    """L-04, I6: the next request runs at once, or replays what was completed."""
+    """L-04, I6: the next request runs at once, or replays the completed response."""
     memory = MemoryBackend(clock=lambda: 1_000.0)
     backend = Halting(memory)
     backend.cancel_at = at
@@ -275,7 +275,7 @@ async def test_a_request_cancelled_at_any_await_never_leaves_its_key_stuck(at: i
 
 @pytest.mark.parametrize("at", range(1, AWAITS + 1))
 def test_a_task_cancelled_twice_never_leaves_its_key_stuck(at: int) -> None:
-    """L-04: asyncio delivers each ``cancel()`` once; a second one meets the cleanup."""
+    """L-04: asyncio delivers each ``cancel()`` once; the second one arrives during the cleanup."""
     memory = MemoryBackend(clock=lambda: 1_000.0)
     backend = Halting(memory)
 
@@ -297,7 +297,7 @@ def test_a_task_cancelled_twice_never_leaves_its_key_stuck(at: int) -> None:
 
 
 class Hanging(AsyncMemoryBackend):
-    """A backend that breaks its promise: a failure takes for ever."""
+    """A backend that breaks its contract: a failure takes for ever."""
 
     call_timeout = 0.0
 
@@ -307,7 +307,7 @@ class Hanging(AsyncMemoryBackend):
 
 @pytest.mark.anyio
 async def test_a_cleanup_that_hangs_is_given_up_as_if_the_backend_were_down() -> None:
-    """L-04, I11: time-bounded; what the handler raised is the adapter's to raise on."""
+    """L-04, I11: cleanup is bounded in time; the adapter raises the handler's error."""
     aio = AsyncPerformer(Hanging())
     attempt = Attempt.of(lease_of(), (), IdempotencyPolicy(), "/")
     with anyio.fail_after(10):
@@ -316,7 +316,7 @@ async def test_a_cleanup_that_hangs_is_given_up_as_if_the_backend_were_down() ->
 
 @pytest.mark.anyio
 async def test_a_backends_error_passes_through_the_shield() -> None:
-    """B-10."""
+    """B-10: the shield does not change the error."""
 
     class Down(AsyncMemoryBackend):
         async def claim(self, c: Claim, /) -> ClaimResult:
@@ -331,7 +331,7 @@ async def test_a_backends_error_passes_through_the_shield() -> None:
 
 @pytest.mark.anyio
 async def test_a_performer_knows_every_verb_of_the_backend() -> None:
-    """Dispatch by dict."""
+    """Commands are dispatched by a dict."""
     memory = MemoryBackend()
     backend: AsyncBackend = memory.to_async()
     leased = memory.claim(CLAIM)

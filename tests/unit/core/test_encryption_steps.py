@@ -1,4 +1,4 @@
-"""Encryption as the list of commands it goes into: backends see sealed frames, attempts and views plain ones."""
+"""Encryption as a list of commands: backends get sealed frames; attempts and views get plain values."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ DOWN = BackendUnavailable("down")
 
 
 def reported(attempt: Attempt) -> list[events.Event]:
-    """The events that the attempt's listener was told."""
+    """The events that the attempt's listener received."""
     assert isinstance(attempt.policy.on_event, Listener)
     return attempt.policy.on_event.seen
 
 
 class Accepting(Script):
-    """A script that has every stage on record as it was sent, where no response is prepared."""
+    """A script that returns every stage as it was sent, unless a result is prepared."""
 
     recreated = False
 
@@ -83,7 +83,7 @@ def saved(script: Script) -> list[Stage]:
 
 
 def test_a_stage_goes_to_the_backend_sealed_and_stays_plain_here() -> None:
-    """B-06: the view sees the value that it has saved."""
+    """B-06: the view sees the value that it saved."""
     attempt = attempt_of(encryption=KEYS)
     script = Accepting({SaveStage: [DOWN]})
     assert script.run(save_stage(attempt, NEW)) == VALUE
@@ -96,7 +96,7 @@ def test_a_stage_goes_to_the_backend_sealed_and_stays_plain_here() -> None:
 
 
 def test_a_stage_that_was_on_record_has_its_first_value() -> None:
-    """B-06: sealed by an earlier try, so with other bytes."""
+    """B-06: an earlier attempt sealed it, so its bytes differ."""
     first = seal_stage(Stage("charge", "", OTHER), LEASE, POLICY)
     attempt, script = attempt_of(encryption=KEYS), Script({SaveStage: [StageSaved(first.frame)]})
     assert script.run(save_stage(attempt, NEW)) == OTHER
@@ -122,7 +122,7 @@ def test_stages_are_sealed_again_into_a_record_that_vanished() -> None:
 
 
 def test_a_stage_that_is_not_one_of_this_place_is_unreadable_to_the_view() -> None:
-    """B-08b: what the backend responds is checked too."""
+    """B-08b: a stage that the backend returns is verified too."""
     moved = seal_stage(Stage("refund", "", OTHER), LEASE, POLICY)
     attempt, script = attempt_of(encryption=KEYS), Script({SaveStage: [StageSaved(moved.frame)]})
     with pytest.raises(RecordUnreadable):
@@ -134,7 +134,7 @@ def test_a_stage_that_is_not_one_of_this_place_is_unreadable_to_the_view() -> No
 
 
 def test_a_response_goes_to_the_backend_sealed() -> None:
-    """Body and header fields."""
+    """The body and the headers are encrypted."""
     attempt, script = attempt_of(encryption=KEYS), Script({Complete: [Completed()]})
     assert script.run(finish(attempt, DONE)) is Fate.KEPT
     (command,) = (c for c in script.asked if isinstance(c, Complete))
@@ -159,20 +159,20 @@ def test_a_superseded_client_gets_the_new_owners_response_in_plain() -> None:
     frame = seal(PLAIN, RESPONSE, LEASE, POLICY)
     record = Record(RECORD, PRINT, Status.COMPLETED, b"n" * 16, 9, 2, 0.0, 0.0, 1.0, 1.0, response=frame)
     script = Script({Complete: [LeaseLost("x")], Get: [record]})
-    answer = script.run(finish(attempt_of(encryption=KEYS), DONE))
-    assert answer.body == b"card 4111"
+    response = script.run(finish(attempt_of(encryption=KEYS), DONE))
+    assert response.body == b"card 4111"
 
 
 # Admission
 
 
 def admission(*claims: Any, **fields: Any) -> Admission:
-    """An admission under encryption."""
+    """An admission with encryption."""
     return Admission(*claims, **{"encryption": KEYS, **fields})
 
 
 def _claim() -> Claim:
-    """What every admission here claims."""
+    """The claim that every admission here makes."""
     probe = Admission(DOWN)
     probe.run()
     return next(command for command in probe.script.asked if isinstance(command, Claim))
@@ -184,19 +184,19 @@ MINE = Lease(CLAIM.record_id, CLAIM.owner, 5, 2, CLAIM.fingerprint, 30.0, 86_400
 
 def test_a_repeat_gets_the_stored_response_in_plain() -> None:
     """O-02."""
-    answer = admission(Finished(seal(PLAIN, RESPONSE, CLAIM, POLICY))).run()
-    assert (answer.status, answer.body) == (201, b"card 4111")
+    response = admission(Finished(seal(PLAIN, RESPONSE, CLAIM, POLICY))).run()
+    assert (response.status, response.body) == (201, b"card 4111")
 
 
 def test_a_failed_response_is_replayed_in_plain() -> None:
     """O-08."""
     frame = seal(PLAIN, FAILURE, CLAIM, POLICY)
-    answer = admission(Refused(Refusal.FAILED, 1, frame), on_failed="replay").run()
-    assert answer.body == b"card 4111"
+    response = admission(Refused(Refusal.FAILED, 1, frame), on_failed="replay").run()
+    assert response.body == b"card 4111"
 
 
 def test_a_later_attempt_knows_the_stages_in_plain() -> None:
-    """O-08: whatever key sealed them."""
+    """O-08: the attempt reads them, whichever key sealed them."""
     stage = seal_stage(NEW, MINE, IdempotencyPolicy(encryption=EncryptionKeys({"2025": b"o" * 32})))
     both = EncryptionKeys({"2026": b"k" * 32, "2025": b"o" * 32})
     attempt = admission(Leased(MINE, (stage,)), encryption=both).run()
@@ -205,7 +205,7 @@ def test_a_later_attempt_knows_the_stages_in_plain() -> None:
 
 STRANGER = replace(CLAIM, record_id=b"s" * 32)
 ANOTHER_REQUEST = replace(CLAIM, fingerprint=b"\x01" + b"a" * 32)
-WRONG_ANSWERS = {
+WRONG_RESPONSES = {
     "of another record": seal(PLAIN, RESPONSE, STRANGER, POLICY),
     "of another request with this key": seal(PLAIN, RESPONSE, ANOTHER_REQUEST, POLICY),
     "of a failure": seal(PLAIN, FAILURE, CLAIM, POLICY),
@@ -213,15 +213,15 @@ WRONG_ANSWERS = {
     "plain": PLAIN,
     "empty": b"",
     "of no cipher": SEALED,
-    "sealed, and no answer": seal(b"no answer", RESPONSE, CLAIM, POLICY),
+    "sealed, and no response": seal(b"no response", RESPONSE, CLAIM, POLICY),
     "of another key": seal(PLAIN, RESPONSE, CLAIM, IdempotencyPolicy(encryption=EncryptionKeys({"2026": b"x" * 32}))),
 }
 
 
 @pytest.mark.parametrize("fail_open", [False, True])
-@pytest.mark.parametrize("frame", WRONG_ANSWERS.values(), ids=WRONG_ANSWERS)
+@pytest.mark.parametrize("frame", WRONG_RESPONSES.values(), ids=WRONG_RESPONSES)
 def test_a_response_that_does_not_belong_here_fails_closed(frame: bytes, fail_open: bool) -> None:
-    """B-08b: 503, no run and no write, also where the route fails open."""
+    """B-08b: 503; nothing runs and nothing is written, also where the route fails open."""
     tried = admission(Finished(frame), fail_open=fail_open)
     assert name(tried.problem()) == "record-unreadable"
     assert tried.script.names() == ["Call", "Call", "Claim"]
@@ -231,7 +231,7 @@ def test_a_response_that_does_not_belong_here_fails_closed(frame: bytes, fail_op
 @settings(max_examples=times(50), deadline=None)
 @given(frame=st.binary(max_size=60) | st.binary(max_size=60).map(lambda rest: SEALED + b"\x01\x042026" + rest))
 def test_any_bytes_as_a_sealed_record_fail_closed(frame: bytes) -> None:
-    """B-08b: as a response and as a stage."""
+    """B-08b: the bytes stand for a response and for a stage."""
     assert name(admission(Finished(frame)).problem()) == "record-unreadable"
     tried = admission(Leased(MINE, (Stage("charge", "", frame),)), releases=(None,))
     assert name(tried.problem()) == "record-unreadable"
@@ -244,14 +244,14 @@ WRONG_STAGES = {
         seal_stage(Stage("charge", "d", VALUE), MINE, POLICY), name="charged", key=""
     ),
     "of another record": seal_stage(NEW, replace(MINE, record_id=b"s" * 32), POLICY),
-    "of an answer": Stage("charge", "", seal(VALUE, RESPONSE, MINE, POLICY)),
+    "of a response": Stage("charge", "", seal(VALUE, RESPONSE, MINE, POLICY)),
     "plain": NEW,
 }
 
 
 @pytest.mark.parametrize("stage", WRONG_STAGES.values(), ids=WRONG_STAGES)
 def test_a_stage_that_does_not_belong_here_fails_closed(stage: Stage) -> None:
-    """B-08b: 503, nothing runs, and the claim is given back."""
+    """B-08b: 503; nothing runs, and the claim is released."""
     good = seal_stage(Stage("reserve", "", VALUE), MINE, POLICY)
     tried = admission(Leased(MINE, (good, stage)), releases=(None,))
     assert name(tried.problem()) == "record-unreadable"
@@ -262,7 +262,7 @@ def test_a_stage_that_does_not_belong_here_fails_closed(stage: Stage) -> None:
 
 
 def test_a_sealed_record_is_unreadable_without_encryption() -> None:
-    """B-08b: a worker that was not told of the keys does not run it again."""
+    """B-08b: a worker that has no keys does not run the request again."""
     tried = admission(Finished(seal(PLAIN, RESPONSE, CLAIM, POLICY)), encryption=None)
     assert name(tried.problem()) == "record-unreadable"
 
@@ -279,7 +279,7 @@ def test_while_encryption_is_switched_on_plain_and_sealed_records_are_read(mode:
 
 @pytest.mark.parametrize(("mode", "sealed"), [("refuse", True), ("accept", True), ("write", False)])
 def test_the_first_step_of_switching_on_seals_nothing_yet(mode: Any, sealed: bool) -> None:
-    """The workers that do not know the keys yet can still read what is stored."""
+    """Workers that do not have the keys yet can still read the records."""
     attempt = attempt_of(encryption=KEYS, plain_records=mode)
     script = Accepting({Complete: [Completed()]})
     script.run(save_stage(attempt, NEW))
@@ -288,14 +288,14 @@ def test_the_first_step_of_switching_on_seals_nothing_yet(mode: Any, sealed: boo
     assert [frame.startswith(SEALED) for frame in (saved(script)[0].frame, completion.response)] == [sealed] * 2
 
 
-# Sealers of one's own
+# Custom sealers
 
 
 class Broken:
-    """A sealer whose key service is down; ``response`` is returned where it is no error."""
+    """A sealer whose key service is down; ``outcome`` is raised if it is an exception, and otherwise returned."""
 
-    def __init__(self, answer: Any) -> None:
-        self._answer = answer
+    def __init__(self, outcome: Any) -> None:
+        self._outcome = outcome
 
     def seal(self, plain: bytes, bound_to: bytes, /) -> bytes:
         return self._failing()
@@ -304,18 +304,18 @@ class Broken:
         return self._failing()
 
     def _failing(self) -> Any:
-        if isinstance(self._answer, Exception):
-            raise self._answer
-        return self._answer
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
 
 
 BROKEN = [ConnectionError("hunter2"), BackendUnavailable("the key service"), "text", None]
 
 
-@pytest.mark.parametrize("answer", BROKEN, ids=repr)
-def test_a_response_that_cannot_be_sealed_leaves_a_bare_tombstone(answer: Any) -> None:
-    """I2: the handler has run, so the record is completed; of the response only its status is in it."""
-    attempt, script = attempt_of(encryption=Broken(answer)), Script({Complete: [Completed()]})
+@pytest.mark.parametrize("outcome", BROKEN, ids=repr)
+def test_a_response_that_cannot_be_sealed_leaves_a_bare_tombstone(outcome: Any) -> None:
+    """I2: the handler has run, so the record is completed; it has only the status of the response."""
+    attempt, script = attempt_of(encryption=Broken(outcome)), Script({Complete: [Completed()]})
     assert script.run(finish(attempt, DONE)) is Fate.KEPT
     (command,) = (c for c in script.asked if isinstance(c, Complete))
     assert decode_response(command.response) == Response(201, [], None)
@@ -328,26 +328,26 @@ def test_a_response_that_cannot_be_sealed_leaves_a_bare_tombstone(answer: Any) -
     assert name(admission(Finished(command.response)).problem()) == "record-unreadable"
 
 
-@pytest.mark.parametrize("answer", BROKEN, ids=repr)
-def test_a_stage_that_cannot_be_sealed_is_an_error_and_never_stored_plain(answer: Any) -> None:
-    """As where the backend is down."""
-    attempt, script = attempt_of(encryption=Broken(answer)), Script()
+@pytest.mark.parametrize("outcome", BROKEN, ids=repr)
+def test_a_stage_that_cannot_be_sealed_is_an_error_and_never_stored_plain(outcome: Any) -> None:
+    """The stage fails as it does while the backend is down."""
+    attempt, script = attempt_of(encryption=Broken(outcome)), Script()
     with pytest.raises(BackendUnavailable):
         script.run(save_stage(attempt, NEW))
     assert script.asked == []
     assert attempt.stages == {}
 
 
-@pytest.mark.parametrize("answer", BROKEN, ids=repr)
-def test_a_sealer_that_cannot_open_never_lets_a_request_run(answer: Any) -> None:
-    """B-08b, I8: the record is there, so failing open must not run it again."""
+@pytest.mark.parametrize("outcome", BROKEN, ids=repr)
+def test_a_sealer_that_cannot_open_never_lets_a_request_run(outcome: Any) -> None:
+    """B-08b, I8: the record exists, so failing open must not run the request again."""
     frame = seal(PLAIN, RESPONSE, CLAIM, POLICY)
-    tried = admission(Finished(frame), encryption=Broken(answer), fail_open=True)
+    tried = admission(Finished(frame), encryption=Broken(outcome), fail_open=True)
     assert name(tried.problem()) == "record-unreadable"
 
 
 def test_a_cancelled_completion_sends_the_same_sealed_bytes_again() -> None:
-    """L-04, B-08."""
+    """L-04, B-08: it is sealed once and sent twice."""
     script = Script({Complete: [asyncio.CancelledError(), Completed()]})
     with pytest.raises(asyncio.CancelledError):
         script.run(finish(attempt_of(encryption=KEYS), DONE))
@@ -356,7 +356,7 @@ def test_a_cancelled_completion_sends_the_same_sealed_bytes_again() -> None:
 
 
 class Notebook:
-    """A sealer of one's own: it keeps what it was given, and hands out numbers."""
+    """A custom sealer: it keeps the plain bytes, and returns numbers for them."""
 
     def __init__(self) -> None:
         self.pages: list[tuple[bytes, bytes]] = []
@@ -373,7 +373,7 @@ class Notebook:
 
 
 def test_a_sealer_of_ones_own_is_asked_for_every_frame() -> None:
-    """A key service of one's own; each place has a digest of its own."""
+    """A custom key service seals every frame; each frame is bound to a digest of its own."""
     notebook = Notebook()
     policy = IdempotencyPolicy(encryption=notebook)
     frames = [

@@ -1,4 +1,4 @@
-"""What makes two requests the same request."""
+"""The fingerprint: which parts of two requests make them the same request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def of(policy: IdempotencyPolicy = AUTO, body: bytes = b"{}", **request: Any) ->
 
 
 def test_the_first_byte_is_the_version_of_the_rules() -> None:
-    """Versioned; another version never matches, since the first byte differs."""
+    """A fingerprint of another version never matches, since its first byte differs."""
     assert of()[:1] == VERSION == b"\x01"
     assert len(of()) == 33
 
@@ -45,12 +45,12 @@ def test_each_component_counts(change: dict[str, Any]) -> None:
 
 
 def test_query_order_counts() -> None:
-    """The raw query."""
+    """The raw query is compared, so its order matters."""
     assert of(query=b"a=1&b=2") != of(query=b"b=2&a=1")
 
 
 def test_a_boundary_between_components_cannot_be_moved() -> None:
-    """Length-prefixed."""
+    """Each component is length-prefixed."""
     assert of(path=b"/a", query=b"b=1") != of(path=b"/ab", query=b"=1") != of(path=b"/", query=b"ab=1")
 
 
@@ -62,12 +62,12 @@ def test_fingerprints_are_equal_only_for_equal_components(one: tuple[bytes, ...]
 
 @pytest.mark.parametrize("written", [b"application/json; charset=utf-8", b"APPLICATION/JSON", b" application/json ;x"])
 def test_parameters_and_case_of_the_media_type_do_not_count(written: bytes) -> None:
-    """Media type without parameters."""
+    """The media type is compared without parameters and in lower case."""
     assert of(content_type=written) == of()
 
 
 def test_headers_count_only_where_they_are_opted_in() -> None:
-    """Headers opt in, under any case of their name."""
+    """Headers are compared only if the policy names them, under any case of their name."""
     policy = IdempotencyPolicy(fingerprint_headers=("X-Tenant",))
     one, two = {"headers": [(b"x-tenant", b"1")]}, {"headers": [(b"x-tenant", b"2")]}
     assert of(**one) == of(**two) == of()
@@ -75,19 +75,19 @@ def test_headers_count_only_where_they_are_opted_in() -> None:
 
 
 def test_the_values_of_one_header_cannot_pass_for_another_header() -> None:
-    """Length-prefixed, field by field."""
+    """Names and values of headers are length-prefixed."""
     policy = IdempotencyPolicy(fingerprint_headers=("a", "b"))
     assert of(policy, headers=[(b"a", b"b"), (b"a", b"x")]) != of(policy, headers=[(b"b", b"x"), (b"b", b"b")])
 
 
 def test_duplicated_header_lines_are_not_one_joined_line() -> None:
-    """Headers with duplicates."""
+    """Two headers of one name differ from one header with the joined value."""
     policy = IdempotencyPolicy(fingerprint_headers=("a",))
     assert of(policy, headers=[(b"a", b"1"), (b"a", b"2")]) != of(policy, headers=[(b"a", b"12")])
 
 
 def test_a_secret_keys_the_digest() -> None:
-    """HMAC when a secret is set."""
+    """With ``secret`` the digest is an HMAC."""
     keyed = [IdempotencyPolicy(secret=secret) for secret in (b"x" * 16, b"y" * 16)]
     assert len({of(policy) for policy in (AUTO, *keyed)}) == 3
 
@@ -103,7 +103,7 @@ def test_a_spooled_body_has_the_fingerprint_of_the_same_body_in_memory() -> None
 
 
 def test_the_way_a_body_was_chunked_does_not_count() -> None:
-    """Exact bytes."""
+    """The exact bytes of the body are compared, not its chunks."""
     request = request_of(b"ab")
     assert request.body is not None
     request.body.add(b"cd")
@@ -134,7 +134,7 @@ def test_a_multipart_request_with_other_parts_is_another(contents: tuple[bytes, 
 
 
 def test_a_quoted_boundary_is_the_same_boundary() -> None:
-    """RFC 2046."""
+    """RFC 2046: RFC 2046 allows a boundary in quotes."""
     assert multipart(b"a:b c", b"1", written=b'"a:b c"') == multipart(b"aaa", b"1")
 
 
@@ -151,7 +151,7 @@ def test_multipart_without_a_boundary_counts_byte_for_byte(content_type: bytes) 
 
 
 def test_with_auto_json_counts_byte_for_byte() -> None:
-    """The default compares exact bytes."""
+    """The default ``fingerprint="auto"`` compares exact bytes."""
     assert of(body=b'{"a":1}') != of(body=b'{"a": 1}')
 
 
@@ -167,7 +167,7 @@ AS_JSON = [
 
 @pytest.mark.parametrize("content_type", AS_JSON)
 def test_with_json_member_order_and_space_do_not_count(content_type: bytes) -> None:
-    """H-13: also where the client gives JSON no type of JSON, or none at all."""
+    """H-13: also for JSON that is sent with another media type or none."""
     kind = {"content_type": content_type}
     assert of(JSON, b'{"a":1,"b":2}', **kind) == of(JSON, b'{ "b":2, "a":1 }', **kind)
 
@@ -178,13 +178,13 @@ def test_with_json_number_lexemes_count() -> None:
 
 @pytest.mark.parametrize("pair", [(b'{"a":1', b'{ "a":1'), (b'{"a":1,"a":1}', b'{"a":1, "a":1}')])
 def test_with_json_an_ambiguous_body_counts_byte_for_byte(pair: tuple[bytes, bytes]) -> None:
-    """Invalid, or a member name repeated: hashed raw."""
+    """Invalid JSON and repeated member names are compared as raw bytes."""
     assert of(JSON, pair[0]) != of(JSON, pair[1])
     assert of(JSON, pair[0]) == of(JSON, pair[0])
 
 
 def test_with_json_a_request_without_a_media_type_is_read_as_json() -> None:
-    """H-13: no header at all, which is the same as an empty one."""
+    """H-13: a missing header is the same as an empty one."""
     bare = [
         Request("POST", b"/charges", b"", [], None, body_of(body)) for body in (b'{"a":1,"b":2}', b'{"b": 2,"a": 1}')
     ]
@@ -221,13 +221,13 @@ def test_ignored_members_do_not_count_in_any_body_that_is_read_as_json(content_t
     ],
 )
 def test_with_json_another_media_type_counts_byte_for_byte(content_type: bytes) -> None:
-    """H-13: a form is no JSON, even where its text could be read as such."""
+    """H-13: a form is not JSON, even if its text could be read as JSON."""
     kind = {"content_type": content_type}
     assert of(JSON, b"[1]", **kind) != of(JSON, b"[ 1]", **kind)
 
 
 def test_ignored_members_do_not_count() -> None:
-    """JSON-pointer ignore list."""
+    """``fingerprint_ignore`` names members by JSON pointers."""
     policy = IdempotencyPolicy(fingerprint="json", fingerprint_ignore=("/meta/sent_at",))
     assert of(policy, b'{"meta":{"sent_at":1},"x":1}') == of(policy, b'{"x":1,"meta":{"sent_at":2}}')
     assert of(policy, b'{"meta":{"sent_at":1},"x":1}') != of(policy, b'{"x":2,"meta":{"sent_at":2}}')
@@ -240,7 +240,7 @@ def test_with_none_the_body_does_not_count_but_the_path_does() -> None:
 
 
 def first_byte(request: Request) -> bytes:
-    """A fingerprint of one's own."""
+    """A custom fingerprint."""
     assert request.body is not None
     return request.body.read()[:1]
 
@@ -252,5 +252,5 @@ def test_a_callable_says_what_of_the_body_counts() -> None:
 
 
 def test_ways_of_comparing_are_distinguished() -> None:
-    """A changed policy never takes one way's digest for another's."""
+    """After a change of policy a digest of one mode never matches a digest of another mode."""
     assert of(IdempotencyPolicy(fingerprint="none"), b"") != of(IdempotencyPolicy(fingerprint=lambda _: b""), b"")

@@ -1,4 +1,4 @@
-"""``fingerprint="jcs"``: numbers count by value (RFC 8785); and ``fingerprint_parts``, what counts at all."""
+"""``fingerprint="jcs"`` compares numbers by value (RFC 8785); ``fingerprint_parts`` says which parts are compared."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def test_numbers_that_are_one_value_are_one_request(one: bytes, other: bytes) ->
     ],
 )
 def test_what_differs_or_has_no_such_form_counts_by_its_exact_bytes(one: bytes, other: bytes) -> None:
-    """O-37: above all integers that no double holds, which would be one value otherwise."""
+    """O-37: above all integers that no double holds, which would otherwise have equal values."""
     assert not _same(one, other)
     assert _same(one, one)
 
 
 def test_beyond_its_bounds_the_exact_bytes_count() -> None:
-    """O-37, R-10: in marks of punctuation, and in depth."""
+    """O-37, R-10: the bounds are a number of punctuation marks and a depth."""
     assert _same(b"[" + b"1," * (JCS_MARKS - 2) + b"1]", b"[" + b"1.0," * (JCS_MARKS - 2) + b"1]")
     assert not _same(b"[" + b"1," * JCS_MARKS + b"1]", b"[" + b"1.0," * JCS_MARKS + b"1]")
     assert not _same(b"[" * 200 + b"1" + b"]" * 200, b"[" * 200 + b"1.0" + b"]" * 200)
@@ -76,13 +76,13 @@ def test_a_number_is_the_same_however_it_is_written(number: float) -> None:
 
 
 def test_pointers_are_left_out_of_the_form_by_value_too() -> None:
-    """O-37."""
+    """O-37: ``fingerprint_ignore`` applies to the form by value too."""
     policy = IdempotencyPolicy(fingerprint="jcs", fingerprint_ignore=["/id"])
     assert _same(b'{"id": 1, "n": 1}', b'{"id": 2, "n": 1.0}', policy)
 
 
 def test_a_missing_library_is_an_error_at_start_that_names_the_extra() -> None:
-    """O-38: not at the first request."""
+    """O-38: the error is not left to the first request."""
     code = (
         "import sys; sys.modules['rfc8785'] = None\n"
         "from open_idempotency.adapter import Adapter\n"
@@ -137,6 +137,8 @@ def test_without_the_body_its_media_type_does_not_count_either() -> None:
     ],
 )
 def test_wrong_parts_are_errors_at_start(fields: dict[str, Any]) -> None:
-    """O-39: an unknown name; a key that would be sent another endpoint's response; a body that is compared and not."""
+    """O-39: an unknown name; parts without method or path, under which a key would get another endpoint's response;
+    ``fingerprint=`` for a body that is left out.
+    """
     with pytest.raises(ConfigurationError, match="fingerprint_parts:"):
         IdempotencyPolicy(**fields)

@@ -1,4 +1,4 @@
-"""The key field, the caller's scope, and the record id."""
+"""The key header, the scope of the caller, and the record id."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LONG_KEY = "k" * 16
 
 
 def parse(value: bytes, policy: IdempotencyPolicy = LENIENT) -> str | None:
-    """The key in one header line."""
+    """The key in one header."""
     return parse_key([(NAME, value)], policy)
 
 
@@ -104,7 +104,7 @@ def test_a_field_value_is_read_or_refused_as_the_profile_says(
 
 
 def test_a_field_of_any_size_is_refused_before_it_is_parsed() -> None:
-    """H-10: no work grows with the field; the message says that it is the size."""
+    """H-10: the work does not grow with the header; the message says that the size is wrong."""
     with pytest.raises(KeyRejected, match="1024 octets"):
         parse(b'"' + b'\\"' * 4096)
 
@@ -122,7 +122,7 @@ def test_any_bytes_give_a_bounded_printable_key_or_are_refused(value: bytes) -> 
 
 
 def assert_ways_agree(value: bytes) -> None:
-    """A field is read, or refused, as the parser alone would."""
+    """A header is read, or refused, exactly as the parser alone would do it."""
     for policy in (LENIENT, STRICT):
         try:
             whole = parse_value(value, policy.profile)
@@ -146,13 +146,13 @@ NEARLY_PLAIN = st.one_of(
 
 @given(NEARLY_PLAIN)
 def test_the_quick_way_of_reading_a_field_agrees_with_the_parser(value: bytes) -> None:
-    """H-01 to H-10: the common forms do not go through the parser, and are read as it would."""
+    """H-01 to H-10: common forms skip the parser, and have the same result."""
     assert_ways_agree(value)
 
 
 @pytest.mark.parametrize("form", [b'"a%bc"', b"a%bc", b'"%b"', b"%b"])
 def test_each_octet_is_read_quickly_as_the_parser_reads_it(form: bytes) -> None:
-    """H-09: in a key, and as the whole of one."""
+    """H-09: each byte inside of a key, and as a whole key."""
     for octet in range(256):
         assert_ways_agree(form % bytes([octet]))
 
@@ -191,14 +191,14 @@ def test_an_alias_alone_carries_the_key() -> None:
 
 
 def test_the_field_is_found_under_any_case_of_its_configured_names() -> None:
-    """H-11: names are lower-case inside, whatever the policy writes."""
+    """H-11: header names are compared in lower case, whatever case the policy uses."""
     names = key_names(IdempotencyPolicy(header="Idempotency-KEY", aliases=("X-Key",)))
     headers = [(b"idempotency-key", b"a"), (b"host", b"h"), (b"x-key", b"b")]
     assert find_key(headers, names) == [(b"idempotency-key", b"a"), (b"x-key", b"b")]
 
 
 def test_no_field_is_no_key() -> None:
-    """An optional route passes through."""
+    """A request without the header passes through an optional route."""
     assert parse_key([], LENIENT) is None
 
 
@@ -209,7 +209,7 @@ def test_no_field_on_a_route_that_requires_one_is_refused() -> None:
 
 
 def refuse(key: str) -> bool:
-    """A hook that says no."""
+    """A ``validate`` hook that returns False."""
     return False
 
 
@@ -220,7 +220,7 @@ def test_a_validate_hook_that_returns_false_refuses() -> None:
 
 
 def test_a_validate_hook_that_raises_value_error_refuses_with_its_words() -> None:
-    """H-11: ``uuid.UUID`` itself is a validator."""
+    """H-11: so ``uuid.UUID`` itself can be a validator."""
     policy = IdempotencyPolicy(validate=uuid.UUID)
     assert parse(UUID.encode(), policy) == UUID
     with pytest.raises(KeyRejected, match="hexadecimal UUID"):
@@ -240,7 +240,7 @@ def test_a_validate_hook_sees_the_unescaped_key() -> None:
 
 
 def test_a_validate_hook_that_returns_nothing_refuses() -> None:
-    """H-11: ``re.compile(...).fullmatch`` itself is a validator, whose None must not mean yes."""
+    """H-11: so ``re.compile(...).fullmatch`` itself can be a validator; its None must not mean yes."""
     policy = IdempotencyPolicy(validate=re.compile("ord-[0-9]+").fullmatch)
     assert parse(b"ord-7", policy) == "ord-7"
     with pytest.raises(KeyRejected):
@@ -256,7 +256,7 @@ AUTHORIZED = [(b"authorization", b"Bearer secret")]
 
 
 def test_the_scope_callable_goes_before_the_user_and_the_credentials() -> None:
-    """First that applies."""
+    """The first of the three that applies decides."""
     assert scope_of(AUTHORIZED, "ann", scope=lambda _: "tenant-1") == "custom:tenant-1"
 
 
@@ -275,7 +275,7 @@ def test_two_credentials_are_two_scopes() -> None:
 
 
 def test_two_authorization_lines_are_not_one_joined_line() -> None:
-    """The whole field counts."""
+    """Both headers count."""
     assert scope_of([(b"authorization", b"a"), (b"authorization", b"b")]) != scope_of([(b"authorization", b"ab")])
 
 
@@ -283,7 +283,7 @@ API_KEY = [(b"x-api-key", b"ann's")]
 
 
 def test_credentials_in_other_headers_make_a_caller_as_well() -> None:
-    """O-15: an API key is as good as an Authorization header."""
+    """O-15: an API key identifies a caller as an Authorization header does."""
     assert by_credentials(scope_of(API_KEY))
     assert scope_of(API_KEY) != scope_of([(b"x-api-key", b"bob's")])
     assert scope_of(API_KEY) != scope_of([(b"x-auth-token", b"ann's")])
@@ -291,14 +291,14 @@ def test_credentials_in_other_headers_make_a_caller_as_well() -> None:
 
 
 def test_the_order_of_headers_with_credentials_does_not_count() -> None:
-    """O-15: proxies reorder headers. Two values of one header have an order."""
+    """O-15: proxies reorder headers. The order of two values of one header counts."""
     assert scope_of([*API_KEY, *AUTHORIZED]) == scope_of([*AUTHORIZED, *API_KEY])
     twice = [(b"x-api-key", b"one"), (b"x-api-key", b"two")]
     assert scope_of(twice) != scope_of(twice[::-1])
 
 
 def test_the_policy_names_the_headers_with_credentials() -> None:
-    """O-15: a list of its own takes the place of the default, in any case of letters."""
+    """O-15: the list of the policy replaces the default list, in any case of letters."""
     own = {"credential_headers": ["X-Merchant"]}
     assert by_credentials(scope_of([(b"x-merchant", b"7")], **own))
     assert scope_of(API_KEY, **own) == scope_of([(b"x-merchant", b" ")], **own) == "anonymous:"
@@ -307,7 +307,7 @@ def test_the_policy_names_the_headers_with_credentials() -> None:
 @pytest.mark.parametrize("headers", [AUTHORIZED, API_KEY, []])
 @pytest.mark.parametrize("fields", [{}, {"scope": lambda _: "everybody"}])
 def test_a_caller_is_another_one_in_another_tenant_and_on_another_host(headers: Any, fields: Any) -> None:
-    """O-16: whatever else is known of the caller."""
+    """O-16: whatever else identifies the caller."""
 
     def scope(tenant: str = "", host: bytes = b"a.example", **more: Any) -> str:
         request = request_of(headers=[*headers, (b"host", host)])
@@ -330,7 +330,7 @@ def test_without_credentials_a_caller_is_anonymous() -> None:
 
 @pytest.mark.parametrize("headers", [[], [(b"authorization", b"")], [(b"authorization", b"  ")]])
 def test_an_anonymous_short_key_is_refused_also_behind_empty_credentials(headers: list[tuple[bytes, bytes]]) -> None:
-    """Keys shorter than 16 characters could be guessed."""
+    """Keys shorter than 16 characters can be guessed."""
     with pytest.raises(KeyRejected, match="16"):
         scope_of(headers, key="k" * 15)
 
@@ -340,7 +340,7 @@ def test_an_authorized_short_key_is_accepted() -> None:
 
 
 def test_kinds_of_scope_never_collide() -> None:
-    """I10: a user may be called like another kind's scope."""
+    """I10: a user may have a name that equals a scope of another kind."""
     custom = scope_of([], scope=lambda _: "user:ann")
     named_custom = scope_of([], "custom:ann")
     assert len({custom, named_custom, scope_of([], "ann"), scope_of([], scope=lambda _: "ann"), scope_of([])}) == 5
@@ -395,13 +395,13 @@ def test_by_route_record_ids_are_equal_only_for_equal_method_path_and_key(one: A
 
 
 def test_by_route_query_and_body_are_no_part_of_the_record() -> None:
-    """O-05: on one endpoint a key with another request is still a mistake, not another record."""
+    """O-05: on one endpoint a key with another request is still a mismatch and not another record."""
     requests = [request_of(b"a", query=b"q=1"), request_of(b"b", query=b"q=2")]
     assert len({record_id("user:a", "k", request, BY_ROUTE) for request in requests}) == 1
 
 
 def test_by_route_a_record_is_none_of_those_without() -> None:
-    """Turning it on never finds a response that was stored for another endpoint."""
+    """Turning ``scope_by_route`` on never finds a response that was stored for another endpoint."""
     assert record_id("user:a", "k", request_of(), BY_ROUTE) != record_id("user:a", "k", request_of(), LENIENT)
 
 
@@ -417,23 +417,23 @@ def test_by_route_a_record_is_none_of_those_without() -> None:
 def test_only_a_caller_without_another_identity_is_known_by_credentials(
     headers: Any, user: str | None, fields: Any, expected: bool
 ) -> None:
-    """Who is distinguished by a token alone is somebody else with the next one."""
+    """A caller who is identified by a token alone is another caller with the next token."""
     assert bool(by_credentials(scope_of(headers, user, **fields))) is expected
 
 
 @given(st.lists(st.binary(max_size=6), max_size=4), st.lists(st.binary(max_size=6), max_size=4))
 def test_parts_of_a_digest_never_run_into_each_other(one: list[bytes], two: list[bytes]) -> None:
-    """Length-prefixed."""
+    """Each part is length-prefixed."""
     assert (digest(None, *one) == digest(None, *two)) is (one == two)
 
 
 def test_moved_boundaries_between_scope_and_key_are_other_records() -> None:
-    """I10."""
+    """I10: scope and key are length-prefixed."""
     assert record_id("user:a", "b", request_of(), LENIENT) != record_id("user:", "ab", request_of(), LENIENT)
 
 
 def test_a_secret_changes_the_record_id() -> None:
-    """Who reads the backend can neither list nor forge keys."""
+    """With ``secret``, read access to the backend does not suffice to list or forge keys."""
     keyed = [IdempotencyPolicy(secret=secret) for secret in (b"x" * 16, b"y" * 16)]
     assert len({record_id("s", "k", request_of(), policy) for policy in (LENIENT, *keyed)}) == 3
 

@@ -1,4 +1,4 @@
-"""The responses of our own: application/problem+json."""
+"""Problem responses of the library: application/problem+json, and the form of Stripe."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ ALL: list[tuple[Problem, str, int]] = [
 ]
 
 STOP, AGAIN = False, True
-# Each maker of a problem, what a safe client does then, and what would come of the same request with the same key.
-# Nothing is AGAIN from which a client could take that a changed request, or another key, would be safe.
+# Each maker of a problem, the reaction of a safe client, and the result of the same request with the same key.
+# No problem is AGAIN if a client could conclude that a changed request, or another key, is safe.
 CLIENT: dict[Any, tuple[bool, str]] = {
     problems.key_missing: (STOP, "it still has no key, and with a new one it would be another request"),
     problems.key_malformed: (STOP, "the key is as wrong as before"),
@@ -75,7 +75,7 @@ def makers() -> list[Any]:
 
 
 def test_what_a_safe_client_does_is_decided_for_each_problem() -> None:
-    """O-31: a new kind of problem is not forgotten. ``stage_in_doubt`` is told by its caller."""
+    """O-31: a new kind of problem must be decided too. The caller of ``stage_in_doubt`` decides it."""
     assert set(makers()) == set(CLIENT) | {problems.stage_in_doubt}
     arguments: dict[Any, tuple[Any, ...]] = {
         problems.key_missing: ("d",),
@@ -94,20 +94,20 @@ def test_what_a_safe_client_does_is_decided_for_each_problem() -> None:
 
 @pytest.mark.parametrize("reason", list(Refusal))
 def test_a_request_that_is_never_admitted_again_is_not_retryable(reason: Refusal) -> None:
-    """O-31: O-09 and O-10 are for good; a request that was withdrawn has left nothing behind (B-08c)."""
+    """O-31: O-09 and O-10 are final; a withdrawn request leaves no record (B-08c)."""
     assert problems.outcome_unknown(reason).retryable is (reason is Refusal.WITHDRAWN)
 
 
 @pytest.mark.parametrize("again", [True, False])
 def test_a_stage_in_doubt_is_retryable_where_the_other_side_may_know_later(again: bool) -> None:
-    """O-31, S-04."""
+    """O-31, S-04: ``reconcile`` returned UNKNOWN."""
     assert problems.stage_in_doubt(again).retryable is again
 
 
 @pytest.mark.parametrize("form", [None, "stripe"])
 @pytest.mark.parametrize("problem", [row[0] for row in ALL], ids=[row[1] for row in ALL])
 def test_a_problem_is_retryable_where_it_says_when(problem: Problem, form: Any) -> None:
-    """O-31: both directions, on the wire, in both forms."""
+    """O-31: ``retryable`` and Retry-After agree, in both forms."""
     response = render(problem, IdempotencyPolicy(compat=form))
     headers, members = dict(response.headers), json.loads(response.body or b"")
     if form is None:
@@ -120,16 +120,16 @@ def test_a_problem_is_retryable_where_it_says_when(problem: Problem, form: Any) 
 
 
 def test_the_text_of_a_reused_key_asks_nobody_to_send_the_request_under_a_new_key() -> None:
-    """O-31: whoever did so with a retry that has changed would run it twice."""
+    """O-31: a client that did so with a changed retry would run the request twice."""
     assert "exactly as the request was first sent" in problems.key_reused().detail
 
 
 @pytest.mark.parametrize(("problem", "name", "status"), ALL, ids=[row[1] for row in ALL])
 def test_a_problem_has_the_members_of_rfc_9457_and_ours(problem: Problem, name: str, status: int) -> None:
-    """O-03 to O-12."""
-    answer = render(replace(problem, instance="/charges", reference="c0ffee"), POLICY)
-    members = json.loads(answer.body or b"")
-    assert answer.status == members["status"] == status
+    """O-03 to O-12: each problem has the members of RFC 9457 and those of the library."""
+    response = render(replace(problem, instance="/charges", reference="c0ffee"), POLICY)
+    members = json.loads(response.body or b"")
+    assert response.status == members["status"] == status
     assert members["type"] == f"urn:problem-type:open-idempotency:{name}"
     assert (members["instance"], members["reference"]) == ("/charges", "c0ffee")
     assert members["title"]
@@ -138,25 +138,25 @@ def test_a_problem_has_the_members_of_rfc_9457_and_ours(problem: Problem, name: 
 
 @pytest.mark.parametrize("problem", [row[0] for row in ALL], ids=[row[1] for row in ALL])
 def test_a_problem_is_typed_counted_and_never_cached(problem: Problem) -> None:
-    answer = render(problem, POLICY)
-    headers = dict(answer.headers)
+    response = render(problem, POLICY)
+    headers = dict(response.headers)
     assert headers[b"content-type"] == b"application/problem+json"
     assert headers[b"cache-control"] == b"no-store"
-    assert headers[b"content-length"] == b"%d" % len(answer.body or b"")
+    assert headers[b"content-length"] == b"%d" % len(response.body or b"")
 
 
 @pytest.mark.parametrize("make", [problems.key_reused, lambda **named: problems.in_progress(Busy(1.0, 1.0), **named)])
 def test_a_service_without_a_name_says_that_it_has_none(make: Any) -> None:
-    """O-22: where another service may pass a key on to it; one with a name says nothing of it."""
+    """O-22: another service may have passed the key on; a service with a name does not mention it."""
     assert "application=" in make(unnamed=True).detail
     assert "application=" not in make(unnamed=False).detail
 
 
 def test_a_docs_url_is_linked_from_every_problem() -> None:
-    """``describedby``."""
+    """Each problem has a Link header with ``rel="describedby"``."""
     policy = IdempotencyPolicy(docs_url="https://example.com/idempotency")
-    answer = render(problems.key_reused(), policy)
-    assert (b"link", b'<https://example.com/idempotency>; rel="describedby"') in answer.headers
+    response = render(problems.key_reused(), policy)
+    assert (b"link", b'<https://example.com/idempotency>; rel="describedby"') in response.headers
 
 
 @pytest.mark.parametrize("compat", [None, "stripe"])
@@ -170,7 +170,7 @@ def test_a_docs_url_may_have_a_page_for_each_problem(compat: str | None) -> None
 
 
 def test_a_hook_renders_problems_otherwise() -> None:
-    """It is given the whole problem."""
+    """``render_problem`` gets the whole problem."""
     policy = IdempotencyPolicy(render_problem=lambda problem: Response(problem.status, [], problem.instance.encode()))
     assert render(replace(problems.key_reused(), instance="/a"), policy) == Response(422, [], b"/a")
 
@@ -204,7 +204,7 @@ def test_a_response_that_could_not_be_kept_and_had_no_location_says_none() -> No
     ],
 )
 def test_retry_after_follows_the_time_it_has_run(elapsed: float, remaining: float, seconds: int) -> None:
-    """O-03: clamp(elapsed, 1, 10), never past the lease end + 1."""
+    """O-03: clamp(elapsed, 1, 10), never past the end of the lease plus 1."""
     assert retry_after(Busy(elapsed, remaining)) == seconds
 
 
@@ -213,7 +213,7 @@ durations: Any = st.floats(0, 1e6)
 
 @given(durations, durations)
 def test_retry_after_is_never_past_the_end_of_the_lease_and_one(elapsed: float, remaining: float) -> None:
-    """O-03."""
+    """O-03: at most the rest of the lease plus 1."""
     assert 1 <= retry_after(Busy(elapsed, remaining)) <= min(10, remaining + 1)
 
 
@@ -241,35 +241,35 @@ AS_STRIPE: list[tuple[Problem, int, str, str, bytes]] = [
 def test_for_those_who_migrate_a_problem_is_an_error_of_stripe(
     problem: Problem, status: int, kind: str, code: str, again: bytes
 ) -> None:
-    """``compat="stripe"``: its client libraries read type, code and Stripe-Should-Retry."""
-    answer = render(problem, STRIPE)
-    error = json.loads(answer.body or b"")["error"]
-    assert answer.status == status
+    """With ``compat="stripe"``; Stripe's client libraries read type, code and Stripe-Should-Retry."""
+    response = render(problem, STRIPE)
+    error = json.loads(response.body or b"")["error"]
+    assert response.status == status
     assert (error["type"], error["code"], error["message"]) == (kind, code, problem.detail)
-    assert (b"stripe-should-retry", again) in answer.headers
+    assert (b"stripe-should-retry", again) in response.headers
 
 
 def test_every_problem_has_a_form_of_stripe() -> None:
-    """``compat="stripe"``: the table above forgets none."""
+    """With ``compat="stripe"``: the table above is complete."""
     assert {row[0].name for row in AS_STRIPE} == {row[1] for row in ALL}
 
 
 @pytest.mark.parametrize("problem", [row[0] for row in AS_STRIPE], ids=[row[3] for row in AS_STRIPE])
 def test_an_error_of_stripe_is_json_counted_and_never_cached(problem: Problem) -> None:
-    """As our own form, but for the media type."""
-    answer = render(problem, STRIPE)
-    headers, ours = dict(answer.headers), dict(render(problem, POLICY).headers)
+    """It has the headers of the other form, except for the media type."""
+    response = render(problem, STRIPE)
+    headers, ours = dict(response.headers), dict(render(problem, POLICY).headers)
     assert headers[b"content-type"] == b"application/json"
-    assert headers[b"content-length"] == b"%d" % len(answer.body or b"")
+    assert headers[b"content-length"] == b"%d" % len(response.body or b"")
     assert headers[b"cache-control"] == b"no-store"
     assert headers.get(b"retry-after") == ours.get(b"retry-after")
 
 
 def test_an_error_of_stripe_points_to_the_docs_as_stripe_does() -> None:
-    """``docs_url``, in the error as well."""
-    answer = render(problems.key_reused(), STRIPE.replace(docs_url="https://example.com/i"))
-    assert json.loads(answer.body or b"")["error"]["doc_url"] == "https://example.com/i"
-    assert (b"link", b'<https://example.com/i>; rel="describedby"') in answer.headers
+    """``docs_url`` is in the error as well."""
+    response = render(problems.key_reused(), STRIPE.replace(docs_url="https://example.com/i"))
+    assert json.loads(response.body or b"")["error"]["doc_url"] == "https://example.com/i"
+    assert (b"link", b'<https://example.com/i>; rel="describedby"') in response.headers
 
 
 def test_an_error_of_stripe_says_what_could_not_be_kept() -> None:
@@ -279,12 +279,12 @@ def test_an_error_of_stripe_says_what_could_not_be_kept() -> None:
 
 
 def test_a_hook_counts_before_compat() -> None:
-    """So that one route may render otherwise under a policy for all."""
+    """``render_problem`` takes precedence, so one route may render its problems otherwise."""
     policy = STRIPE.replace(render_problem=lambda problem: Response(problem.status, [], b""))
     assert render(problems.key_reused(), policy) == Response(422, [], b"")
 
 
-# What every problem may have beside its own headers
+# Further headers of every problem
 
 
 CORS = {"Access-Control-Allow-Origin": "https://app.example", "Vary": "Origin"}
@@ -294,7 +294,7 @@ CORS = {"Access-Control-Allow-Origin": "https://app.example", "Vary": "Origin"}
     "further", [{}, {"compat": "stripe"}, {"render_problem": lambda problem: Response(problem.status, [], b"")}]
 )
 def test_further_headers_are_on_every_problem_in_every_form(further: Any) -> None:
-    """R-12: ``problem_headers``, such as what a browser's script needs to read a problem."""
+    """R-12: ``problem_headers``, such as the headers that a browser's script needs to read a problem."""
     policy = IdempotencyPolicy(problem_headers=CORS, **further)
     for problem, *_ in ALL:
         headers = render(problem, policy).headers
@@ -303,7 +303,7 @@ def test_further_headers_are_on_every_problem_in_every_form(further: Any) -> Non
 
 
 def test_a_header_of_the_renderer_counts_before_one_for_every_problem() -> None:
-    """R-12: it is not there twice."""
+    """R-12: the header is not sent twice."""
     own = [(b"Vary", b"Cookie")]
     policy = IdempotencyPolicy(problem_headers=CORS, render_problem=lambda problem: Response(400, own, b""))
     assert [header for header in render(problems.key_reused(), policy).headers if header[0].lower() == b"vary"] == own
@@ -328,13 +328,13 @@ def test_a_header_of_the_renderer_counts_before_one_for_every_problem() -> None:
     ],
 )
 def test_headers_for_problems_are_checked_at_start(headers: Any, said: str) -> None:
-    """R-12: no request finds out that they break HTTP."""
+    """R-12: headers that break HTTP are not left to the first request."""
     with pytest.raises(ConfigurationError, match=f"problem_headers: .*{said}"):
         IdempotencyPolicy(problem_headers=headers)
 
 
 def test_headers_for_problems_are_kept_when_a_route_changes_the_policy() -> None:
-    """R-12: fields of a rule are laid over a policy that is validated again, and policies can be compared."""
+    """R-12: a rule's fields are applied to a policy that is validated again, and policies can be compared."""
     policy = IdempotencyPolicy(problem_headers=CORS)
     assert policy.replace(lease=60).problem_headers == tuple(CORS.items())
     assert hash(policy) == hash(IdempotencyPolicy(problem_headers=CORS))

@@ -43,7 +43,7 @@ RESERVE = Reserve(SCOPE, RECORD, 5, LEASE, TTL)
 
 
 @pytest.mark.parametrize(
-    ("end", "taken", "earliest", "answer", "written"),
+    ("end", "taken", "earliest", "result", "written"),
     [
         pytest.param(None, 0, NOW, Reserved(), NEEDED + LEASE, id="first"),
         pytest.param(None, 4, NOW + 7, Reserved(), NEEDED + LEASE, id="last"),
@@ -58,27 +58,27 @@ RESERVE = Reserve(SCOPE, RECORD, 5, LEASE, TTL)
     ],
 )
 def test_a_reservation_is_decided(
-    end: float | None, taken: int, earliest: float, answer: object, written: float | None
+    end: float | None, taken: int, earliest: float, result: object, written: float | None
 ) -> None:
-    """A key that counts is admitted whatever the count, a new one below the limit."""
-    assert decisions.reserve(end, taken, earliest, RESERVE, NOW) == (answer, written)
+    """A key that counts already is admitted at any count, a new key below the limit."""
+    assert decisions.reserve(end, taken, earliest, RESERVE, NOW) == (result, written)
 
 
 def _admission(*claims: Any, reserves: Any = (), gets: Any = (), **fields: Any) -> Admission:
     admission = Admission(*claims, **{"max_live_keys": 5, **fields})
-    admission.script.answers.update({Reserve: list(reserves), Get: list(gets)})
+    admission.script.results.update({Reserve: list(reserves), Get: list(gets)})
     return admission
 
 
 def test_without_a_quota_nothing_more_is_asked() -> None:
-    """No further round trip."""
+    """Without a quota there is no further round trip."""
     admission = _admission(Leased(lease_of()), max_live_keys=None)
     assert admission.run().scope_id is None
     assert admission.script.names() == ["Call", "Call", "Claim"]
 
 
 def test_with_a_quota_a_new_key_is_counted_before_its_claim() -> None:
-    """One round trip more, with the times of the claim."""
+    """A quota costs one further round trip, with the durations of the claim."""
     admission = _admission(Leased(lease_of()), reserves=[Reserved()], lease=7, ttl=70, max_run=70)
     attempt = admission.run()
     assert isinstance(attempt, Attempt)
@@ -90,23 +90,23 @@ def test_with_a_quota_a_new_key_is_counted_before_its_claim() -> None:
 
 
 def test_a_replay_is_counted_too() -> None:
-    """Whether a key is a new one is not known before; so one round trip more."""
+    """Before the claim it is unknown whether the key is new, so a replay costs the round trip too."""
     admission = _admission(Finished(FRAME), reserves=[Reserved()])
     assert admission.run().status == 201
     assert admission.script.names() == ["Call", "Call", "Reserve", "Claim"]
 
 
 def test_over_the_quota_nothing_is_claimed() -> None:
-    """429, with the time until the first key gives way, and an event without the key."""
+    """The client gets 429 with the time until the first key expires, and an event without the key."""
     admission = _admission(reserves=[OverQuota(41.2)], gets=[None])
-    answer = admission.run()
+    response = admission.run()
     assert admission.script.names() == ["Call", "Call", "Reserve", "Get"]
-    assert (answer.status, dict(answer.headers)[b"retry-after"]) == (429, b"42")
+    assert (response.status, dict(response.headers)[b"retry-after"]) == (429, b"42")
     assert admission.listener.seen == [events.QuotaReached(admission.script.asked[2].record_id[:6].hex(), 5)]
 
 
 def test_over_the_quota_the_problem_says_to_retry_with_the_same_key() -> None:
-    """Retryable, after a time."""
+    """The problem is retryable after a time."""
     problem = _admission(reserves=[OverQuota(1.0)], gets=[None]).problem()
     assert (name(problem), problem["status"]) == ("too-many-keys", 429)
     assert problem["retryable"] is True
@@ -122,15 +122,15 @@ def test_over_the_quota_a_key_whose_record_lives_gets_a_response() -> None:
 
 @pytest.mark.parametrize(("remaining", "reported"), [(0.0, 1), (0.2, 1), (1.0, 1), (86_400.0, 86_400), (1e300, 86_400)])
 def test_retry_after_is_a_second_at_least_and_a_day_at_most(remaining: float, reported: int) -> None:
-    """O-03's arithmetic: whole seconds."""
+    """O-03's arithmetic: Retry-After is in whole seconds."""
     assert problems.too_many_keys(remaining).retry_after == reported
 
 
 @pytest.mark.parametrize("where", [Reserve, Get])
 def test_with_the_backend_down_nothing_runs(where: type) -> None:
-    """O-12: fail closed, as for claims."""
+    """O-12: reservations fail closed, as claims do."""
     admission = _admission(reserves=[OverQuota(1.0)], gets=[None])
-    admission.script.answers[where] = [BackendUnavailable("down")]
+    admission.script.results[where] = [BackendUnavailable("down")]
     assert name(admission.problem()) == "backend-unavailable"
     assert admission.script.names()[-1] == where.__name__
     assert admission.listener.kinds() == [events.BackendFailed]
@@ -138,7 +138,7 @@ def test_with_the_backend_down_nothing_runs(where: type) -> None:
 
 
 def test_with_the_backend_down_a_route_may_fail_open() -> None:
-    """O-12: as for claims, and counted."""
+    """O-12: an event counts it, as for claims."""
     admission = _admission(reserves=[BackendUnavailable("down")], fail_open=True)
     assert admission.run().lease is None
     assert admission.script.names() == ["Call", "Call", "Reserve"]
@@ -152,7 +152,7 @@ def test_a_reservation_that_cannot_be_read_fails_closed() -> None:
 
 
 def test_scopes_have_digests_of_their_own() -> None:
-    """The raw scope is not stored; application and secret tell quotas apart as they do records."""
+    """The raw scope is not stored; application and secret separate quotas as they separate records."""
     plain = scope_id("user:ann", IdempotencyPolicy())
     assert len(plain) == 32
     assert b"ann" not in plain
@@ -165,7 +165,7 @@ def test_scopes_have_digests_of_their_own() -> None:
 
 
 def test_the_quota_is_the_callers_whatever_the_route() -> None:
-    """``scope_by_route`` makes other records, not other callers."""
+    """``scope_by_route`` separates records, not callers."""
     assert scope_id("user:ann", IdempotencyPolicy(scope_by_route=True)) == scope_id("user:ann", IdempotencyPolicy())
 
 
@@ -175,15 +175,15 @@ def _attempt(*stages: Stage, attempt: int = 1) -> Attempt:
     return made
 
 
-def _finish(attempt: Attempt, status: int, **answers: Any) -> Script:
-    prepared = {Release: [None], Fail: [None], Unreserve: [None], **answers.get("also", {})}
+def _finish(attempt: Attempt, status: int, **results: Any) -> Script:
+    prepared = {Release: [None], Fail: [None], Unreserve: [None], **results.get("also", {})}
     script = Script(prepared)
     script.run(finish(attempt, Response(status, [], b"")))
     return script
 
 
 def test_a_response_that_is_not_kept_frees_the_slot() -> None:
-    """After a 401 nothing is left of the record, so nothing counts."""
+    """After a 401 no record is left, so nothing counts."""
     script = _finish(_attempt(), 401)
     assert script.names() == ["Release", "Unreserve"]
     assert script.asked[1] == Unreserve(SCOPE, RECORD)
@@ -200,7 +200,7 @@ def test_a_record_that_stays_goes_on_counting(attempt: Attempt) -> None:
 
 
 def test_a_failed_attempt_goes_on_counting() -> None:
-    """B-05: its record is kept for its TTL, whether it responded or raised."""
+    """B-05: its record is kept for its TTL, whether the view responded or raised."""
     assert _finish(_attempt(), 500).names() == ["Fail"]
     script = Script({Fail: [None]})
     script.run(abort(_attempt(), ValueError("no")))
@@ -208,14 +208,14 @@ def test_a_failed_attempt_goes_on_counting() -> None:
 
 
 def test_a_stage_that_this_attempt_saved_keeps_the_place() -> None:
-    """B-05: as an earlier attempt's would."""
+    """B-05: it keeps the slot as a stage of an earlier attempt does."""
     attempt = _attempt()
     Script({SaveStage: [StageSaved(b"x")]}).run(save_stage(attempt, Stage("a", "", b"x")))
     assert _finish(attempt, 401).names() == ["Release"]
 
 
 def test_a_slot_that_cannot_be_freed_changes_no_response() -> None:
-    """L-08's spirit: it counts until it expires, and an event says so."""
+    """L-08's rule: the slot counts until it expires, and an event says so."""
     attempt = _attempt()
     _finish(attempt, 401, also={Unreserve: [BackendUnavailable("down")]})
     seen: Any = attempt.policy.on_event
@@ -225,7 +225,7 @@ def test_a_slot_that_cannot_be_freed_changes_no_response() -> None:
 
 @pytest.mark.parametrize("compat", [None, "stripe"])
 def test_the_response_is_documented_where_there_is_a_quota(compat: Any) -> None:
-    """OpenAPI describes the responses of our own on covered operations."""
+    """OpenAPI describes the 429 on covered operations with a quota."""
     with_quota: dict[str, Any] = {}
     document(with_quota, IdempotencyPolicy(max_live_keys=5, compat=compat), {})
     without: dict[str, Any] = {}
@@ -234,10 +234,10 @@ def test_the_response_is_documented_where_there_is_a_quota(compat: Any) -> None:
 
 
 def test_clients_of_stripe_know_the_problem() -> None:
-    """``compat="stripe"``."""
-    answer = _admission(reserves=[OverQuota(1.0)], gets=[None], compat="stripe").run()
-    assert answer.status == 429
-    assert json.loads(answer.body)["error"]["code"] == "rate_limit"
+    """``compat="stripe"`` has a code for it."""
+    response = _admission(reserves=[OverQuota(1.0)], gets=[None], compat="stripe").run()
+    assert response.status == 429
+    assert json.loads(response.body)["error"]["code"] == "rate_limit"
 
 
 async def _refuses(call: Any) -> None:
@@ -246,7 +246,7 @@ async def _refuses(call: Any) -> None:
 
 
 def test_a_backend_that_cannot_count_says_so() -> None:
-    """The verbs are optional, and without them nothing pretends to have counted."""
+    """The quota verbs are optional; the default ones raise."""
     with pytest.raises(ConfigurationError, match="quotas"):
         Backend.reserve(MemoryBackend(), RESERVE)
     with pytest.raises(ConfigurationError, match="quotas"):
@@ -256,20 +256,20 @@ def test_a_backend_that_cannot_count_says_so() -> None:
 
 
 class WithoutQuotas(MemoryBackend):
-    """As a backend of another package may be."""
+    """A backend without quotas, such as one of another package."""
 
     quotas = False
 
 
 def test_a_backend_without_quotas_is_refused_at_start() -> None:
-    """Never silently unlimited."""
+    """A quota is never silently ignored."""
     with pytest.raises(ConfigurationError, match=r"^max_live_keys: WithoutQuotas has no quotas"):
         engine_of(WithoutQuotas(), max_live_keys=5)
     engine_of(WithoutQuotas())
 
 
 def test_a_route_with_a_quota_is_refused_on_a_backend_without() -> None:
-    """Any policy field per route, checked all the same."""
+    """The policy of a single route is checked as well."""
     engine = engine_of(WithoutQuotas())
     with pytest.raises(ConfigurationError, match=r"^max_live_keys: "):
         engine.policy_for(Rule({"max_live_keys": 5}))

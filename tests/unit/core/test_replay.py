@@ -1,4 +1,4 @@
-"""Which responses are kept, what of them, and how a kept one is sent again."""
+"""Which responses are stored, what is stored of them, and how a stored response is sent again."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ NOT_REPLAYED = [
 @pytest.mark.parametrize("name", NOT_REPLAYED)
 def test_a_field_of_the_moment_is_not_kept_in_any_case(name: str) -> None:
     """R-02."""
-    answer = Response(200, [(name.title().encode(), b"v"), (b"X-Kept", b"1")], b"")
-    assert storable(answer, IdempotencyPolicy(max_response_bytes=10)).headers == [(b"X-Kept", b"1")]
+    response = Response(200, [(name.title().encode(), b"v"), (b"X-Kept", b"1")], b"")
+    assert storable(response, IdempotencyPolicy(max_response_bytes=10)).headers == [(b"X-Kept", b"1")]
 
 
 @pytest.mark.parametrize("name", [b"location", b"content-type", b"etag", b"link", b"vary", b"content-encoding"])
@@ -63,7 +63,7 @@ def test_a_field_of_the_outcome_is_kept(name: bytes) -> None:
 
 
 def test_fields_that_connection_names_are_not_kept() -> None:
-    """R-02: in several lines, with space, in any case."""
+    """R-02: the Connection header may have several lines, spaces, and any case."""
     headers = [(b"Connection", b"close, X-Hop"), (b"connection", b"x-other ,"), (b"x-hop", b"1"), (b"X-Other", b"2")]
     assert storable(
         Response(200, [*headers, (b"x-end", b"3")], b""), IdempotencyPolicy(max_response_bytes=10)
@@ -84,16 +84,17 @@ def test_a_body_over_the_limit_leaves_a_tombstone(size: int, whole: bool) -> Non
 
 
 def test_the_live_response_is_left_as_it_is() -> None:
-    """R-02: the first client gets them all."""
+    """R-02: the first client gets all headers."""
     live = Response(200, [(b"set-cookie", b"a")], b"x" * 20)
     storable(live, IdempotencyPolicy(max_response_bytes=10))
     assert live == Response(200, [(b"set-cookie", b"a")], b"x" * 20)
 
 
 def test_a_replay_is_marked_and_counted_anew() -> None:
-    """O-02, R-02."""
-    answer = replayed(Response(201, [(b"x", b"1")], b"abc"))
-    assert answer == Response(201, [(b"x", b"1"), (b"idempotent-replayed", b"true"), (b"content-length", b"3")], b"abc")
+    """O-02, R-02: it has the replay mark and a Content-Length of its own."""
+    response = replayed(Response(201, [(b"x", b"1")], b"abc"))
+    headers = [(b"x", b"1"), (b"idempotent-replayed", b"true"), (b"content-length", b"3")]
+    assert response == Response(201, headers, b"abc")
 
 
 def test_an_empty_body_is_replayed_with_its_length() -> None:
@@ -104,7 +105,7 @@ def test_an_empty_body_is_replayed_with_its_length() -> None:
 @pytest.mark.parametrize("status", [204, 304])
 @pytest.mark.parametrize("body", [b"", b"an application's mistake"])
 def test_a_bodiless_status_is_replayed_without_length_and_body(status: int, body: bytes) -> None:
-    """R-01, CWE-444."""
+    """R-01, CWE-444: a 204 or 304 has neither."""
     assert replayed(Response(status, [], body)) == Response(status, [(b"idempotent-replayed", b"true")], b"")
 
 
@@ -115,7 +116,7 @@ def test_the_location_is_found_in_any_case() -> None:
 
 
 def capture_of(limit: int, *chunks: bytes) -> Response:
-    """What is kept of a body that is sent in these chunks."""
+    """The stored body of a response that is sent in these chunks."""
     capture = Capture(limit)
     capture.start(200, [(b"x", b"1")])
     for chunk in chunks:
@@ -129,5 +130,5 @@ def test_a_stream_within_the_bound_is_kept_whole() -> None:
 
 
 def test_a_stream_that_outgrows_the_bound_is_let_go() -> None:
-    """R-04, O-11: and stays so, whatever follows."""
+    """R-04, O-11: later chunks do not change that."""
     assert capture_of(4, b"abc", b"de", b"", b"f").body is None

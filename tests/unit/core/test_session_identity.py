@@ -1,4 +1,4 @@
-"""Which entry of a decoded session names the caller, and what is no caller (O-19)."""
+"""Which entry of a decoded session names the caller, and which values name nobody (O-19)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ANYBODY = scope_of(None)
 @pytest.mark.parametrize("name", SESSION_IDENTITY)
 @pytest.mark.parametrize("value", ["ann", 7, 0, UUID(int=7)])
 def test_an_entry_of_a_well_known_name_names_the_caller(name: str, value: Any) -> None:
-    """O-19: and nobody else, also with a key that anonymous callers must not use."""
+    """O-19: it identifies this caller alone; short keys, which anonymous callers must not use, are allowed."""
     ann, bob = scope_of({name: value}, key="1"), scope_of({name: "bob"}, key="1")
     assert len({ann, bob, ANYBODY}) == 3
     assert scope_of({name: value, "basket": [1], "_fresh": True, "_id": "x"}, key="1") == ann
@@ -56,24 +56,24 @@ def test_what_a_logout_leaves_names_nobody(value: Any) -> None:
 
 
 def test_of_two_entries_the_first_of_the_list_counts() -> None:
-    """O-19: whatever their order in the session."""
+    """O-19: the order within the session does not matter."""
     one = {"_user_id": "1", "user_id": 2, "user": "ann", "uid": 4, "sub": "5"}
     assert scope_of(one) == scope_of(dict(reversed(one.items()))) == scope_of({"_user_id": "1"})
     assert scope_of(one, session_identity=("sub", "uid")) == scope_of({"sub": "5"})
 
 
 def test_a_number_and_its_text_are_one_caller_and_two_entries_are_two() -> None:
-    """O-19: a session in JSON may have made text of it; user 7 need not be account 7."""
+    """O-19: a JSON session may have turned a number into text; user 7 need not be account 7."""
     own = {"session_identity": ("user_id", "account")}
     assert scope_of({"user_id": 7}) == scope_of({"user_id": "7"})
     assert scope_of({"user_id": 7}, **own) != scope_of({"account": 7}, **own)
 
 
 def test_an_enum_is_its_number() -> None:
-    """O-19: its text differs between versions of Python."""
+    """O-19: the text of an enum differs between versions of Python."""
 
     class Id(IntEnum):
-        """An id with a name."""
+        """An enum of ids."""
 
         ANN = 7
 
@@ -81,7 +81,7 @@ def test_an_enum_is_its_number() -> None:
 
 
 def test_other_names_take_the_place_of_the_well_known_ones() -> None:
-    """O-19: ``session_identity=``."""
+    """O-19: ``session_identity=`` replaces them."""
     assert scope_of({"account": "ann"}, session_identity="account") != ANYBODY
     assert scope_of({"user": "ann"}, session_identity="account") == ANYBODY
     assert scope_of({"user": "ann"}, session_identity=()) == ANYBODY
@@ -99,7 +99,7 @@ def test_other_names_take_the_place_of_the_well_known_ones() -> None:
     ],
 )
 def test_an_account_is_known_by_its_id(account: dict[str, Any]) -> None:
-    """O-19: as extensions for OpenID keep its claims. Its name, its token and their ages do not count."""
+    """O-19: extensions for OpenID store claims. The name, the token and their ages do not count."""
     renamed = {**account, "name": "Anna", "exp": 2, "access_token": "u"}
     if "userinfo" in account:
         renamed["userinfo"] = {"sub": "1", "name": "Anna"}
@@ -153,14 +153,14 @@ def test_the_order_of_what_names_a_caller() -> None:
 
 
 def test_kinds_of_caller_never_collide() -> None:
-    """O-19: whoever is called what."""
+    """O-19: callers of different kinds may have equal names."""
     named = scope_of({"user_id": "7"})
     kinds = {named, scope_of(None, user=named), scope_of(None, scope=lambda _: named), scope_of({"user_id": named})}
     assert len(kinds) == 4
 
 
 def test_whom_a_session_names_is_another_one_in_another_tenant() -> None:
-    """O-16, O-19: a browser may show one session to several."""
+    """O-16, O-19: a browser may send one session to several tenants."""
     assert len({scope_of({"user_id": 7}, tenant=tenant) for tenant in ("", "one", "two")}) == 3
 
 
@@ -171,7 +171,7 @@ def test_a_name_that_no_encoding_has_is_a_caller_all_the_same() -> None:
 
 @pytest.mark.parametrize("known", [{"user": "ann"}, {"headers": TOKEN}, {"session": {"user_id": 7}}, {}])
 def test_all_callers_are_one_where_that_is_meant(known: dict[str, Any]) -> None:
-    """O-19b: ``scope="anonymous"``, whatever is known of them, with keys that nobody can guess."""
+    """O-19b: with ``scope="anonymous"`` all callers share one scope, and keys must be unguessable."""
     session = known.pop("session", None)
     assert scope_of(session, scope="anonymous", **known) == ANYBODY
     with pytest.raises(KeyRejected, match="16"):
@@ -187,6 +187,6 @@ def test_all_callers_of_a_tenant_are_not_those_of_another() -> None:
     "options", [{"session_identity": "account"}, {"rules": {"/pay": {"session_identity": "account"}}}]
 )
 def test_what_cannot_have_an_effect_is_refused_at_start(options: dict[str, Any]) -> None:
-    """O-19: WSGI hands on no decoded session."""
+    """O-19: the plain WSGI middleware gets no decoded session."""
     with pytest.raises(ConfigurationError, match=r"session_identity: WSGI .* scope="):
         IdempotencyMiddleware(hello, "memory://", **options)

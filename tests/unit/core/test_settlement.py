@@ -1,4 +1,4 @@
-"""Settlement as the list of commands it asks for: what is recorded, when, and what the client is sent."""
+"""Settlement as a list of commands: what is recorded, when, and what the client is sent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DOWN = BackendUnavailable("down")
 
 
 def reported(attempt: Attempt) -> list[type[events.Event]]:
-    """The classes of the events that the attempt's listener was told."""
+    """The classes of the events that the attempt's listener received."""
     assert isinstance(attempt.policy.on_event, Listener)
     return attempt.policy.on_event.kinds()
 
@@ -48,7 +48,7 @@ def test_a_kept_response_is_completed_in_one_command() -> None:
 
 
 def test_what_is_stored_is_the_response_without_the_fields_of_the_moment() -> None:
-    """R-01, R-02."""
+    """R-01, R-02: headers such as Date and Set-Cookie are not stored."""
     script = Script({Complete: [Completed()]})
     script.run(finish(attempt_of(), DONE))
     (command,) = script.asked_for(Complete)
@@ -67,7 +67,7 @@ def test_a_stored_error_has_a_time_to_live_of_its_own(status: int, kept: float) 
 @pytest.mark.parametrize("fields", [{"store": lambda response: True}, {}])
 @pytest.mark.parametrize("status", [401, 403, 409, 429, 503])
 def test_a_status_that_is_stored_on_demand_is_kept_as_long_as_a_success(status: int, fields: dict[str, Any]) -> None:
-    """B-26, R-13: there is an effect behind it, which a request that runs again would repeat."""
+    """B-26, R-13: the response stands for an effect, which a request that runs again would repeat."""
     attempt, script = attempt_of(error_ttl=7, **fields), Script({Complete: [Completed()]})
     attempt.keep = None if fields else True
     script.run(finish(attempt, Response(status, [], b"")))
@@ -77,7 +77,7 @@ def test_a_status_that_is_stored_on_demand_is_kept_as_long_as_a_success(status: 
 
 @pytest.mark.parametrize("history", ["stage", "earlier attempt"])
 def test_an_error_after_an_effect_is_stored_as_long_as_a_success(history: str) -> None:
-    """B-26: a request that runs again would repeat what its stages have done."""
+    """B-26: a request that runs again would repeat the effects of its stages."""
     attempt, script = attempt_of(error_ttl=7), Script({Complete: [Completed()]})
     assert attempt.lease is not None
     if history == "stage":
@@ -129,7 +129,7 @@ def test_a_server_error_fails_the_attempt_as_the_policy_says(on_failed: str, fin
 def test_the_views_wish_overrules_the_policy_and_it_the_status(
     wish: bool | None, store: Any, status: int, verb: Any
 ) -> None:
-    """``idem.keep()``, ``idem.discard()`` and ``store=``."""
+    """``idem.keep()`` and ``idem.discard()`` overrule ``store=``, which overrules the rule of the status."""
     attempt, script = attempt_of(store=store), Script({Complete: [Completed()], Release: [None], Fail: [None]})
     attempt.keep = wish
     script.run(finish(attempt, Response(status, [], b"")))
@@ -142,17 +142,19 @@ def faulty(response: Response) -> bool:
 
 
 def counted(response: Response) -> bool:
-    """A hook whose author takes the response for its status. Not equal, it would discard every response."""
+    """A hook whose author expects the status and gets the response. They are never equal, so it would discard every
+    response.
+    """
     return response == 200
 
 
 def among(response: Response) -> bool:
-    """The same mistake with several statuses."""
+    """A hook with the same mistake, for several statuses."""
     return response in (200, 201)
 
 
 def vague(response: Response) -> object:
-    """A hook that returns what it has found, and b"" for a response without a body."""
+    """A hook that returns the bytes that it found, so b"" for a response without a body."""
     return response.body
 
 
@@ -162,7 +164,9 @@ def vague(response: Response) -> object:
     [(faulty, "LookupError"), (counted, "TypeError"), (among, "TypeError"), (vague, "TypeError")],
 )
 def test_a_faulty_store_hook_leaves_the_rule_of_the_status(hook: Any, error: str, status: int, verb: str) -> None:
-    """R-14: the handler has run, so its outcome must not be lost; the event names the error and not its words."""
+    """R-14: the handler has run, so its outcome must not be lost; the event names the class of the error and not its
+    message.
+    """
     attempt, script = attempt_of(store=hook), Script({Complete: [Completed()], Release: [None], Fail: [None]})
     script.run(finish(attempt, Response(status, [], b"")))
     assert script.names() == [verb]
@@ -172,7 +176,7 @@ def test_a_faulty_store_hook_leaves_the_rule_of_the_status(hook: Any, error: str
 
 
 def test_a_store_hook_is_given_the_whole_response_as_a_copy() -> None:
-    """R-13: a hook that changes it changes neither the response that leaves nor the stored one."""
+    """R-13: a hook that changes its copy changes neither the live response nor the stored one."""
     seen: list[Response] = []
 
     def curious(response: Response) -> None:
@@ -190,7 +194,7 @@ def test_a_store_hook_is_given_the_whole_response_as_a_copy() -> None:
 
 
 def test_a_store_hook_sees_no_body_that_was_not_collected() -> None:
-    """R-13: None stands for a body over ``max_response_bytes``."""
+    """R-13: the body is None where it exceeded ``max_response_bytes``."""
     seen: list[bytes | None] = []
     attempt = attempt_of(store=lambda response: seen.append(response.body))
     Script({Complete: [Completed()]}).run(finish(attempt, Response(200, [], None)))
@@ -205,7 +209,7 @@ def test_an_attempt_without_a_lease_settles_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "fields"),
+    ("response", "fields"),
     [
         (Response(200, [], None), {}),
         (Response(200, [], b"x" * 11), {"max_response_bytes": 10}),
@@ -214,10 +218,10 @@ def test_an_attempt_without_a_lease_settles_nothing() -> None:
     ],
     ids=["let-go", "over-the-limit", "unframeable", "too-many-fields"],
 )
-def test_a_response_that_cannot_be_kept_is_completed_as_a_tombstone(answer: Response, fields: dict[str, Any]) -> None:
-    """O-11: never a second run; the event says that the body is not there."""
+def test_a_response_that_cannot_be_kept_is_completed_as_a_tombstone(response: Response, fields: dict[str, Any]) -> None:
+    """O-11: the request never runs again; the event says that the body is not stored."""
     attempt, script = attempt_of(**fields), Script({Complete: [Completed()]})
-    assert script.run(finish(attempt, answer)) is Fate.KEPT
+    assert script.run(finish(attempt, response)) is Fate.KEPT
     (command,) = script.asked_for(Complete)
     assert decode_response(command.response).body is None
     assert attempt.policy.on_event.seen[-1].stored is False
@@ -233,14 +237,14 @@ def test_a_completion_is_tried_again_while_the_backend_is_down(failures: int) ->
 
 
 def recorded_later(script: Script) -> RecordLater:
-    """What was handed over, once."""
+    """The one recording that was handed over to the background."""
     (command,) = [command for command in script.asked if isinstance(command, RecordLater)]
     return command
 
 
 @pytest.mark.parametrize(("fields", "limit"), [({}, 5.0), ({"respond_within": 2}, 2.0), ({"respond_within": 0}, 0.0)])
 def test_a_client_waits_for_a_completion_no_longer_than_respond_within(fields: dict[str, Any], limit: float) -> None:
-    """L-08: then its response goes out unrecorded, and the recording is handed over."""
+    """L-08: its response then goes out unrecorded, and the recording continues in the background."""
     attempt, script = attempt_of(**fields), Script({Complete: [DOWN] * 100})
     assert script.run(finish(attempt, DONE)) is Fate.UNRECORDED
     assert limit - 1.0 <= slept(script) <= limit
@@ -251,14 +255,16 @@ def test_a_client_waits_for_a_completion_no_longer_than_respond_within(fields: d
 
 @pytest.mark.parametrize("seconds", [0.9, 2.0, 4.0, 6.0])
 def test_the_first_call_counts_for_what_the_client_waits(seconds: float) -> None:
-    """L-08: however slow the calls are; none is made that would end too late if it took as long as the one before."""
+    """L-08: the bound holds however slow the calls are; no further call is made that would end too late if it took as
+    long as the last one.
+    """
 
     class Slow(Script):
         seconds = 0.0
 
-        def _answer(self, command: Any) -> Any:
+        def _result(self, command: Any) -> Any:
             self.clock += self.seconds if isinstance(command, Complete) else 0.0
-            return super()._answer(command)
+            return super()._result(command)
 
     script = Slow({Complete: [DOWN] * 100})
     script.seconds = seconds
@@ -267,7 +273,7 @@ def test_the_first_call_counts_for_what_the_client_waits(seconds: float) -> None
 
 
 def test_a_client_gets_its_response_before_its_server_ends_the_request() -> None:
-    """L-08: where it is known when that is."""
+    """L-08: where the server's time limit is known."""
     attempt, script = attempt_of(), Script({Complete: [DOWN] * 100})
     attempt.ends_at = script.clock + 2.0
     assert script.run(finish(attempt, DONE)) is Fate.UNRECORDED
@@ -275,13 +281,13 @@ def test_a_client_gets_its_response_before_its_server_ends_the_request() -> None
 
 
 def slept(script: Script) -> float:
-    """For how long it paused."""
+    """How long the settlement paused."""
     return sum(command.seconds for command in script.asked if isinstance(command, Sleep))
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["all slots are taken", "a worker with one thread"])
 def test_a_client_waits_only_briefly_where_its_thread_is_needed(alone: bool) -> None:
-    """L-08: a request that waits on a thread keeps it from those without a key."""
+    """L-08: a request that waits in a thread keeps that thread from requests without a key."""
     attempt, script = attempt_of(), Script({Complete: [DOWN] * 100}, slots=int(alone))
     attempt.alone = alone
     assert script.run(finish(attempt, DONE)) is Fate.UNRECORDED
@@ -290,7 +296,7 @@ def test_a_client_waits_only_briefly_where_its_thread_is_needed(alone: bool) -> 
 
 
 def test_the_place_is_given_back_before_the_response_goes_out() -> None:
-    """L-08, O-04."""
+    """L-08, O-04: the slot is freed first."""
     script = Script({Complete: [DOWN] * 100})
     script.run(finish(attempt_of(), DONE))
     assert script.slots == 1
@@ -298,14 +304,14 @@ def test_the_place_is_given_back_before_the_response_goes_out() -> None:
 
 @pytest.mark.parametrize("room", [True, False])
 def test_where_there_is_no_room_the_recording_is_reported_as_lost(room: bool) -> None:
-    """L-08: never silently."""
+    """L-08: a recording is never lost silently."""
     attempt, script = attempt_of(respond_within=0), Script({Complete: [DOWN], RecordLater: [room]})
     script.run(finish(attempt, DONE))
     assert reported(attempt)[2:] == ([] if room else [events.RecordingLost])
 
 
 def test_record_within_bounds_all_of_it() -> None:
-    """L-08: shorter than ``respond_within`` it bounds that too, and nothing is handed over."""
+    """L-08: if it is shorter than ``respond_within``, it bounds that too, and nothing is handed over."""
     attempt, script = attempt_of(record_within=0), Script({Complete: [DOWN] * 100})
     assert script.run(finish(attempt, DONE)) is Fate.UNRECORDED
     assert script.names() == ["Complete"]
@@ -313,7 +319,7 @@ def test_record_within_bounds_all_of_it() -> None:
 
 
 def handed_over(write: Any = Complete, **fields: Any) -> tuple[Attempt, RecordLater, float]:
-    """An attempt whose last write goes on in the background, and when that begins."""
+    """An attempt whose last write continues in the background, and the time at which that begins."""
     attempt, script = attempt_of(respond_within=0, **fields), Script({write: [DOWN]})
     script.run(finish(attempt, {Complete: DONE, Fail: Response(500, [], b""), Release: Response(403, [], b"")}[write]))
     attempt.policy.on_event.seen.clear()
@@ -322,7 +328,7 @@ def handed_over(write: Any = Complete, **fields: Any) -> tuple[Attempt, RecordLa
 
 @pytest.mark.parametrize("failures", [0, 1, 30])
 def test_the_recording_goes_on_in_the_background_until_it_succeeds(failures: int) -> None:
-    """L-08: with pauses of a second at most."""
+    """L-08: its pauses are a second at most."""
     attempt, later, _ = handed_over()
     script = Script({Complete: [DOWN] * failures + [Completed()]})
     script.run(later.steps)
@@ -333,7 +339,7 @@ def test_the_recording_goes_on_in_the_background_until_it_succeeds(failures: int
 
 @pytest.mark.parametrize(("write", "event"), [(Fail, events.Failed), (Release, events.Released)])
 def test_a_failure_and_a_release_go_on_in_the_background_as_well(write: Any, event: Any) -> None:
-    """L-08, L-04: so the retry need not wait for the lease; the client does not wait at all."""
+    """L-08, L-04: the retry need not wait for the lease, and the client does not wait at all."""
     attempt, later, _ = handed_over(write)
     Script({write: [DOWN, None]}).run(later.steps)
     assert reported(attempt) == [event]
@@ -349,7 +355,7 @@ def test_a_recording_that_is_superseded_ends_and_is_reported() -> None:
 
 
 def test_a_recording_whose_attempt_is_known_to_be_lost_writes_nothing() -> None:
-    """L-03, L-08: it would make a record anew that is not its own."""
+    """L-03, L-08: it would recreate a record that belongs to another attempt."""
     attempt, later, _ = handed_over()
     attempt.lost = True
     script = Script()
@@ -360,7 +366,7 @@ def test_a_recording_whose_attempt_is_known_to_be_lost_writes_nothing() -> None:
 
 @pytest.mark.parametrize(("fields", "total"), [({}, 3600.0), ({"record_within": 60}, 60.0)])
 def test_a_recording_gives_up_after_record_within(fields: dict[str, Any], total: float) -> None:
-    """L-08: ``max_run`` where there is none."""
+    """L-08: after ``max_run`` if the policy has no ``record_within``."""
     attempt, later, began = handed_over(**fields)
     script = Script({Complete: [DOWN] * 4000}, clock=began)
     script.run(later.steps)
@@ -370,21 +376,21 @@ def test_a_recording_gives_up_after_record_within(fields: dict[str, Any], total:
 
 
 def test_a_backends_own_bug_is_reported_once_and_tried_again() -> None:
-    """L-08: the work is done, whatever the backend raises."""
+    """L-08: the handler has run, whatever the backend raises."""
     attempt, later, _ = handed_over()
     Script({Complete: [TypeError("bug"), TypeError("bug"), Completed()]}).run(later.steps)
     assert reported(attempt) == [events.BackendFailed, events.RecordedLate]
 
 
 def test_a_record_that_vanished_meanwhile_is_made_anew() -> None:
-    """B-08a, L-08."""
+    """B-08a, L-08: the recording recreates the record."""
     attempt, later, _ = handed_over()
     Script({Complete: [Completed(recreated=True)]}).run(later.steps)
     assert reported(attempt) == [events.Recreated, events.RecordedLate]
 
 
 def test_a_release_in_the_background_gives_the_callers_place_back() -> None:
-    """L-08, and quotas."""
+    """L-08: the quota slot of the caller is freed too."""
     attempt, script = attempt_of(), Script({Release: [DOWN, None], Unreserve: [None]})
     attempt.scope_id = b"s" * 32
     script.run(finish(attempt, Response(403, [], b"")))
@@ -393,7 +399,7 @@ def test_a_release_in_the_background_gives_the_callers_place_back() -> None:
 
 
 def test_a_completion_over_an_unreadable_record_goes_out_unrecorded_at_once() -> None:
-    """B-08b, L-08: trying again would not help."""
+    """B-08b, L-08: another try would not help."""
     attempt, script = attempt_of(), Script({Complete: [RecordUnreadable("newer")]})
     assert script.run(finish(attempt, DONE)) is Fate.UNRECORDED
     assert reported(attempt) == [events.Unrecorded, events.RecordingLost]
@@ -409,7 +415,7 @@ def test_a_record_that_vanished_is_completed_anew_and_reported() -> None:
 @pytest.mark.parametrize("verb", [Release, Fail], ids=["Release", "Fail"])
 @pytest.mark.parametrize("error", [DOWN, RecordUnreadable("newer")], ids=["down", "unreadable"])
 def test_a_response_that_is_not_kept_goes_out_even_if_the_backend_is_down(verb: Any, error: Exception) -> None:
-    """L-08: the lease ends by itself."""
+    """L-08: the lease expires by itself."""
     attempt, script = attempt_of(), Script({verb: [error]})
     status = {Release: 403, Fail: 500}[verb]
     assert script.run(finish(attempt, Response(status, [], b""))) is Fate.NOT_KEPT
@@ -419,18 +425,18 @@ def test_a_response_that_is_not_kept_goes_out_even_if_the_backend_is_down(verb: 
 # A later attempt owns the record
 
 
-def superseded(attempt: Attempt, record: Any, answer: Response = DONE) -> tuple[Response, Script]:
-    """What the client of a superseded attempt gets, and what was asked."""
+def superseded(attempt: Attempt, record: Any, response: Response = DONE) -> tuple[Response, Script]:
+    """What the client of a superseded attempt gets, and the script with its commands."""
     lost = [LeaseLost("superseded")]
     script = Script({Complete: lost, Release: lost, Fail: lost, Get: [record]})
-    sent = script.run(finish(attempt, answer))
+    sent = script.run(finish(attempt, response))
     assert isinstance(sent, Response)
     return sent, script
 
 
 @pytest.mark.parametrize("status", [201, 403, 500])
 def test_a_stale_response_never_goes_out_the_new_owners_does(status: int) -> None:
-    """L-03: whatever it was."""
+    """L-03: the client gets the new owner's response, whatever the stale one was."""
     attempt = attempt_of()
     sent, script = superseded(attempt, completed_by(), Response(status, [], b"mine"))
     assert (sent.status, sent.body) == (202, b"theirs")
@@ -449,20 +455,20 @@ def test_a_stale_response_never_goes_out_the_new_owners_does(status: int) -> Non
     ids=["absent", "running", "failed", "another-request"],
 )
 def test_a_stale_response_without_a_new_one_is_a_conflict(record: Record | None) -> None:
-    """L-03."""
+    """L-03: the client gets 409."""
     sent, _ = superseded(attempt_of(), record)
     assert json.loads(sent.body or b"")["type"].endswith(":in-progress")
 
 
 @pytest.mark.parametrize("record", [DOWN, RecordUnreadable("x"), completed_by(response=b"junk")])
 def test_a_stale_response_never_goes_out_even_if_the_backend_cannot_say_more(record: Any) -> None:
-    """L-03, I8."""
+    """L-03, I8: the client gets a problem."""
     sent, _ = superseded(attempt_of(), record)
     assert sent.status == 503
 
 
 def test_an_attempt_that_is_known_to_be_lost_records_nothing() -> None:
-    """L-03, S-07: the heartbeat told it, and is not repeated."""
+    """L-03, S-07: the heartbeat reported the loss, and it is not reported again."""
     attempt, script = attempt_of(), Script({Get: [completed_by()]})
     attempt.lost = True
     assert script.run(finish(attempt, DONE)).body == b"theirs"
@@ -476,7 +482,7 @@ CANCELLED = asyncio.CancelledError()
 
 
 def test_a_cancelled_completion_is_sent_once_more_and_the_cancellation_goes_on() -> None:
-    """L-04, B-08: sent twice by one owner it succeeds."""
+    """L-04, B-08: a completion that its owner sends twice succeeds."""
     script = Script({Complete: [CANCELLED, Completed()]})
     with pytest.raises(asyncio.CancelledError) as caught:
         script.run(finish(attempt_of(), DONE))
@@ -495,7 +501,7 @@ def test_a_completion_that_is_cancelled_between_tries_is_sent_once_more() -> Non
 
 @pytest.mark.parametrize("error", [DOWN, LeaseLost("x"), RecordUnreadable("x")])
 def test_a_cancellation_goes_on_even_if_the_completion_fails(error: Exception) -> None:
-    """L-04, L-08: and it is told; while the backend is down, the completion goes on in the background."""
+    """L-04, L-08: the failure is reported; while the backend is down, the completion continues in the background."""
     attempt, script = attempt_of(), Script({Complete: [CANCELLED, error]})
     with pytest.raises(asyncio.CancelledError):
         script.run(finish(attempt, DONE))
@@ -541,7 +547,7 @@ def test_a_settlement_that_is_thrown_away_asks_nothing_more() -> None:
 def test_a_handler_that_raised_or_was_stopped_fails_as_the_policy_says(
     error: BaseException, policy: dict[str, Any], final: bool
 ) -> None:
-    """L-04, O-08, O-09: an exception is a failure, a cancellation leaves the outcome as open as a crash."""
+    """L-04, O-08, O-09: an exception is a failure; a cancellation leaves the outcome as unknown as a crash does."""
     attempt, script = attempt_of(**policy), Script({Fail: [None]})
     assert script.run(abort(attempt, error)) is Fate.NOT_KEPT
     command = script.asked[0]
@@ -557,27 +563,27 @@ def test_a_handler_that_raised_without_a_lease_settles_nothing() -> None:
 
 
 def test_a_failure_is_not_held_up_by_a_backend_that_is_down() -> None:
-    """L-04, L-08: it goes on in the background."""
+    """L-04, L-08: the write continues in the background."""
     attempt, script = attempt_of(), Script({Fail: [DOWN]})
     assert script.run(abort(attempt, ValueError())) is Fate.NOT_KEPT
     assert script.names() == ["Fail", "RecordLater"]
 
 
-@pytest.mark.parametrize("how", ["told by the heartbeat", "raised by a stage", "refused by the backend"])
+@pytest.mark.parametrize("how", ["reported by the heartbeat", "raised by a stage", "refused by the backend"])
 def test_a_stale_handler_that_raised_gets_the_new_owners_response(how: str) -> None:
-    """L-03, S-07; the loss is told once."""
+    """L-03, S-07: the loss is reported once."""
     attempt, script = attempt_of(), Script({Fail: [LeaseLost("x")], Get: [completed_by()]})
-    attempt.lost = how == "told by the heartbeat"
+    attempt.lost = how == "reported by the heartbeat"
     error = LeaseLost("x") if how == "raised by a stage" else ValueError()
     sent = script.run(abort(attempt, error))
     assert sent.body == b"theirs"
     assert script.names() == (["Fail", "Get"] if how == "refused by the backend" else ["Get"])
-    assert reported(attempt) == ([] if how == "told by the heartbeat" else [events.OwnershipLost])
+    assert reported(attempt) == ([] if how == "reported by the heartbeat" else [events.OwnershipLost])
 
 
 @pytest.mark.parametrize("end", [lambda a: finish(a, DONE), lambda a: abort(a, ValueError())], ids=["finish", "abort"])
 def test_an_attempt_that_is_settled_takes_no_more_stages(end: Any) -> None:
-    """S-03: ERR_COMPLETED."""
+    """S-03: the error is ERR_COMPLETED."""
     attempt = attempt_of()
     Script({Complete: [Completed()], Fail: [None]}).run(end(attempt))
     with pytest.raises(AlreadyCompleted):

@@ -1,4 +1,4 @@
-"""Settlement of an attempt whose response is in a ledger: what it asks of whom, as a list of commands."""
+"""Settlement of an attempt whose response is in a ledger, as a list of commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLACED = Response(201, [(b"x", b"1")], b"placed")
 FRAME = encode_response(PLACED)
 
 
-def answered(end: End, proof: Callable[[], bool] | None = None, **policy: Any) -> Attempt:
+def responded(end: End, proof: Callable[[], bool] | None = None, **policy: Any) -> Attempt:
     """An attempt that has put its response into a ledger, with what is known of its transaction."""
     attempt = attempt_of(**policy)
     attempt.in_ledger().put_response(LedgerResponse(PLACED, FRAME, True, None, Watch(lambda: end, proof)))
@@ -29,17 +29,17 @@ def answered(end: End, proof: Callable[[], bool] | None = None, **policy: Any) -
 
 
 def seen(attempt: Attempt) -> list[type[events.Event]]:
-    """The classes of its events."""
+    """The classes of the attempt's events."""
     assert isinstance(attempt.policy.on_event, Listener)
     return attempt.policy.on_event.kinds()
 
 
 def away() -> bool:
-    """The database."""
+    """A proof that fails: the database is down."""
     raise ConnectionError("away")
 
 
-# What fails behind its COMMIT
+# Failures after the COMMIT
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def away() -> bool:
     ids=["raised", "failed", "not kept"],
 )
 def test_a_committed_response_is_recorded_whatever_came_behind_it(how: Callable[[Attempt], Any]) -> None:
-    """S-06b: and the client gets what the view made of it."""
-    attempt, script = answered(End.COMMITTED), Script({Complete: [Completed()]})
+    """S-06b: the client gets what the view made of it."""
+    attempt, script = responded(End.COMMITTED), Script({Complete: [Completed()]})
     assert script.run(how(attempt)) is Fate.NOT_KEPT
     assert script.names() == ["Complete"]
     (command,) = script.asked_for(Complete)
@@ -61,16 +61,16 @@ def test_a_committed_response_is_recorded_whatever_came_behind_it(how: Callable[
 
 
 class Forgotten:
-    """What an attempt knows of a stage that was never awaited."""
+    """An entry of the attempt for a stage that was never awaited."""
 
     def end(self) -> tuple[str, ...]:
-        """Its name."""
+        """The name of the stage."""
         return ("charge",)
 
 
 def test_a_committed_response_is_recorded_although_a_stage_was_not_awaited() -> None:
-    """O-36, S-06b: its rows cannot be taken back, so the client of this attempt alone gets the 500."""
-    attempt, script = answered(End.COMMITTED, on_event=Listener()), Script({Complete: [Completed()]})
+    """O-36, S-06b: its rows cannot be rolled back, so only the client of this attempt gets the 500."""
+    attempt, script = responded(End.COMMITTED, on_event=Listener()), Script({Complete: [Completed()]})
     attempt.expect(Forgotten())
     response = script.run(finish(attempt, PLACED))
     assert isinstance(response, Response)
@@ -84,62 +84,62 @@ def test_a_committed_response_is_recorded_although_a_stage_was_not_awaited() -> 
 @pytest.mark.parametrize("policy", [{"on_failed": "reject"}, {"on_abandoned": "reject"}, {"max_attempts": 3}])
 def test_a_strict_policy_asks_the_database_where_the_library_does_not_know(end: End, policy: Any) -> None:
     """S-06b."""
-    attempt, script = answered(end, lambda: True, **policy), Script({Complete: [Completed()]})
+    attempt, script = responded(end, lambda: True, **policy), Script({Complete: [Completed()]})
     script.run(abort(attempt, ZeroDivisionError()))
     assert script.names() == ["Call", "Complete"]
 
 
 @pytest.mark.parametrize("proof", [lambda: False, away, None], ids=["not there", "away", "cannot be asked"])
 def test_without_a_proof_the_attempt_has_failed(proof: Any) -> None:
-    """S-06b: a response is taken for committed on proof alone."""
-    attempt, script = answered(End.UNREPORTED, proof, on_failed="reject"), Script({Fail: [None]})
+    """S-06b: a response counts as committed only if that is proven."""
+    attempt, script = responded(End.UNREPORTED, proof, on_failed="reject"), Script({Fail: [None]})
     script.run(abort(attempt, ZeroDivisionError()))
     assert script.names() == (["Fail"] if proof is None else ["Call", "Fail"])
     assert (events.BackendFailed in seen(attempt)) is (proof is away)
 
 
 def test_a_lenient_policy_does_not_ask() -> None:
-    """S-06: its retry does."""
-    attempt, script = answered(End.DOUBTFUL, away), Script({Fail: [None]})
+    """S-06: the retry asks the ledger."""
+    attempt, script = responded(End.DOUBTFUL, away), Script({Fail: [None]})
     script.run(abort(attempt, ZeroDivisionError()))
     assert script.names() == ["Fail"]
 
 
 @pytest.mark.parametrize("end", [End.OPEN, End.ROLLED_BACK])
 def test_what_is_known_not_to_be_committed_is_not_asked_for(end: End) -> None:
-    """S-06b."""
-    attempt, script = answered(end, away, on_failed="reject"), Script({Fail: [None]})
+    """S-06b: the database is not asked."""
+    attempt, script = responded(end, away, on_failed="reject"), Script({Fail: [None]})
     script.run(abort(attempt, ZeroDivisionError()))
     assert script.names() == ["Fail"]
 
 
 def test_a_question_that_is_cancelled_leaves_the_attempt_ended() -> None:
-    """L-04: what would have been recorded is sent, and then the cancellation goes on."""
-    attempt = answered(End.UNREPORTED, lambda: True, on_failed="reject")
+    """L-04: the end of the attempt is recorded, and then the cancellation continues."""
+    attempt = responded(End.UNREPORTED, lambda: True, on_failed="reject")
     script = Script({Call: [asyncio.CancelledError()], Fail: [None]})
     with pytest.raises(asyncio.CancelledError):
         script.run(abort(attempt, ZeroDivisionError()))
     assert script.names() == ["Call", "Fail"]
 
 
-# Its own response, met again
+# A view meets its own response again
 
 
 def test_its_own_response_is_sent_again_once_it_is_committed() -> None:
     """S-06a."""
-    attempt, script = answered(End.COMMITTED), Script({Complete: [Completed()]})
+    attempt, script = responded(End.COMMITTED), Script({Complete: [Completed()]})
     attempt.interrupted = AlreadyCommitted(FRAME)
-    answer = script.run(finish(attempt, Response(500, [], b"error")))
-    assert (answer.status, answer.body) == (201, b"placed")
+    response = script.run(finish(attempt, Response(500, [], b"error")))
+    assert (response.status, response.body) == (201, b"placed")
 
 
 @pytest.mark.parametrize("end", [End.OPEN, End.ROLLED_BACK, End.DOUBTFUL, End.UNREPORTED])
 def test_its_own_response_is_not_sent_before(end: End) -> None:
-    """S-06a: neither sent nor recorded."""
-    attempt, script = answered(end), Script({Fail: [None]})
+    """S-06a: before the commit the response is neither sent nor recorded."""
+    attempt, script = responded(end), Script({Fail: [None]})
     attempt.interrupted = AlreadyCommitted(FRAME)
-    answer = script.run(finish(attempt, Response(500, [], b"error")))
-    assert (answer.status, script.names()) == (500, ["Fail"])
+    response = script.run(finish(attempt, Response(500, [], b"error")))
+    assert (response.status, script.names()) == (500, ["Fail"])
     assert events.Uncommitted in seen(attempt)
 
 
@@ -148,8 +148,8 @@ def test_its_own_response_is_not_sent_before(end: End) -> None:
 
 @pytest.mark.parametrize("end", [End.COMMITTED, End.UNREPORTED])
 def test_a_stale_owner_that_returns_its_response_sends_it(end: End) -> None:
-    """S-06c: a view that returns normally is believed, as it is where it owns the record."""
-    attempt, script = answered(end), Script({Get: [None]})
+    """S-06c: a view that returns normally is believed, as it is while it owns the record."""
+    attempt, script = responded(end), Script({Get: [None]})
     attempt.lost = True
     assert script.run(finish(attempt, PLACED)) is Fate.KEPT
 
@@ -168,14 +168,14 @@ def test_a_stale_owner_that_returns_its_response_sends_it(end: End) -> None:
     ],
 )
 def test_a_stale_owner_that_raises_sends_what_is_known_to_be_committed(end: End, proof: Any, status: int) -> None:
-    """S-06c, L-03."""
-    attempt, script = answered(end, proof), Script({Get: [None]})
+    """S-06c, L-03: without a proof of the commit it is not sent."""
+    attempt, script = responded(end, proof), Script({Get: [None]})
     attempt.lost = True
     assert script.run(abort(attempt, ZeroDivisionError())).status == status
 
 
 def test_a_released_attempt_without_a_ledger_asks_nothing() -> None:
-    """S-06b: nothing changes for other views."""
+    """S-06b: views without a ledger are not affected."""
     attempt, script = attempt_of(on_failed="reject"), Script({Release: [None]})
     script.run(finish(attempt, Response(429, [], b"later")))
     assert script.names() == ["Release"]

@@ -1,4 +1,4 @@
-"""Stages as the list of commands they ask for: recorded, tried again, refused, written anew."""
+"""Stages as a list of commands: recorded, tried again, refused, recreated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DOWN = BackendUnavailable("down")
 
 
 def reported(attempt: Attempt) -> list[type[events.Event]]:
-    """The classes of the events that the attempt's listener was told."""
+    """The classes of the events that the attempt's listener received."""
     assert isinstance(attempt.policy.on_event, Listener)
     return attempt.policy.on_event.kinds()
 
@@ -31,7 +31,7 @@ NEW = Stage("charge", "", b"new")
 
 
 def test_a_stage_is_one_command_and_known_from_then_on() -> None:
-    """B-06."""
+    """B-06: one ``SaveStage`` is sent."""
     attempt, script = attempt_of(), Script({SaveStage: [StageSaved(b"new")]})
     assert script.run(save_stage(attempt, NEW)) == b"new"
     assert script.names() == ["SaveStage"]
@@ -53,7 +53,7 @@ def test_a_stage_without_a_lease_is_not_recorded() -> None:
 
 
 def test_stages_go_back_into_a_record_that_vanished() -> None:
-    """B-08a: an event says so."""
+    """B-08a: an event reports it."""
     attempt = attempt_of(Stage("a", "", b"1"), Stage("b", "k", b"2"))
     script = Script({SaveStage: [StageSaved(b"new", recreated=True), StageSaved(b"1"), StageSaved(b"2")]})
     script.run(save_stage(attempt, NEW))
@@ -91,7 +91,7 @@ class Renewed(Script):
 def test_a_stage_is_tried_for_as_long_as_its_lease_may_live_and_its_server_waits(
     renewed: float, ends: float, tried: float
 ) -> None:
-    """L-08: its effect has happened, so it is not forgotten after the seconds that a client waits."""
+    """L-08: its effect has happened, so the write is not given up after the seconds that a client waits."""
     script = Renewed({SaveStage: [DOWN] * 200})
     attempt = script.attempt = attempt_of()
     attempt.sure_until, script.last = script.clock + 20.0, script.clock + renewed
@@ -114,7 +114,7 @@ def test_a_stage_of_a_stale_owner_marks_the_attempt() -> None:
 
 
 def test_the_loss_of_a_lease_is_reported_once_however_often_it_is_noticed() -> None:
-    """One event for each decision."""
+    """Each decision has one event."""
     attempt, script = attempt_of(), Script({SaveStage: [LeaseLost("x")], Get: [None]})
     with pytest.raises(LeaseLost) as caught:
         script.run(save_stage(attempt, NEW))
@@ -131,7 +131,7 @@ def test_a_cancelled_stage_is_sent_once_more_and_the_cancellation_goes_on() -> N
 
 
 def test_a_cancelled_stage_of_an_attempt_that_was_lost_meanwhile_is_not_sent_again() -> None:
-    """L-04, B-08a: it would make a record anew that nobody lets go, and block the key for a lease."""
+    """L-04, B-08a: it would recreate a record that nobody releases, and block the key for a lease."""
     attempt = attempt_of()
     steps = save_stage(attempt, NEW)
     assert isinstance(next(steps), SaveStage)
@@ -141,6 +141,6 @@ def test_a_cancelled_stage_of_an_attempt_that_was_lost_meanwhile_is_not_sent_aga
 
 
 def test_a_downstream_seed_is_the_same_on_every_attempt_of_one_request() -> None:
-    """``key_for``: owner and token do not enter it."""
+    """``key_for`` does not depend on owner and token."""
     later = lease_of(owner=b"z" * 16, token=99, attempt=2)
     assert attempt_of(owned=later).seed == attempt_of(owned=lease_of(owner=OWNER)).seed != b""

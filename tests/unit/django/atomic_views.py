@@ -1,4 +1,4 @@
-"""Every form of a Django view that ``@idempotent(atomic=True)`` goes on. Each makes a row in ``orders``."""
+"""Every form of Django view that ``@idempotent(atomic=True)`` supports. Each view inserts a row into ``orders``."""
 
 # ruff: noqa: E402 (Django has to be set up before what needs its settings is imported)
 from __future__ import annotations
@@ -27,7 +27,7 @@ with override_settings(REST_FRAMEWORK={"UNAUTHENTICATED_USER": None}):
 
 
 def place() -> int:
-    """A row; its number."""
+    """Insert a row; return its number."""
     with connections["default"].cursor() as cursor:
         cursor.execute("INSERT INTO orders DEFAULT VALUES")
         return int(cursor.lastrowid)
@@ -35,13 +35,13 @@ def place() -> int:
 
 @idempotent(atomic=True)
 def function(request: HttpRequest) -> HttpResponse:
-    """A function."""
+    """A function view."""
     return HttpResponse(f"order {place()}", status=201, headers={"X-Order": "here"})
 
 
 @idempotent(atomic=True)
 class Decorated(View):
-    """A class."""
+    """A class, decorated as a whole."""
 
     def post(self, request: HttpRequest) -> HttpResponse:
         """Place an order."""
@@ -49,7 +49,7 @@ class Decorated(View):
 
 
 class WithMethod(View):
-    """One method of a class."""
+    """A class with one decorated method."""
 
     @idempotent(atomic=True)
     def post(self, request: HttpRequest) -> HttpResponse:
@@ -59,7 +59,7 @@ class WithMethod(View):
 
 @method_decorator(idempotent(atomic=True), name="post")
 class ByMethodDecorator(View):
-    """In Django's own way."""
+    """A class decorated by Django's ``method_decorator``."""
 
     def post(self, request: HttpRequest) -> HttpResponse:
         """Place an order."""
@@ -68,7 +68,7 @@ class ByMethodDecorator(View):
 
 @idempotent(atomic=True)
 class RestClass(APIView):
-    """REST framework's class."""
+    """A class-based view of REST framework."""
 
     def post(self, request: Request) -> Response:
         """Place an order."""
@@ -76,7 +76,7 @@ class RestClass(APIView):
 
 
 class RestMethod(APIView):
-    """One method of REST framework's class."""
+    """A class-based view of REST framework with a decorated method."""
 
     @idempotent(atomic=True)
     def post(self, request: Request) -> Response:
@@ -89,12 +89,12 @@ class RestMethod(APIView):
 @permission_classes([])
 @idempotent(atomic=True)
 def rest_function(request: Request) -> Response:
-    """REST framework's function."""
+    """A function view of REST framework."""
     return Response({"order": place()}, status=201, headers={"X-Order": "here"})
 
 
 class RestSet(ViewSet):
-    """REST framework's actions."""
+    """A viewset of REST framework with actions."""
 
     @action(detail=False, methods=["post"])
     @idempotent(atomic=True)

@@ -1,4 +1,4 @@
-"""The Django middleware in both chains: contexts, replays, exceptions, rules. What all adapters share is in http."""
+"""The Django middleware, sync and async: contexts, replays, exceptions, rules. Common behaviour is in tests/http."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _counting(calls: list[int]) -> Callable[[HttpRequest], HttpResponse]:
 
 
 def _resuming(calls: list[str], *, awaited: bool) -> Any:
-    """A view sync or async that fails between two stages, the first time."""
+    """A sync or async view that fails between two stages, the first time."""
 
     def blocking(request: HttpRequest) -> HttpResponse:
         idem.run("charge", calls.append, "charge")
@@ -65,7 +65,7 @@ def _resuming(calls: list[str], *, awaited: bool) -> Any:
 @both_chains
 @pytest.mark.parametrize("awaited", [False, True], ids=["blocking view", "awaited view"])
 def test_stages_reach_a_view_sync_or_async_in_either_chain(send: Send, awaited: bool) -> None:
-    """R-08, O-08, S-08: the retry resumes behind the stage."""
+    """R-08, O-08, S-08: the retry resumes after the stage."""
     calls: list[str] = []
     with project(_resuming(calls, awaited=awaited)):
         assert send().status_code == 500
@@ -75,13 +75,13 @@ def test_stages_reach_a_view_sync_or_async_in_either_chain(send: Send, awaited: 
 
 @sync_only_middleware
 def sync_only(get_response: Any) -> Any:
-    """A middleware that makes Django adapt the chain around it."""
+    """A sync-only middleware, so that Django adapts the chain around it."""
     return lambda request: get_response(request)
 
 
 @async_only_middleware
 def async_only(get_response: Any) -> Any:
-    """The same of the other kind."""
+    """An async-only middleware, so that Django adapts the chain around it."""
 
     async def middleware(request: HttpRequest) -> Any:
         return await get_response(request)
@@ -129,7 +129,7 @@ def test_nothing_of_a_request_is_left_in_the_thread(send: Send) -> None:
 
 @both_chains
 def test_without_a_key_stages_run_plainly_and_the_backend_is_not_asked(send: Send) -> None:
-    """S-03: a covered route without a key."""
+    """S-03: the route is covered and the request has no key."""
 
     def view(request: HttpRequest) -> HttpResponse:
         return HttpResponse(idem.run("charge", str, 1))
@@ -140,12 +140,12 @@ def test_without_a_key_stages_run_plainly_and_the_backend_is_not_asked(send: Sen
 
 
 class _Atomic(dict[str, Any]):
-    """What the backend was asked, and whether that was inside the view's transaction."""
+    """A backend that notes each command, and whether it ran inside the view's transaction."""
 
 
 @pytest.fixture
 def atomic_requests(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """ATOMIC_REQUESTS is on."""
+    """A project with ATOMIC_REQUESTS."""
     monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
     yield
     connection.close()
@@ -154,7 +154,9 @@ def atomic_requests(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_claim_and_the_response_are_outside_the_views_transaction(
     atomic_requests: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """R-08: ATOMIC_REQUESTS; a claim inside would be rolled back with the view, a response would be early."""
+    """R-08: with ATOMIC_REQUESTS; a claim inside would be rolled back with the view, and a response would be recorded
+    too early.
+    """
     seen: list[tuple[str, bool]] = []
 
     def view(request: HttpRequest) -> HttpResponse:
@@ -169,7 +171,7 @@ def test_the_claim_and_the_response_are_outside_the_views_transaction(
 
 
 def test_a_view_that_is_rolled_back_runs_again(atomic_requests: None) -> None:
-    """O-08, R-08: its effects are gone, and its attempt has failed."""
+    """O-08, R-08: its effects are rolled back, and its attempt has failed."""
     calls: list[str] = []
     committed: list[int] = []
 
@@ -185,7 +187,7 @@ def test_a_view_that_is_rolled_back_runs_again(atomic_requests: None) -> None:
 
 @both_chains
 def test_a_template_response_is_stored_rendered(send: Send) -> None:
-    """R-08: rendering is Django's, after the view."""
+    """R-08: Django renders it after the view."""
     template = engines["django"].from_string("<p>{{ name }}</p>")
     with project(lambda request: SimpleTemplateResponse(template, {"name": "a & b"})):
         first, again = send(), send()
@@ -195,7 +197,7 @@ def test_a_template_response_is_stored_rendered(send: Send) -> None:
 
 @both_chains
 def test_a_view_that_raises_is_not_stored_though_it_said_keep(send: Send) -> None:
-    """O-08: keep() is about a response of the view's."""
+    """O-08: ``keep()`` concerns only a response of the view."""
     attempts: list[int] = []
 
     def view(request: HttpRequest) -> HttpResponse:
@@ -210,7 +212,7 @@ def test_a_view_that_raises_is_not_stored_though_it_said_keep(send: Send) -> Non
 
 @both_chains
 def test_a_404_that_the_view_raised_is_stored(send: Send) -> None:
-    """Django makes a deliberate 4xx response of it."""
+    """Django turns Http404 into a 4xx response, which is an outcome."""
     calls: list[int] = []
 
     def view(request: HttpRequest) -> HttpResponse:
@@ -224,7 +226,7 @@ def test_a_404_that_the_view_raised_is_stored(send: Send) -> None:
 
 
 def test_a_worker_that_exits_leaves_a_failed_attempt() -> None:
-    """L-04: SystemExit goes through, the retry runs at once and finds the stage."""
+    """L-04: SystemExit is raised on; the retry runs at once and has the stage."""
     calls: list[str] = []
 
     def view(request: HttpRequest) -> HttpResponse:
@@ -257,7 +259,7 @@ def test_cookies_go_to_the_first_client_alone(send: Send) -> None:
 
 
 def stamping(get_response: Any) -> Any:
-    """An inner middleware that writes on every response."""
+    """An inner middleware that sets headers on every response."""
 
     def middleware(request: HttpRequest) -> Any:
         response = get_response(request)
@@ -271,7 +273,7 @@ def stamping(get_response: Any) -> Any:
 
 @both_chains
 def test_a_replay_is_what_was_stored_whatever_inner_middleware_does_to_it(send: Send) -> None:
-    """R-01, R-02: only what is never stored is fresh."""
+    """R-01, R-02: only headers that are never stored may differ."""
     with project(lambda request: HttpResponse("done"), MIDDLEWARE=[OURS, f"{__name__}.stamping"]):
         send(headers={"X-Request-ID": "first"})
         again = send(headers={"X-Request-ID": "second"})
@@ -300,7 +302,7 @@ ALTERATIONS = [_other_status, _other_field, _one_more_field, _other_body]
 
 
 def altering(get_response: Any) -> Any:
-    """An inner middleware that changes one thing of a replay: the one whose number the request says."""
+    """An inner middleware that changes one property of a replay, by the number in the request."""
 
     def middleware(request: HttpRequest) -> Any:
         response = get_response(request)
@@ -314,7 +316,7 @@ def altering(get_response: Any) -> Any:
 @both_chains
 @pytest.mark.parametrize("number", range(len(ALTERATIONS)))
 def test_a_replay_that_is_changed_in_one_thing_is_sent_as_it_was_stored(send: Send, number: int) -> None:
-    """R-01: one that nobody has changed is sent as it was made, so each thing has to be looked at."""
+    """R-01: an unchanged replay is sent without being rebuilt, so each property has to be compared."""
     with project(lambda request: HttpResponse("done"), MIDDLEWARE=[OURS, f"{__name__}.altering"]):
         first = send()
         again = send(headers={"X-Alteration": str(number)})
@@ -323,13 +325,13 @@ def test_a_replay_that_is_changed_in_one_thing_is_sent_as_it_was_stored(send: Se
 
 
 def refusing(get_response: Any) -> Any:
-    """An inner middleware that lets nobody pass."""
+    """An inner middleware that refuses every request."""
     return lambda request: HttpResponse(status=403)
 
 
 @both_chains
 def test_a_request_that_other_middleware_refuses_claims_nothing(send: Send) -> None:
-    """The claim comes after everybody's request phase, on either side in the list."""
+    """The claim follows the request phase of all other middleware, on either side in the list."""
     with project(_counting([]), MIDDLEWARE=[OURS, f"{__name__}.refusing"]) as backend:
         assert send().status_code == 403
     assert backend.verbs == []
@@ -344,7 +346,7 @@ def test_listed_twice_it_does_not_wait_for_itself(send: Send) -> None:
 
 
 def test_two_key_headers_are_distinguished_from_one_with_a_comma_under_asgi() -> None:
-    """H-07: Django has joined them in META; the scope still has both."""
+    """H-07: Django joins them in META; the scope has both."""
     line = (b"idempotency-key", f'"{KEY}"'.encode())
 
     async def send() -> Any:

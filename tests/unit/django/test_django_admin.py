@@ -1,4 +1,4 @@
-"""The admin pages: what they show of records, what they keep to themselves, and how records are forgotten."""
+"""The admin pages: what they show of records, what they hide, and how records are forgotten."""
 
 # ruff: noqa: E402 (Django has to be set up before what needs its settings is imported)
 from __future__ import annotations
@@ -29,7 +29,7 @@ SECRET = b"5105105105105100"
 
 
 class Clock:
-    """The time of records that a test makes; the pages go by the real one."""
+    """The clock of records that a test makes; the pages use the real time."""
 
     def __init__(self, backend: DjangoBackend) -> None:
         self.now = backend.now()
@@ -47,7 +47,7 @@ def _project() -> Iterator[None]:
 
 @pytest.fixture
 def backend() -> Iterator[DjangoBackend]:
-    """The backend, empty, with a clock that a test may move."""
+    """An empty backend with a clock that a test may move."""
     Record.objects.all().delete()
     LedgerStage.objects.all().delete()
     real = DjangoBackend()
@@ -64,13 +64,13 @@ def _operator() -> Client:
 
 
 def _lease(backend: DjangoBackend, record_id: bytes) -> Lease:
-    answer = backend.claim(claim_of(record_id))
-    assert isinstance(answer, Leased), answer
-    return answer.lease
+    result = backend.claim(claim_of(record_id))
+    assert isinstance(result, Leased), result
+    return result.lease
 
 
 def _make_one_of_each(backend: Any) -> dict[str, str]:
-    """A record in each state; their digests."""
+    """Make a record in each state; return their digests."""
     ids = {
         name: secrets.token_bytes(32) for name in ("expired", "abandoned", "running", "completed", "failed", "final")
     }
@@ -87,7 +87,7 @@ def _make_one_of_each(backend: Any) -> dict[str, str]:
     _lease(backend, ids["unreadable"])
     Record.objects.filter(record_id=ids["unreadable"].hex()).update(record_version=9)
     if not Record.objects.filter(record_id=ids["expired"].hex()).exists():
-        # A claim on the way has purged it.
+        # A claim of this function has purged the expired record.
         backend.clock.now = begun - 100_000
         _lease(backend, ids["expired"])
     return {name: record_id.hex() for name, record_id in ids.items()}
@@ -102,13 +102,13 @@ STATES = ["running", "abandoned", "completed", "failed", "final", "expired", "un
 
 @pytest.mark.parametrize("state", STATES)
 def test_records_are_listed_by_state(backend: DjangoBackend, state: str) -> None:
-    """Each state has its filter, and a record is in one state."""
+    """Each state has its filter, and each record is in one state."""
     digests = _make_one_of_each(backend)
     assert _shown(_operator().get(LIST, {"state": state})) == {digests[state]}
 
 
 def test_records_are_listed_by_age(backend: DjangoBackend) -> None:
-    """Since the latest attempt began."""
+    """The age counts from the latest attempt."""
     digests = _make_one_of_each(backend)
     client = _operator()
     assert _shown(client.get(LIST, {"age": "older"})) == {digests["expired"]}
@@ -119,14 +119,14 @@ def test_records_are_listed_by_age(backend: DjangoBackend) -> None:
 
 @pytest.mark.parametrize("column", range(1, 8))
 def test_every_column_can_be_sorted_or_left_alone(backend: DjangoBackend, column: int) -> None:
-    """The database sorts, annotations included."""
+    """The database sorts, also by annotations."""
     _make_one_of_each(backend)
     assert len(_shown(_operator().get(LIST, {"o": str(column)}))) == 7
 
 
 @pytest.mark.parametrize("length", [1, 11, 12, 64])
 def test_a_record_is_found_by_the_beginning_of_its_digest(backend: DjangoBackend, length: int) -> None:
-    """Events and logs name a record so."""
+    """Events and logs name a record by it."""
     _lease(backend, bytes.fromhex("ab" * 32))
     _lease(backend, bytes.fromhex("cd" * 32))
     assert _shown(_operator().get(LIST, {"q": ("ab" * 32)[:length]})) == {"ab" * 32}
@@ -134,13 +134,13 @@ def test_a_record_is_found_by_the_beginning_of_its_digest(backend: DjangoBackend
 
 @pytest.mark.parametrize("term", ["not hexadecimal", "f" * 300, "%", "'"])
 def test_what_is_no_digest_finds_nothing(backend: DjangoBackend, term: str) -> None:
-    """Nothing is read into it."""
+    """Other search terms are not interpreted."""
     _lease(backend, b"\xff" * 32)
     assert _shown(_operator().get(LIST, {"q": term})) == set()
 
 
 def test_a_record_is_shown_with_its_stages_and_nothing_that_is_stored(backend: DjangoBackend) -> None:
-    """P-43: names and sizes; neither the response nor a value."""
+    """P-43: the page shows names and sizes; neither the response nor a value."""
     record_id = secrets.token_bytes(32)
     lease = _lease(backend, record_id)
     backend.save_stage(SaveStage(lease, value("charge", SECRET.decode(), "<b>1</b>")))
@@ -157,7 +157,7 @@ def test_a_record_is_shown_with_its_stages_and_nothing_that_is_stored(backend: D
 
 
 def test_a_record_that_is_not_there_is_no_error(backend: DjangoBackend) -> None:
-    """The admin's own response: back to the front page, with a message."""
+    """The admin redirects to its front page, with a message."""
     for digest in ("00" * 32, "no-digest"):
         assert _operator().get(f"{LIST}{digest}/change/").status_code == 302
 
@@ -167,13 +167,13 @@ def _select(records: list[str], **more: Any) -> dict[str, Any]:
 
 
 def _confirmed(client: Client, records: list[str], **more: Any) -> dict[str, Any]:
-    """What the form of the confirmation posts."""
+    """The fields that the confirmation form posts."""
     asked = client.post(LIST, _select(records)).context_data["records"]
     return _select(records, confirmed="yes", seen=[f"{each.record}:{each.mark}" for each in asked], **more)
 
 
 def test_forgetting_asks_first(backend: DjangoBackend) -> None:
-    """The page says what it means, and marks what runs."""
+    """The page explains the consequences, and marks records whose attempts run."""
     digests = _make_one_of_each(backend)
     response = _operator().post(LIST, _select([digests["running"], digests["completed"]]))
     text = response.content.decode()
@@ -183,7 +183,7 @@ def test_forgetting_asks_first(backend: DjangoBackend) -> None:
 
 
 def test_a_confirmed_record_is_forgotten_with_its_stages(backend: DjangoBackend) -> None:
-    """B-09: by the backend's own verb; who did it stays in the admin's history."""
+    """B-09: the backend's own verb deletes it; the admin's history says who did it."""
     record_id, other = secrets.token_bytes(32), secrets.token_bytes(32)
     backend.save_stage(SaveStage(_lease(backend, record_id), stage_of("charge")))
     _lease(backend, other)
@@ -197,7 +197,7 @@ def test_a_confirmed_record_is_forgotten_with_its_stages(backend: DjangoBackend)
 
 
 def test_an_unreadable_record_can_be_forgotten_by_force(backend: DjangoBackend) -> None:
-    """B-08b, B-09, P-41: the way out; an attempt of a newer version may hold it."""
+    """B-08b, B-09, P-41: an attempt of a newer version may hold it."""
     digests, client = _make_one_of_each(backend), _operator()
     client.post(LIST, _confirmed(client, [digests["unreadable"]]))
     assert Record.objects.filter(record_id=digests["unreadable"]).exists()
@@ -206,7 +206,7 @@ def test_an_unreadable_record_can_be_forgotten_by_force(backend: DjangoBackend) 
 
 
 def test_records_that_attempts_hold_are_left_unless_forced(backend: DjangoBackend) -> None:
-    """P-41: the others are forgotten meanwhile."""
+    """P-41: the other records are forgotten."""
     digests, client = _make_one_of_each(backend), _operator()
     response = client.post(LIST, _confirmed(client, [digests["running"], digests["completed"]]), follow=True)
     assert "is held by an attempt" in response.content.decode()
@@ -215,7 +215,7 @@ def test_records_that_attempts_hold_are_left_unless_forced(backend: DjangoBacken
 
 
 def test_a_record_that_has_changed_since_it_was_shown_is_left(backend: DjangoBackend) -> None:
-    """P-42: in the list too, and also if the record was forgotten and made anew in between."""
+    """P-42: also in the list, and also if the record was forgotten and made anew in between."""
     record_id, client = secrets.token_bytes(32), _operator()
     _lease(backend, record_id)
     stale = _confirmed(client, [record_id.hex()], force="yes")
@@ -226,7 +226,7 @@ def test_a_record_that_has_changed_since_it_was_shown_is_left(backend: DjangoBac
 
 
 def test_who_may_only_look_cannot_forget(backend: DjangoBackend) -> None:
-    """Permission-checked, in the list and when it is posted."""
+    """The permission is checked in the list and when the form is posted."""
     record_id = secrets.token_bytes(32)
     _lease(backend, record_id)
     client = client_of("view_record")
@@ -236,7 +236,7 @@ def test_who_may_only_look_cannot_forget(backend: DjangoBackend) -> None:
 
 
 def test_who_may_not_look_sees_nothing(backend: DjangoBackend) -> None:
-    """Staff without the permission."""
+    """A member of the staff without the permission."""
     record_id = secrets.token_bytes(32)
     _lease(backend, record_id)
     client = client_of()
@@ -247,7 +247,7 @@ def test_who_may_not_look_sees_nothing(backend: DjangoBackend) -> None:
 
 
 def test_nobody_adds_changes_or_deletes_by_the_usual_pages(backend: DjangoBackend) -> None:
-    """Read-only, for superusers too."""
+    """The pages are read-only, for superusers too."""
     record_id = secrets.token_bytes(32)
     _lease(backend, record_id)
     client = client_of(is_superuser=True)
@@ -261,7 +261,7 @@ def test_nobody_adds_changes_or_deletes_by_the_usual_pages(backend: DjangoBacken
 
 
 def test_no_list_is_shown_where_another_backend_holds_the_records(backend: DjangoBackend) -> None:
-    """P-45: an empty list would be taken for the truth; the page finds a key, and names the commands that list."""
+    """P-45: an empty list would mislead; the page finds a key, and names the commands that list records."""
     client = client_of(is_superuser=True)
     with override_settings(IDEMPOTENCY_BACKEND="memory://"):
         text = client.get(LIST).content.decode()
@@ -279,7 +279,7 @@ def test_the_pages_are_hidden_where_there_is_no_backend(backend: DjangoBackend) 
 
 
 def test_a_backend_that_was_made_by_hand_is_used_as_it_is(backend: DjangoBackend) -> None:
-    """``IDEMPOTENCY_BACKEND`` takes an instance sync or async."""
+    """``IDEMPOTENCY_BACKEND`` takes a sync or an async instance."""
     record_id = secrets.token_bytes(32)
     _lease(backend, record_id)
     for made in (backend, backend.to_async()):

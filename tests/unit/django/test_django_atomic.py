@@ -34,7 +34,7 @@ hooks: list[str] = []
 
 
 def orders() -> int:
-    """How many rows are committed."""
+    """The number of committed rows."""
     with connections["default"].cursor() as cursor:
         cursor.execute("SELECT count(*) FROM orders")
         return int(cursor.fetchone()[0])
@@ -42,7 +42,7 @@ def orders() -> int:
 
 @pytest.fixture(params=[False, True], ids=["", "ATOMIC_REQUESTS"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The default database is a new file; its path."""
+    """The default database in a new file; its path."""
     path = str(tmp_path / "application.db")
     options = {"ENGINE": "django.db.backends.sqlite3", "NAME": path, "ATOMIC_REQUESTS": request.param}
     made = connections.configure_settings({"default": options})["default"]
@@ -68,18 +68,18 @@ pytestmark = pytest.mark.usefixtures("database")
 
 
 def client() -> Client:
-    """Errors become responses, as in production."""
+    """A client that turns errors into responses, as in production."""
     return Client(raise_request_exception=False)
 
 
 def lose(backend: WatchedBackend) -> None:
-    """The cache was flushed."""
+    """Delete the records, as a flushed cache does."""
     for record in list(backend.scan()):
         backend.delete(record.record_id)
 
 
 def records(backend: WatchedBackend) -> int:
-    """How many there are."""
+    """The number of records."""
     return len(list(backend.scan()))
 
 
@@ -103,7 +103,7 @@ def test_a_retry_replays_although_the_record_was_lost(name: str) -> None:
 
 
 def test_the_record_that_was_lost_is_complete_again() -> None:
-    """S-06: a further retry asks the backend alone."""
+    """S-06: a further retry calls only the backend."""
     with project(function) as backend:
         post(client())
         lose(backend)
@@ -116,15 +116,15 @@ def test_the_record_that_was_lost_is_complete_again() -> None:
 
 
 def test_an_ordinary_retry_does_not_come_to_the_view() -> None:
-    """O-02."""
+    """O-02: the middleware replays it."""
     with project(function) as backend:
-        answers = [post(client()) for _ in range(3)]
-    assert {answer.content for answer in answers} == {b"order 1"}
+        responses = [post(client()) for _ in range(3)]
+    assert {response.content for response in responses} == {b"order 1"}
     assert backend.verbs.count("complete") == 1
 
 
 def test_another_body_is_refused_although_the_record_was_lost() -> None:
-    """S-06, O-05: the fingerprint is kept beside the response."""
+    """S-06, O-05: the fingerprint is stored beside the response."""
     with project(function) as backend:
         post(client(), data=1)
         lose(backend)
@@ -155,7 +155,7 @@ def test_a_view_that_raises_keeps_nothing() -> None:
 
 
 def test_a_view_that_asks_for_a_rollback_is_run_again() -> None:
-    """S-06: its response is kept neither in the ledger nor in the record."""
+    """S-06: its response is neither in the ledger nor in the record."""
 
     @idempotent(atomic=True)
     def view(request: HttpRequest) -> HttpResponse:
@@ -171,7 +171,7 @@ def test_a_view_that_asks_for_a_rollback_is_run_again() -> None:
 
 @pytest.mark.parametrize("status", [503, 500, 429, 401])
 def test_a_response_that_is_not_kept_takes_the_rows_with_it(status: int) -> None:
-    """S-06: a retry runs again, so rows that stayed would be there twice."""
+    """S-06: the rows are rolled back, as a retry runs again and would insert them twice."""
 
     @idempotent(atomic=True)
     def view(request: HttpRequest) -> HttpResponse:
@@ -185,7 +185,7 @@ def test_a_response_that_is_not_kept_takes_the_rows_with_it(status: int) -> None
 
 
 def test_a_response_that_the_view_discards_takes_the_rows_with_it() -> None:
-    """S-06: ``idem.discard()`` says that a retry runs again."""
+    """S-06: the rows are rolled back, as ``idem.discard()`` makes a retry run again."""
     from open_idempotency import idem
 
     @idempotent(atomic=True)
@@ -202,14 +202,14 @@ def test_a_response_that_the_view_discards_takes_the_rows_with_it() -> None:
 
 
 class Unavailable(APIException):
-    """What REST framework responds itself."""
+    """An exception that REST framework turns into a response."""
 
     status_code = 503
 
 
 @pytest.mark.parametrize(("error", "statuses"), [(Unavailable, [503, 201, 201]), (ValidationError, [400, 400, 400])])
 def test_what_rest_framework_makes_of_an_exception_is_all_or_nothing(error: Any, statuses: list[int]) -> None:
-    """S-06: an exception that gets a response within the transaction leaves no row that a retry makes again."""
+    """S-06: an exception that gets a response within the transaction leaves no row that a retry inserts again."""
 
     @idempotent(atomic=True)
     class Failing(APIView):
@@ -228,7 +228,7 @@ def test_what_rest_framework_makes_of_an_exception_is_all_or_nothing(error: Any,
 
 
 def test_a_stream_is_refused_before_anything_is_kept() -> None:
-    """Bad input: it has no whole response to commit."""
+    """Bad input: a stream is no whole response that could be committed."""
 
     @idempotent(atomic=True)
     def view(request: HttpRequest) -> StreamingHttpResponse:
@@ -241,7 +241,7 @@ def test_a_stream_is_refused_before_anything_is_kept() -> None:
 
 
 def test_missing_tables_are_reported_before_any_effect() -> None:
-    """Bad input: the message says how to make them."""
+    """Bad input: the message says how to create them."""
     with connections["default"].cursor() as cursor:
         cursor.execute("DROP TABLE open_idempotency_ledger")
     with project(function), pytest.raises(LedgerMissing, match=r"manage\.py migrate"):
@@ -250,7 +250,7 @@ def test_missing_tables_are_reported_before_any_effect() -> None:
 
 
 def test_an_unknown_database_is_reported() -> None:
-    """Bad input."""
+    """Bad input: the message names the alias."""
 
     @idempotent(atomic="elsewhere")
     def view(request: HttpRequest) -> HttpResponse:
@@ -261,7 +261,7 @@ def test_an_unknown_database_is_reported() -> None:
 
 
 def test_an_awaited_view_is_refused_where_it_is_decorated() -> None:
-    """S-08: a function, a method and a class."""
+    """S-08: an async function, method or class."""
 
     class Awaited(View):
         async def post(self, request: HttpRequest) -> HttpResponse:
@@ -272,11 +272,11 @@ def test_an_awaited_view_is_refused_where_it_is_decorated() -> None:
             idempotent(atomic=True)(view)
 
 
-# What belongs to the transaction
+# Hooks and templates within the transaction
 
 
 def test_hooks_run_once_after_the_commit() -> None:
-    """S-06: not on a replay, and not where the view was rolled back."""
+    """S-06: hooks run neither for a replay nor where the view was rolled back."""
 
     @idempotent(atomic=True)
     def view(request: HttpRequest) -> HttpResponse:
@@ -293,7 +293,7 @@ def test_hooks_run_once_after_the_commit() -> None:
 
 
 def test_a_hook_that_raises_costs_its_client_the_response_and_nobody_else() -> None:
-    """S-06: the response was committed before, so a retry gets it; the hook is not run again."""
+    """S-06: the response was committed before, so a retry gets it; the hook does not run again."""
 
     @idempotent(atomic=True)
     def view(request: HttpRequest) -> HttpResponse:
@@ -312,7 +312,7 @@ def test_a_hook_that_raises_costs_its_client_the_response_and_nobody_else() -> N
 
 
 def test_a_database_error_that_the_view_swallows_takes_the_response_too() -> None:
-    """S-06: Django rolls such a transaction back, so there is nothing that its response could be true of."""
+    """S-06: Django rolls such a transaction back, so its response would describe rows that do not exist."""
 
     @idempotent(atomic=True)
     def view(request: HttpRequest) -> HttpResponse:
@@ -324,8 +324,8 @@ def test_a_database_error_that_the_view_swallows_takes_the_response_too() -> Non
         return HttpResponse(f"run {len(hooks)}", status=201)
 
     with project(view):
-        answers = [post(client()) for _ in range(3)]
-    assert [(answer.status_code, answer.content) for answer in answers[1:]] == [(201, b"run 2")] * 2
+        responses = [post(client()) for _ in range(3)]
+    assert [(response.status_code, response.content) for response in responses[1:]] == [(201, b"run 2")] * 2
     assert orders() == 1
 
 
@@ -344,7 +344,7 @@ def test_a_template_is_rendered_within_the_transaction() -> None:
 
 
 def test_a_template_that_fails_takes_the_rows_with_it() -> None:
-    """S-06."""
+    """S-06: the rows are rolled back."""
 
     def fail() -> None:
         raise ZeroDivisionError
@@ -363,7 +363,7 @@ def test_a_template_that_fails_takes_the_rows_with_it() -> None:
 
 
 def test_without_a_key_every_request_runs_and_commits() -> None:
-    """S-03: nothing is written into the ledger."""
+    """S-03: the ledger stays empty."""
     with project(function) as backend:
         assert [post(client(), key=None).content for _ in range(2)] == [b"order 1", b"order 2"]
         assert records(backend) == 0
@@ -404,7 +404,7 @@ def test_a_method_that_is_not_covered_runs_in_a_plain_transaction() -> None:
 
 
 def test_fields_of_the_policy_go_with_it() -> None:
-    """``required`` beside ``atomic``."""
+    """``required`` can be set beside ``atomic``."""
 
     @idempotent(atomic=True, required=True)
     def view(request: HttpRequest) -> HttpResponse:
@@ -415,7 +415,7 @@ def test_fields_of_the_policy_go_with_it() -> None:
 
 
 def test_sealed_responses_are_sealed_in_the_ledger_too() -> None:
-    """And a retry can read them."""
+    """A retry can decrypt them."""
     keys = EncryptionKeys({"2026": b"k" * 32})
     with project(function, IDEMPOTENCY_ENCRYPTION=keys) as backend:
         first = post(client())

@@ -1,4 +1,4 @@
-"""``@idempotent(atomic=True)`` where a view is entered again, is rolled back around, or has a strict policy."""
+"""``@idempotent(atomic=True)`` with a view that runs twice, a rollback from outside, or a strict policy."""
 
 from __future__ import annotations
 
@@ -36,32 +36,32 @@ def _no_runs() -> None:
 
 
 def client() -> Client:
-    """Errors become responses, as in production."""
+    """A client that turns errors into responses, as in production."""
     return Client(raise_request_exception=False)
 
 
 def statuses(count: int = 3) -> list[int]:
-    """Of the same request again and again."""
+    """The statuses of this many equal requests."""
     return [post(client()).status_code for _ in range(count)]
 
 
 def is_atomic_by_itself() -> bool:
-    """With ATOMIC_REQUESTS."""
+    """Whether the project uses ATOMIC_REQUESTS."""
     return bool(connections["default"].settings_dict["ATOMIC_REQUESTS"])
 
 
 @idempotent(atomic=True)
 def order(request: HttpRequest) -> HttpResponse:
-    """An order; each run of it has another body."""
+    """Insert an order; each run has another body."""
     runs.append(1)
     return HttpResponse(f"order {place()} of run {len(runs)}", status=201)
 
 
-# A view that is entered again
+# A view that runs twice in one request
 
 
 def tried_again(view: Callable[..., Any]) -> Callable[..., Any]:
-    """As larger projects do it with what their database raises."""
+    """A decorator that retries database errors, as larger projects have it."""
 
     @functools.wraps(view)
     def inner(*args: Any, **kwargs: Any) -> Any:
@@ -77,7 +77,7 @@ def tried_again(view: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def raising_once(view: Callable[..., Any]) -> Callable[..., Any]:
-    """An error of something between the view and whoever tries it again."""
+    """A layer between the view and the retry decorator that raises once."""
     raised: list[int] = []
 
     @functools.wraps(view)
@@ -92,7 +92,7 @@ def raising_once(view: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def test_a_view_that_is_tried_again_behind_its_commit_does_not_run_again() -> None:
-    """S-06a: a hook raises what a retry decorator takes for a failed transaction."""
+    """S-06a: a hook raises after the commit, and the retry decorator takes that for a failed transaction."""
 
     @tried_again
     @idempotent(atomic=True)
@@ -106,13 +106,13 @@ def test_a_view_that_is_tried_again_behind_its_commit_does_not_run_again() -> No
         return response
 
     with project(view):
-        # Under ATOMIC_REQUESTS hooks run behind the decorator, so nobody tries again but the client.
+        # With ATOMIC_REQUESTS hooks run after the decorator, so only the client tries again.
         assert statuses() == [500 if is_atomic_by_itself() else 201, 201, 201]
     assert (orders(), len(runs)) == (1, 1)
 
 
 def test_a_view_that_is_tried_again_within_a_transaction_does_not_run_again() -> None:
-    """S-06a: whether the first run is committed by then, or with the transaction around it."""
+    """S-06a: the first run is committed by then, or commits with the outer transaction."""
     with project(tried_again(raising_once(order))):
         first = post(client())
         again = post(client())
@@ -121,7 +121,7 @@ def test_a_view_that_is_tried_again_within_a_transaction_does_not_run_again() ->
 
 
 def test_a_view_that_was_rolled_back_and_is_tried_again_runs_again() -> None:
-    """S-06a: its second response is the one that counts."""
+    """S-06a: its second response counts."""
 
     @tried_again
     @idempotent(atomic=True)
@@ -141,7 +141,7 @@ def test_a_view_that_was_rolled_back_and_is_tried_again_runs_again() -> None:
 
 
 def test_a_second_run_of_a_transaction_that_is_rolled_back_leaves_no_record() -> None:
-    """S-06a: what it met in the ledger was not committed."""
+    """S-06a: the ledger entry that it found was not committed."""
 
     def view(request: HttpRequest) -> HttpResponse:
         with transaction.atomic():
@@ -159,7 +159,7 @@ def test_a_second_run_of_a_transaction_that_is_rolled_back_leaves_no_record() ->
 
 
 def rolled_back_by_flag(request: HttpRequest) -> HttpResponse:
-    """As an outer decorator does."""
+    """Runs the view in a transaction and sets its rollback flag, as an outer decorator may do."""
     with transaction.atomic():
         response: HttpResponse = order(request)
         transaction.set_rollback(len(runs) == 1)
@@ -167,7 +167,7 @@ def rolled_back_by_flag(request: HttpRequest) -> HttpResponse:
 
 
 def rolled_back_to_a_savepoint(request: HttpRequest) -> HttpResponse:
-    """In a transaction that commits."""
+    """Runs the view and rolls back to a savepoint, in a transaction that commits."""
     with transaction.atomic():
         # Django 6.1 renames it.
         savepoint = getattr(transaction, "savepoint_create", transaction.savepoint)()
@@ -178,7 +178,7 @@ def rolled_back_to_a_savepoint(request: HttpRequest) -> HttpResponse:
 
 
 def rolled_back_by_an_inner_block(request: HttpRequest) -> HttpResponse:
-    """A savepoint as Django makes one."""
+    """Runs the view in a nested ``atomic()`` block that is rolled back, and so in a savepoint."""
     with transaction.atomic():
         try:
             with transaction.atomic():
@@ -191,7 +191,7 @@ def rolled_back_by_an_inner_block(request: HttpRequest) -> HttpResponse:
 
 
 def rolled_back_behind_a_block(request: HttpRequest) -> HttpResponse:
-    """The block alone, without the decorator."""
+    """Uses ``idem.atomic()`` alone, without the decorator, and rolls back around it."""
     with transaction.atomic():
         with idem.atomic("default") as block:
             runs.append(1)
@@ -214,14 +214,14 @@ def test_a_response_whose_rows_are_rolled_back_around_it_is_not_recorded(view: A
 
 
 def test_what_a_test_case_holds_open_counts_as_committed() -> None:
-    """S-05: else no application could test its views."""
+    """S-05: otherwise no application could test its views in a ``TestCase``."""
 
     class Case(TestCase):
         def test_it(self) -> None:
-            """A request, and its repetition."""
-            answers = [post(client()) for _ in range(2)]
-            assert [answer.status_code for answer in answers] == [201, 201]
-            assert REPLAYED in answers[1]
+            """Send a request, and repeat it."""
+            responses = [post(client()) for _ in range(2)]
+            assert [response.status_code for response in responses] == [201, 201]
+            assert REPLAYED in responses[1]
 
     with project(order):
         found = Case("test_it").run()
@@ -230,7 +230,7 @@ def test_what_a_test_case_holds_open_counts_as_committed() -> None:
 
 
 def test_the_hook_comes_before_those_of_the_view() -> None:
-    """A canary: Django calls them in the order of this list."""
+    """A canary: Django calls hooks in the order of this list."""
     with transaction.atomic():
         transaction.on_commit(lambda: None)
         hooks = connections["default"].run_on_commit
@@ -239,7 +239,7 @@ def test_the_hook_comes_before_those_of_the_view() -> None:
 
 
 def test_a_stale_worker_sends_what_it_has_committed() -> None:
-    """S-06c: its heartbeat has heard behind the COMMIT that somebody has taken over."""
+    """S-06c: its heartbeat noticed after the COMMIT that another worker has taken over."""
 
     def view(request: HttpRequest) -> HttpResponse:
         response: HttpResponse = order(request)
@@ -258,7 +258,7 @@ POLICIES = [{"on_failed": "reject"}, {"on_failed": "replay"}, {"max_attempts": 1
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_a_strict_policy_keeps_a_response_whose_hook_raised(policy: Any) -> None:
-    """S-06b: it was committed, whatever became of the attempt."""
+    """S-06b: it was committed, however the attempt ended."""
 
     @idempotent(atomic=True, **policy)
     def view(request: HttpRequest) -> HttpResponse:
@@ -276,14 +276,14 @@ def test_a_strict_policy_keeps_a_response_whose_hook_raised(policy: Any) -> None
 
 
 class DyingBackend(MemoryBackend):
-    """Its first completion never arrives, as where a worker is killed behind its COMMIT."""
+    """A backend whose first completion never arrives, as when a worker is killed after its COMMIT."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock=clock)
         self.died = False
 
     def complete(self, c: Complete, /) -> Any:
-        """Record it, but for the first."""
+        """Drop the first completion; record the others."""
         if not self.died:
             self.died = True
             raise BackendUnavailable("the worker was killed")
@@ -293,7 +293,7 @@ class DyingBackend(MemoryBackend):
 @pytest.mark.parametrize("awaits", [False, True], ids=["", "async"])
 @pytest.mark.parametrize("policy", [{"on_abandoned": "reject"}, {"max_attempts": 1}], ids=str)
 def test_a_strict_policy_keeps_a_response_whose_worker_was_killed(policy: Any, awaits: bool) -> None:
-    """S-06b: each retry gets a response from the ledger; the view does not run."""
+    """S-06b: each retry gets the response from the ledger; the view does not run."""
     clock = Clock()
     view = idempotent(atomic=True, record_within=0, **policy)(lambda request: order.__wrapped__(request))
 
@@ -314,12 +314,12 @@ def test_a_strict_policy_keeps_a_response_whose_worker_was_killed(policy: Any, a
         clock.now += 31
         again = [sent() for _ in range(2)]
     assert first["Idempotency-Status"] == "unrecorded"
-    assert [(answer.status_code, answer.content) for answer in again] == [(201, first.content)] * 2
+    assert [(response.status_code, response.content) for response in again] == [(201, first.content)] * 2
     assert (again[0][REPLAYED], len(runs)) == ("true", 1)
 
 
 def test_a_strict_policy_refuses_what_was_not_committed() -> None:
-    """O-08: the ledger has no response of it."""
+    """O-08: the ledger has no response of the request."""
 
     @idempotent(atomic=True, on_failed="reject")
     def view(request: HttpRequest) -> HttpResponse:
@@ -332,7 +332,7 @@ def test_a_strict_policy_refuses_what_was_not_committed() -> None:
 
 
 def test_another_ledger_may_be_named() -> None:
-    """S-06b: the view's own word counts."""
+    """S-06b: the ledger that the view names is used."""
     view = idempotent(atomic=True, ledger="default")(lambda request: HttpResponse(status=201))
     with project(view):
         assert statuses(2) == [201, 201]

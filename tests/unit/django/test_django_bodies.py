@@ -1,4 +1,4 @@
-"""Request bodies in Django: read for the fingerprint, and still there for the view, whoever else reads them."""
+"""Request bodies in Django: read for the fingerprint, and still complete for the view, whatever else reads them."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def _show_form(request: HttpRequest) -> HttpResponse:
 
 @pytest.mark.parametrize("spool", [1000, 10 * BIG], ids=["on disk", "in memory"])
 def test_an_upload_reaches_the_view_after_the_claim(spool: int) -> None:
-    """R-09, R-08: POST and FILES work."""
+    """R-09, R-08: ``request.POST`` and ``request.FILES`` work."""
     with project(_show_form, IDEMPOTENCY_SPOOL_BYTES=spool):
         assert _form(Client()).json() == {"amount": "5", "name": "a.bin", "size": BIG}
 
 
 def test_the_same_upload_with_another_boundary_is_the_same_request() -> None:
-    """Multipart by its parts; and another file is another request."""
+    """A multipart body is compared by its parts; another file is another request."""
     with project(_show_form):
         _form(Client())
         assert _form(Client(), boundary="another")[REPLAYED] == "true"
@@ -62,7 +62,7 @@ def test_a_form_whose_csrf_token_was_read_first_reaches_the_view(listed: list[st
 
 
 def test_a_form_over_the_limit_that_csrf_protection_has_read_is_refused() -> None:
-    """O-07: never silently unprotected."""
+    """O-07: the request never runs unprotected."""
     with project(_show_form, MIDDLEWARE=[CSRF, OURS], IDEMPOTENCY_MAX_REQUEST_BYTES=1000) as backend:
         client = Client(enforce_csrf_checks=True)
         client.cookies["csrftoken"] = TOKEN
@@ -71,14 +71,14 @@ def test_a_form_over_the_limit_that_csrf_protection_has_read_is_refused() -> Non
 
 
 def test_a_url_encoded_form_reaches_the_view() -> None:
-    """R-08."""
+    """R-08: the view reads ``request.POST``."""
     with project(lambda request: HttpResponse(request.POST["amount"] + request.body.decode())):
-        answer = post(Client(), data="amount=5", content_type="application/x-www-form-urlencoded")
-    assert answer.content == b"5amount=5"
+        response = post(Client(), data="amount=5", content_type="application/x-www-form-urlencoded")
+    assert response.content == b"5amount=5"
 
 
 def test_a_view_that_reads_the_stream_itself_gets_a_body_over_djangos_memory_limit() -> None:
-    """R-09: DATA_UPLOAD_MAX_MEMORY_SIZE is about request.body, and still holds there."""
+    """R-09: DATA_UPLOAD_MAX_MEMORY_SIZE limits ``request.body`` only, and still does."""
 
     def view(request: HttpRequest) -> HttpResponse:
         return HttpResponse(str(sum(len(line) for line in request)))
@@ -98,12 +98,12 @@ def test_a_declared_length_over_the_limit_is_refused_unread() -> None:
             raise AssertionError("the body was read")
 
     with project(_show_form, IDEMPOTENCY_MAX_REQUEST_BYTES=10):
-        answer = post(Client(), data=b"x" * 11, content_type="text/plain", **{"wsgi.input": Unread()})
-    assert answer.status_code == 413
+        response = post(Client(), data=b"x" * 11, content_type="text/plain", **{"wsgi.input": Unread()})
+    assert response.status_code == 413
 
 
 def test_a_view_can_raise_the_limit_for_itself() -> None:
-    """Any policy field per route."""
+    """A rule may set any policy field."""
 
     @idempotent(max_request_bytes=2 * BIG)
     def view(request: HttpRequest) -> HttpResponse:
@@ -114,7 +114,7 @@ def test_a_view_can_raise_the_limit_for_itself() -> None:
 
 
 def test_a_view_can_lower_the_limit_for_itself() -> None:
-    """O-07: also for what others have read before the view was known."""
+    """O-07: also for a body that was read before the view was known."""
 
     @idempotent(max_request_bytes=BIG // 2)
     def view(request: HttpRequest) -> HttpResponse:
@@ -125,7 +125,7 @@ def test_a_view_can_lower_the_limit_for_itself() -> None:
 
 
 def test_half_a_request_claims_nothing() -> None:
-    """The client left while it sent; Django is told as for any other view."""
+    """The client left during its upload; Django raises the same error as for any other view."""
     with project(_show_form) as backend, pytest.raises(UnreadablePostError):
         post(
             Client(), data=b"half", content_type="text/plain", CONTENT_LENGTH="8", **{"wsgi.input": io.BytesIO(b"half")}
@@ -155,7 +155,7 @@ def reading_form(get_response: Any) -> Any:
 
 @pytest.mark.parametrize("reader", ["reading_body", "reading_form"])
 def test_inner_middleware_may_read_the_body_in_any_way(reader: str) -> None:
-    """R-08: it is kept from before."""
+    """R-08: the body is buffered before."""
     with project(_show_form, MIDDLEWARE=[OURS, f"{__name__}.{reader}"]):
         assert _form(Client()).json()["size"] == BIG
         assert _form(Client())[REPLAYED] == "true"
@@ -185,7 +185,7 @@ def test_what_was_read_of_asgi_handlers_file_is_there_for_the_claim_and_the_view
 
 
 class PeekingMiddleware:
-    """A middleware whose view hook reads the first bytes of the stream, and leaves the rest."""
+    """A middleware whose view hook reads only the first bytes of the stream."""
 
     def __init__(self, get_response: Any) -> None:
         self.get_response = get_response
@@ -194,13 +194,13 @@ class PeekingMiddleware:
         return self.get_response(request)
 
     def process_view(self, request: HttpRequest, *args: Any) -> None:
-        """Peek."""
+        """Read the first bytes."""
         assert request.read(3) == b"abc"
 
 
 @pytest.mark.parametrize("spool", [1, 1000], ids=["on disk", "in memory"])
 def test_a_view_goes_on_reading_where_others_stopped(spool: int) -> None:
-    """R-08: the fingerprint is of the whole body, and moves nobody's place."""
+    """R-08: the fingerprint covers the whole body, and does not move the position of any reader."""
     listed = [f"{__name__}.PeekingMiddleware", OURS]
     with project(lambda request: HttpResponse(request.read()), MIDDLEWARE=listed, IDEMPOTENCY_SPOOL_BYTES=spool):
         assert post(Client(), data=b"abcdef", content_type="text/plain").content == b"def"
@@ -208,14 +208,14 @@ def test_a_view_goes_on_reading_where_others_stopped(spool: int) -> None:
 
 
 def test_outer_middleware_may_read_request_body() -> None:
-    """R-08: Django has kept it."""
+    """R-08: Django caches it."""
     with project(_show_form, MIDDLEWARE=[f"{__name__}.reading_body", OURS]):
         _form(Client())
         assert _form(Client())[REPLAYED] == "true"
 
 
 def test_outer_middleware_that_leaves_no_bytes_is_named_as_the_fault() -> None:
-    """I8: nothing runs unprotected."""
+    """I8: the request does not run unprotected."""
     calls: list[int] = []
     with (
         project(lambda request: calls.append(1), MIDDLEWARE=[f"{__name__}.reading_form", OURS]) as backend,
@@ -229,7 +229,7 @@ def test_outer_middleware_that_leaves_no_bytes_is_named_as_the_fault() -> None:
     ("decorate", "key"), [(exempt, KEY), (lambda view: view, None)], ids=["exempt", "without a key"]
 )
 def test_what_is_not_protected_reads_from_the_servers_own_stream(decorate: Any, key: str | None) -> None:
-    """Not buffered."""
+    """The body of an unprotected request is not buffered."""
     streams: list[Any] = []
 
     def view(request: Any) -> HttpResponse:

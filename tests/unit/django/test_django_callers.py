@@ -44,14 +44,14 @@ def _tables() -> Iterator[None]:
 
 @pytest.fixture
 def new_user() -> Callable[[], Any]:
-    """Makes users that nobody else has."""
+    """Makes users with unique names."""
     from django.contrib.auth.models import User
 
     return lambda: User.objects.create_user(uuid4().hex, password="before")
 
 
 class Browser:
-    """A client in sync or async, whose cookies can be put back to those before a response that was lost."""
+    """A sync or async client whose cookies can be reset to those before a response that was lost."""
 
     def __init__(self, awaited: bool, user: Any = None) -> None:
         self._awaited = awaited
@@ -60,7 +60,7 @@ class Browser:
             self.client.force_login(user)
 
     def send(self) -> Any:
-        """The request, with the cookies that it has."""
+        """Send the request with the current cookies."""
         if not self._awaited:
             return post(self.client, key=KEY)
 
@@ -71,7 +71,7 @@ class Browser:
 
     @property
     def session(self) -> str:
-        """The secret in its cookie."""
+        """The session key in the cookie."""
         cookie = self.client.cookies.get(settings.SESSION_COOKIE_NAME)
         return "" if cookie is None else str(cookie.value)
 
@@ -82,19 +82,19 @@ class Browser:
 
 @pytest.fixture(params=[IN_DATABASE, IN_COOKIES], ids=["database", "cookies"])
 def engine(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Where sessions are kept."""
+    """Each kind of session storage."""
     with override_settings(SESSION_ENGINE=request.param):
         yield request.param
 
 
 @pytest.fixture(params=[False, True], ids=["wsgi", "asgi"])
 def browse(request: pytest.FixtureRequest, engine: str) -> Callable[..., Browser]:
-    """Makes clients of one kind."""
+    """Makes clients of one kind, sync or async."""
     return lambda user=None: Browser(request.param, user)
 
 
 class Effects:
-    """A view that does something to its caller, and counts."""
+    """A view that changes its caller, and counts its runs."""
 
     def __init__(self, act: Callable[[HttpRequest], object], status: int = 201) -> None:
         self.act = act
@@ -103,7 +103,7 @@ class Effects:
         self.charges = 0
 
     def charge(self) -> str:
-        """A stage."""
+        """A stage that counts its runs."""
         self.charges += 1
         return "ch_1"
 
@@ -115,7 +115,7 @@ class Effects:
 
 
 def view_of(effects: Effects, browser: Browser) -> Callable[[HttpRequest], Any]:
-    """The view in the browser's kind."""
+    """The view, sync or async as the browser is."""
     if not isinstance(browser.client, AsyncClient):
         return effects
 
@@ -127,7 +127,7 @@ def view_of(effects: Effects, browser: Browser) -> Callable[[HttpRequest], Any]:
 
 
 def change_password(request: HttpRequest) -> None:
-    """The caller's own, as Django's view does."""
+    """Change the caller's own password, as Django's view does."""
     user: Any = request.user
     user.set_password("behind")
     user.save()
@@ -135,14 +135,14 @@ def change_password(request: HttpRequest) -> None:
 
 
 def forget_session(request: HttpRequest) -> None:
-    """A new password, and no word about the session, which ends by that."""
+    """Change the password without ``update_session_auth_hash()``, which ends the session."""
     user: Any = request.user
     user.set_password("behind")
     user.save()
 
 
 def log_in(user: Any) -> Callable[[HttpRequest], object]:
-    """As this user."""
+    """Log in as this user."""
     return lambda request: login(request, user, "django.contrib.auth.backends.ModelBackend")
 
 
@@ -152,11 +152,11 @@ def log_in(user: Any) -> Callable[[HttpRequest], object]:
 def test_a_retry_finds_the_record_although_the_view_has_changed_the_caller(
     browse: Callable[..., Browser], engine: str, new_user: Callable[[], Any], listed: list[str], act: str, session: str
 ) -> None:
-    """O-14: with the session that the view has begun, and with the one that it has ended."""
+    """O-14: with the session that the view has started, and with the one that it has ended."""
     if (act, session) == ("logout", "new"):
-        return  # nothing is left that could tell
+        return  # neither session names the caller
     if (act, session, engine, listed[0]) == ("registration", "new", IN_COOKIES, OURS):
-        return  # the session has left when the middleware hears of it
+        return  # the cookie is written before the middleware sees the new session
     user, other = new_user(), new_user()
     effects = Effects({"registration": log_in(other), "password": change_password, "logout": logout}[act])
     browser = browse(user)
@@ -176,7 +176,7 @@ def test_a_retry_finds_the_record_although_the_view_has_changed_the_caller(
 def test_a_login_that_is_replayed_without_its_cookie_is_reported(
     browse: Callable[..., Browser], new_user: Callable[[], Any], listed: list[str]
 ) -> None:
-    """O-21a: the session's middleware sets the cookie, which this one need not see."""
+    """O-21a: the session middleware sets the cookie, possibly outside of this middleware."""
     effects, browser, listener = Effects(log_in(new_user())), browse(), Listener()
     with project(view_of(effects, browser), MIDDLEWARE=listed, IDEMPOTENCY_ON_EVENT=listener):
         first = browser.send()
@@ -192,9 +192,9 @@ def test_a_login_that_is_replayed_without_its_cookie_is_reported(
 def test_a_retry_of_a_login_finds_the_record(
     browse: Callable[..., Browser], engine: str, new_user: Callable[[], Any], listed: list[str], session: str
 ) -> None:
-    """O-14: nobody was logged in before."""
+    """O-14: the caller was anonymous before."""
     if (session, engine, listed[0]) == ("new", IN_COOKIES, OURS):
-        return  # the session has left when the middleware hears of it
+        return  # the cookie is written before the middleware sees the new session
     effects, browser = Effects(log_in(new_user())), browse()
     with project(view_of(effects, browser), MIDDLEWARE=listed):
         first = browser.send()
@@ -205,7 +205,7 @@ def test_a_retry_of_a_login_finds_the_record(
 
 
 def test_nobody_else_finds_it(browse: Callable[..., Browser], new_user: Callable[[], Any]) -> None:
-    """O-14: neither who has no session or another, nor the very user in another session."""
+    """O-14: neither a caller without this session, nor the same user in another session."""
     user, other = new_user(), new_user()
     effects = Effects(log_in(other))
     browser = browse(user)
@@ -220,7 +220,7 @@ def test_nobody_else_finds_it(browse: Callable[..., Browser], new_user: Callable
 def test_an_attempt_that_fails_behind_the_change_is_resumed(
     browse: Callable[..., Browser], new_user: Callable[[], Any]
 ) -> None:
-    """O-14, O-08: the client has the old session, and its stages are not lost."""
+    """O-14, O-08: the client has the old session, and the stages are not lost."""
     effects = Effects(log_in(new_user()), status=500)
     browser = browse(new_user())
     with project(view_of(effects, browser), MIDDLEWARE=[*AUTHENTICATION, OURS]):
@@ -235,7 +235,7 @@ def test_an_attempt_that_fails_behind_the_change_is_resumed(
 def test_a_change_of_the_caller_is_reported(
     browse: Callable[..., Browser], engine: str, new_user: Callable[[], Any], act: str, followed: list[bool]
 ) -> None:
-    """O-14: as an event, which says whether a retry finds the record."""
+    """O-14: the event says whether a retry finds the record."""
     listener = Listener()
     if (act, engine) == ("logout", IN_COOKIES):
         followed = [False]  # by the old session, which has no end, it is; by none it is not
@@ -254,7 +254,7 @@ def test_a_change_of_the_caller_is_reported(
 def test_an_attempt_ends_in_the_scope_in_which_it_began(
     browse: Callable[..., Browser], new_user: Callable[[], Any]
 ) -> None:
-    """O-14: a view that puts another user into the request is finished as its caller's."""
+    """O-14: a view that sets another user on the request is settled under its caller's scope."""
     user, other = new_user(), new_user()
 
     def impersonate(request: HttpRequest) -> None:
@@ -272,7 +272,7 @@ def test_an_attempt_ends_in_the_scope_in_which_it_began(
 def test_a_scope_that_reads_the_session_is_followed_too(
     browse: Callable[..., Browser], new_user: Callable[[], Any], session: str
 ) -> None:
-    """O-14: a callable that names the user by the session."""
+    """O-14: the callable names the user by the session."""
 
     def named_by_session(request: Any) -> str:
         return str(vars(request.native.session)["_session_cache"].get("_auth_user_id", "nobody"))
@@ -290,7 +290,7 @@ def test_a_scope_that_reads_the_session_is_followed_too(
 
 @sync_and_async_middleware
 def load_session(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:
-    """Load the session before anybody asks for it, on whatever thread Django's own code runs."""
+    """A middleware that loads the session before the view, on the thread that Django's own code would use."""
     if iscoroutinefunction(get_response):
 
         async def awaited(request: HttpRequest) -> Any:
@@ -307,7 +307,7 @@ def load_session(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRe
 
 
 def test_the_session_of_a_rest_framework_view_leads_to_the_record_too(engine: str, new_user: Callable[[], Any]) -> None:
-    """O-14, R-08: its own session authentication verifies the caller."""
+    """O-14, R-08: REST framework's session authentication verifies the caller."""
     from rest_framework.authentication import SessionAuthentication
     from rest_framework.request import Request
     from rest_framework.response import Response
@@ -349,17 +349,17 @@ def test_a_session_that_ends_by_a_new_password_leads_to_the_record_too(
 
 
 class Strange:
-    """A user of the project's own, who cannot be told any more."""
+    """A custom user class whose attributes cannot be read any more."""
 
     @property
     def is_authenticated(self) -> bool:
-        """Raises, as what has left its database session does."""
+        """Raises, as an object does that is detached from its database session."""
         raise RuntimeError("detached")
 
 
 @pytest.mark.parametrize("awaited", [False, True])
 def test_a_caller_who_cannot_be_identified_costs_no_outcome(awaited: bool, new_user: Callable[[], Any]) -> None:
-    """O-14: the view has run; its response is recorded, and the log says the rest."""
+    """O-14: the view has run; its response is recorded, and the log reports the failure."""
     runs: list[int] = []
 
     def act(request: HttpRequest) -> HttpResponse:
@@ -375,7 +375,7 @@ def test_a_caller_who_cannot_be_identified_costs_no_outcome(awaited: bool, new_u
     middleware = [*AUTHENTICATION, OURS]
     with project(view if awaited else act, MIDDLEWARE=middleware, IDEMPOTENCY_ON_EVENT=listener):
         browser = Browser(awaited, user)
-        answers = [browser.send() for _ in range(2)]
-    assert [answer.status_code for answer in answers] == [201, 201]
+        responses = [browser.send() for _ in range(2)]
+    assert [response.status_code for response in responses] == [201, 201]
     assert runs == [1]
     assert [event.followed for event in listener.seen if isinstance(event, events.CallerChanged)] == [False]

@@ -1,4 +1,4 @@
-"""Django's system checks: settings and the middleware's place."""
+"""Django's system checks: settings, rules, and the position of the middleware."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from open_idempotency.django import IdempotencyMiddleware, idempotent
 from open_idempotency.exceptions import ConfigurationError
 from tests.django_project.calls import OURS, project
 
-# Its settings are read when its views are imported.
+# REST framework reads its settings when its views are imported.
 with override_settings(REST_FRAMEWORK={"UNAUTHENTICATED_USER": None}):
     from rest_framework.decorators import api_view
     from rest_framework.viewsets import ViewSet
@@ -46,7 +46,7 @@ def _view(request: HttpRequest) -> HttpResponse:
 
 
 class Subclass(IdempotencyMiddleware):
-    """A project's own middleware, made of ours."""
+    """A project's own middleware, a subclass of the library's."""
 
 
 def test_a_sound_project_has_nothing_to_report() -> None:
@@ -54,12 +54,12 @@ def test_a_sound_project_has_nothing_to_report() -> None:
 
 
 def test_a_middleware_made_of_ours_counts() -> None:
-    """W002 is about protection, not about a name."""
+    """W002 is about protection, not about a class name."""
     assert _ids(_view, MIDDLEWARE=[f"{__name__}.Subclass"]) == []
 
 
 def test_authentication_behind_it_is_not_reported() -> None:
-    """The claim comes after every request phase, so nothing is wrong."""
+    """The claim follows every request phase, so nothing is wrong."""
     assert _ids(_view, MIDDLEWARE=[OURS, *AUTHENTICATION]) == []
 
 
@@ -79,7 +79,7 @@ def test_authentication_behind_it_is_not_reported() -> None:
     ],
 )
 def test_a_wrong_setting_is_named(setting: str, value: object, complaint: str) -> None:
-    """What bad input gets: by the check, and when the middleware is made."""
+    """A wrong setting is reported by the check, and raised when the middleware is constructed."""
     (message,) = _found(_view, **{setting: value})
     assert message.id == "open_idempotency.E001"
     assert setting in message.msg
@@ -89,7 +89,7 @@ def test_a_wrong_setting_is_named(setting: str, value: object, complaint: str) -
 
 
 def test_settings_become_the_policy() -> None:
-    """One for each field."""
+    """Each policy field has a setting."""
     with project(_view, IDEMPOTENCY_LEASE=12, IDEMPOTENCY_METHODS=["PUT"]):
         policy = IdempotencyMiddleware(_view).engine.policy
     assert (policy.lease, policy.methods) == (12.0, frozenset({"PUT"}))
@@ -101,7 +101,7 @@ def test_listing_it_twice_is_an_error() -> None:
 
 
 def test_leaving_it_out_is_a_warning() -> None:
-    """W002, and the settings are not asked for a backend."""
+    """W002; the settings need no backend."""
     assert _ids(_view, MIDDLEWARE=[], IDEMPOTENCY_BACKEND=None) == ["open_idempotency.W002"]
 
 
@@ -131,7 +131,7 @@ def test_a_views_rule_that_contradicts_the_settings_is_named() -> None:
 
 
 class Charges(View):
-    """One of its methods contradicts."""
+    """A class-based view with one method whose rule contradicts the settings."""
 
     def post(self, request: HttpRequest) -> HttpResponse:
         """Response."""
@@ -145,7 +145,7 @@ class Charges(View):
 
 @idempotent(lease=100)
 class Slow(View):
-    """Its rule is sound, and so is its method's; they are not together."""
+    """A class-based view whose rule and method rule are valid alone and contradict each other."""
 
     @idempotent(ttl=99)
     def post(self, request: HttpRequest) -> HttpResponse:
@@ -155,7 +155,7 @@ class Slow(View):
 
 @method_decorator(idempotent(ttl=1), name="dispatch")
 class Dispatching(View):
-    """The usual way of decorating a class."""
+    """A class-based view whose ``dispatch`` is decorated."""
 
     def post(self, request: HttpRequest) -> HttpResponse:
         """Response."""
@@ -163,7 +163,7 @@ class Dispatching(View):
 
 
 class Orders(ViewSet):
-    """An action with a rule of its own."""
+    """A viewset with an action that has a rule of its own."""
 
     @idempotent(ttl=1)
     def pay(self, request: Any) -> HttpResponse:
@@ -178,7 +178,7 @@ def _plain(request: Any) -> HttpResponse:
 @never_cache
 @idempotent(ttl=1)
 def cached(request: HttpRequest) -> HttpResponse:
-    """Decorated by somebody else as well."""
+    """A view with another library's decorator as well."""
     return HttpResponse()
 
 
@@ -196,7 +196,7 @@ WRONG: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("form", WRONG)
 def test_a_rule_is_found_wherever_it_is(form: str) -> None:
-    """E003: with the name of what has it."""
+    """E003, with the name of the view that has the rule."""
     view, complaint = WRONG[form]
     messages = _found(view)
     assert {message.id for message in messages} == {"open_idempotency.E003"}
@@ -204,7 +204,7 @@ def test_a_rule_is_found_wherever_it_is(form: str) -> None:
 
 
 def test_a_rule_in_a_nested_url_configuration_is_found() -> None:
-    """E003: included, and included again; told once although two addresses lead there."""
+    """E003: included twice; reported once although two URLs lead there."""
     nested = include(
         ([path("b/", include(([path("c", Charges.as_view()), path("d", Charges.as_view())], "in")))], "out")
     )
@@ -216,6 +216,6 @@ def test_a_rule_in_a_nested_url_configuration_is_found() -> None:
 
 
 def test_a_middleware_that_cannot_be_imported_is_left_to_django() -> None:
-    """It is none of ours."""
+    """Django itself reports the import error."""
     with override_settings(SILENCED_SYSTEM_CHECKS=[]):
         assert _ids(_view, MIDDLEWARE=["nowhere.Middleware", OURS]) == []

@@ -1,4 +1,4 @@
-"""System checks of the ``django://`` backend: what its database cannot do is told when the project starts."""
+"""System checks of the ``django://`` backend: limits of its database are reported when the project starts."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def _found(backend: Any, **options: Any) -> Sequence[CheckMessage]:
 
 
 def test_a_file_of_its_own_has_nothing_to_report(tmp_path: Path) -> None:
-    """Nothing connects for it either."""
+    """The check does not connect either."""
     with on_django.aliased(on_django.sqlite(tmp_path / "missing"), migrated=False) as alias:
         assert _found(f"django://{alias}") == []
 
 
 def test_an_unknown_alias_is_a_wrong_setting() -> None:
-    """E001: by the setting's name, with the aliases that there are."""
+    """E001 names the setting and the aliases that exist."""
     (message,) = _found("django://nowhere")
     assert message.id == "open_idempotency.E001"
     assert "IDEMPOTENCY_BACKEND: DATABASES has no 'nowhere'" in message.msg
 
 
 def test_without_the_application_no_middleware_is_made() -> None:
-    """Checks of an application that is not installed do not run, so the middleware says it."""
+    """Checks of an application that is not installed do not run, so the middleware raises the error."""
     from open_idempotency.django import IdempotencyMiddleware
 
     with (
@@ -57,7 +57,7 @@ def test_without_the_application_no_middleware_is_made() -> None:
 def test_a_middleware_whose_application_is_not_installed_says_so(
     listed: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """O-28: without the application `manage.py check` looks at nothing, and would find nothing wrong."""
+    """O-28: without the application ``manage.py check`` runs no check, and would report no error."""
     from open_idempotency.django import IdempotencyMiddleware
 
     apps = ["django.contrib.auth", "django.contrib.contenttypes", *(["open_idempotency.django"] if listed else [])]
@@ -68,14 +68,14 @@ def test_a_middleware_whose_application_is_not_installed_says_so(
 
 
 class Elsewhere:
-    """A router that migrates nothing of ours anywhere."""
+    """A router that allows no migration of the library's tables."""
 
     def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool | None:
         return False if app_label == "open_idempotency" else None
 
 
 def test_a_router_that_keeps_the_tables_out_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """E004: no migration would ever make them."""
+    """E004: no migration would ever create them."""
     monkeypatch.setattr(router, "routers", [Elsewhere()])
     with on_django.aliased(on_django.sqlite(tmp_path), migrated=False) as alias:
         (message,) = _found(f"django://{alias}")

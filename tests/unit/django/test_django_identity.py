@@ -1,4 +1,4 @@
-"""Who is asking, in Django: the authenticated user, loaded only where one can be."""
+"""Who the caller is, in Django: the authenticated user, loaded only if the request can have one."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _tables() -> Iterator[None]:
 
 @pytest.fixture
 def new_user() -> Callable[[], Any]:
-    """Makes users that nobody else has."""
+    """Makes users with unique names."""
     from django.contrib.auth.models import User
 
     return lambda: User.objects.create_user(uuid4().hex)
@@ -70,7 +70,7 @@ def new_user() -> Callable[[], Any]:
 @both_chains
 @either_order
 def test_two_users_with_one_key_are_two_requests(send: Send, listed: list[str], new_user: Callable[[], Any]) -> None:
-    """Wherever AuthenticationMiddleware is listed, it was heard."""
+    """AuthenticationMiddleware may be listed before or after."""
     calls: list[Any] = []
 
     def view(request: HttpRequest) -> HttpResponse:
@@ -87,7 +87,7 @@ def test_two_users_with_one_key_are_two_requests(send: Send, listed: list[str], 
 
 @both_chains
 def test_no_session_is_touched_for_a_client_without_one(send: Send) -> None:
-    """O-01: the response does not begin to vary by cookie."""
+    """O-01: the response does not get ``Vary: Cookie``."""
     with project(lambda request: HttpResponse("done"), MIDDLEWARE=[*AUTHENTICATION, OURS]):
         response = send()
         assert "Vary" not in response
@@ -96,7 +96,7 @@ def test_no_session_is_touched_for_a_client_without_one(send: Send) -> None:
 
 @both_chains
 def test_the_user_is_not_loaded_where_the_scope_is_configured(send: Send, new_user: Callable[[], Any]) -> None:
-    """scope= comes first."""
+    """``scope=`` takes precedence."""
     options = {"MIDDLEWARE": [*AUTHENTICATION, OURS], "IDEMPOTENCY_SCOPE": lambda request: "everybody"}
     with project(lambda request: HttpResponse("done"), **options):
         assert "Vary" not in send(new_user())
@@ -104,7 +104,7 @@ def test_the_user_is_not_loaded_where_the_scope_is_configured(send: Send, new_us
 
 
 class _Token:
-    """A user of somebody's token authentication, which no session knows."""
+    """A user of a custom token authentication, without a session."""
 
     is_authenticated = True
 
@@ -113,7 +113,7 @@ class _Token:
 
 
 def by_token(get_response: Any) -> Any:
-    """A middleware that puts its own user in the place of the session's, as they do: lazily."""
+    """A middleware that replaces the session's user by its own lazy user, as such middleware does."""
 
     def middleware(request: Any) -> Any:
         request.user = SimpleLazyObject(lambda: _Token(request.headers.get("X-Token")))
@@ -124,7 +124,7 @@ def by_token(get_response: Any) -> Any:
 
 @both_chains
 def test_another_middlewares_lazy_user_is_who_counts(send: Send) -> None:
-    """request.user, not the session's user behind it."""
+    """``request.user`` counts, not the session's user behind it."""
     listed = [*AUTHENTICATION, f"{__name__}.by_token", OURS]
     with project(lambda request: HttpResponse(request.headers["X-Token"]), MIDDLEWARE=listed):
         assert send(headers={"X-Token": "ann"}).content == b"ann"
@@ -134,7 +134,7 @@ def test_another_middlewares_lazy_user_is_who_counts(send: Send) -> None:
 
 @both_chains
 def test_an_authenticated_user_without_a_primary_key_is_an_error(send: Send) -> None:
-    """Never a shared bucket."""
+    """Such users never share a scope."""
     listed = [*AUTHENTICATION, f"{__name__}.by_token", OURS]
     with (
         project(lambda request: HttpResponse(), MIDDLEWARE=listed),
@@ -144,7 +144,7 @@ def test_an_authenticated_user_without_a_primary_key_is_an_error(send: Send) -> 
 
 
 def two_kinds(get_response: Any) -> Any:
-    """A middleware that knows users of two models."""
+    """A middleware whose users are of two models."""
 
     def middleware(request: Any) -> Any:
         label = request.headers["X-Kind"]
@@ -173,7 +173,7 @@ def test_users_of_two_models_with_one_primary_key_are_two_callers(send: Send) ->
 
 
 def by_tenant(get_response: Any) -> Any:
-    """A middleware that sets the request's tenant, as packages for tenants do."""
+    """A middleware that sets ``request.tenant``, as packages for tenants do."""
 
     def middleware(request: Any) -> Any:
         found = request.headers.get("X-Tenant")
@@ -189,7 +189,7 @@ def by_tenant(get_response: Any) -> Any:
 @pytest.mark.parametrize("form", ["text", "object", "lazy"])
 @pytest.mark.parametrize("who", [{}, {"Authorization": "Bearer one"}, "user"])
 def test_one_caller_in_two_tenants_is_two(send: Send, form: str, who: Any, new_user: Callable[[], Any]) -> None:
-    """O-16: primary keys begin at 1 in each tenant, so a user's alone is no identity; nobody's is none anyhow."""
+    """O-16: primary keys begin at 1 in each tenant, so the user's alone is no identity."""
     user = new_user() if who == "user" else None
     headers = {"X-Form": form, **(who if isinstance(who, dict) else {})}
 
@@ -204,7 +204,7 @@ def test_one_caller_in_two_tenants_is_two(send: Send, form: str, who: Any, new_u
 
 
 def by_nameless_tenant(get_response: Any) -> Any:
-    """A middleware whose tenants have nothing by which they could be distinguished."""
+    """A middleware whose tenants have no attribute that distinguishes them."""
 
     def middleware(request: Any) -> Any:
         request.tenant = object()
@@ -215,14 +215,14 @@ def by_nameless_tenant(get_response: Any) -> Any:
 
 @both_chains
 def test_a_tenant_without_an_identity_is_nobodys_bucket(send: Send) -> None:
-    """O-16: a 500 that says what to set, and never a scope that all tenants share."""
+    """O-16: a 500 says what to set; tenants never share a scope."""
     options = {"MIDDLEWARE": [f"{__name__}.by_nameless_tenant", OURS]}
     with project(lambda request: HttpResponse("done"), **options), pytest.raises(ScopeUnknown, match="IDEMPOTENCY_"):
         send()
 
 
 class ReadsAnywhere:
-    """A router with replicas: what is read comes from any of them, and everything is written to the primary."""
+    """A router with replicas: reads use any of them, and all writes use the primary."""
 
     reads = 0
 
@@ -242,7 +242,7 @@ class OneForEach:
 
 
 def test_a_user_of_another_database_is_another_caller() -> None:
-    """O-16: also where the user was loaded from there without a router."""
+    """O-16: also if the user was loaded from there without a router."""
     from django.contrib.auth.models import User
 
     here, there = User(pk=1), User(pk=1)
@@ -258,7 +258,7 @@ def test_a_user_of_another_database_is_another_caller() -> None:
 
 
 def test_a_replica_that_a_user_was_read_from_is_no_part_of_the_caller() -> None:
-    """O-16: it is chosen anew for each request, so a retry would run as another caller's."""
+    """O-16: each request may use another replica, so a retry would run as another caller's."""
     from django.contrib.auth.models import User
 
     with override_settings(DATABASE_ROUTERS=[f"{__name__}.ReadsAnywhere"]):

@@ -24,7 +24,7 @@ from open_idempotency import rules
 from open_idempotency.django import checks, exempt, idempotent
 from tests.django_project.calls import KEY, REPLAYED, WatchedBackend, post, project
 
-# Its settings are read when it is imported.
+# ninja reads its settings when it is imported.
 with override_settings():
     from ninja import NinjaAPI, Router, Schema
     from ninja.decorators import decorate_view
@@ -42,13 +42,13 @@ _numbers = itertools.count()
 
 
 class Charge(Schema):
-    """What a client sends: a name that only this module has, for annotations that are text."""
+    """The body of a request. Only this module has the name, for annotations that are text."""
 
     amount: int
 
 
 def make_api(**options: Any) -> NinjaAPI:
-    """An API of its own: ninja refuses two of one name."""
+    """A new API of ninja, which refuses two APIs with one name."""
     return NinjaAPI(urls_namespace=f"api-{next(_numbers)}", **options)
 
 
@@ -61,12 +61,12 @@ def served(*patterns: Any, **options: Any) -> Iterator[WatchedBackend]:
 
 
 def found() -> Sequence[CheckMessage]:
-    """What our own system checks report."""
+    """The results of the library's system checks."""
     return [each for each in run_checks() if (each.id or "").startswith("open_idempotency.")]
 
 
 def send(client: Any, place: str, **extra: Any) -> Any:
-    """A POST, awaited if the client is an async one."""
+    """A POST; awaitable if the client is async."""
     sent = post(client, place, {"amount": 1}, **extra)
     return asyncio.run(sent) if isinstance(client, AsyncClient) else sent
 
@@ -76,7 +76,7 @@ both_clients = pytest.mark.parametrize("client", [Client, AsyncClient], ids=["ws
 
 @both_clients
 def test_the_operations_of_one_path_of_ninja_have_their_own_rules(client: Callable[[], Any]) -> None:
-    """O-27: several operations share one Django view; each is found by its method."""
+    """O-27: several operations share one Django view; the rule of each is found by its method."""
     api = make_api()
 
     @api.post("/charges")
@@ -129,7 +129,9 @@ def test_a_router_of_ninja_that_is_mounted_keeps_its_rules() -> None:
 
 
 def test_a_rule_among_the_decorators_of_a_whole_operation_counts() -> None:
-    """O-27: ``decorate_view`` decorates what runs the operation, where the function itself has another rule."""
+    """O-27: ``decorate_view`` decorates the function that runs the operation; the operation's own function has another
+    rule.
+    """
     api = make_api()
 
     def passing(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -151,7 +153,7 @@ def test_a_rule_among_the_decorators_of_a_whole_operation_counts() -> None:
 
 
 class Bearer(HttpBearer):
-    """Accepts one token, until it is revoked."""
+    """Accepts one token until it is revoked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -188,7 +190,7 @@ def test_ninja_authenticates_before_a_replay(client: Callable[[], Any], mark: An
 
 
 def test_a_marked_stream_of_ninja_is_an_async_generator_as_before() -> None:
-    """O-27: ninja looks at what kind of function it is given."""
+    """O-27: ninja inspects the kind of the function that it is given."""
     api = make_api()
 
     @api.post("/numbers", response=JSONL[int])
@@ -218,7 +220,7 @@ def _forgetful(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def test_a_marked_function_that_no_route_leads_to_is_reported() -> None:
-    """O-28: W007, for a function of Django's and one of ninja's."""
+    """O-28: W007, for a view of Django and an operation of ninja."""
     api = make_api()
 
     @api.post("/charges")
@@ -241,7 +243,7 @@ def test_a_marked_function_that_no_route_leads_to_is_reported() -> None:
 
 
 def test_ninjas_view_stands_for_a_path_view_whose_operations_check_requests() -> None:
-    """Private parts of ninja: if this fails, ``django/layers.py`` has to look in another place."""
+    """Private parts of ninja: if this fails, ``django/layers.py`` has to look elsewhere."""
     from open_idempotency.django import layers
 
     view = PathView()
@@ -252,7 +254,7 @@ def test_ninjas_view_stands_for_a_path_view_whose_operations_check_requests() ->
 
     class Older(PathView):
         def get_view(self) -> Callable[..., Any]:
-            """As ninja 1.0 to 1.4 have it."""
+            """The method of ninja 1.0 to 1.4."""
             return self._sync_view
 
     older = Older()
@@ -261,7 +263,7 @@ def test_ninjas_view_stands_for_a_path_view_whose_operations_check_requests() ->
 
 
 class Controller:
-    """What packages with controllers make: methods of an object, each behind a function that ninja is given."""
+    """A controller as packages make them: methods of an object, each behind a function that ninja is given."""
 
     @idempotent(required=True)
     def pay(self, request: HttpRequest) -> dict[str, int]:
@@ -294,7 +296,7 @@ def test_the_methods_of_controllers_keep_their_rules() -> None:
 
 
 class Callables:
-    """Views that are no functions."""
+    """Views that are callable, and not functions."""
 
     class Object:
         """A callable object with a marked ``__call__``."""
@@ -304,7 +306,7 @@ class Callables:
             return HttpResponse()
 
     class Post(View):
-        """``method_decorator`` on a method."""
+        """A class-based view with ``method_decorator`` on a method."""
 
         @method_decorator(idempotent(required=True))
         def post(self, request: HttpRequest) -> HttpResponse:
@@ -312,7 +314,7 @@ class Callables:
             return HttpResponse()
 
     class Wrapping:
-        """A decorator written as a class, which names what it wraps and copies nothing."""
+        """A decorator written as a class, which keeps the wrapped function and copies nothing."""
 
         def __init__(self, view: Callable[..., Any]) -> None:
             self.__wrapped__ = view
@@ -338,14 +340,14 @@ def _marked(request: HttpRequest) -> HttpResponse:
     ids=["__call__", "method_decorator", "__wrapped__", "partial", "partial in a wrapper"],
 )
 def test_rules_reach_what_a_layer_keeps(view: Any) -> None:
-    """O-27."""
+    """O-27: a rule is found on the object that the layer wraps."""
     with project(view):
         assert post(Client(), key=None).status_code == 400
         assert post(Client()).status_code == 200
 
 
 class Actions(ViewSet):
-    """REST framework's viewset, whose routes a router makes."""
+    """A viewset of REST framework, whose routes a router makes."""
 
     @action(detail=False, methods=["post"])
     @idempotent(required=True)
@@ -378,7 +380,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", [*KINDS, "ninja"])
 def test_rules_without_the_middleware_are_reported(kind: str) -> None:
-    """O-28: W002, whatever carries the rule."""
+    """O-28: W002, for each form of view that can have a rule."""
     api = make_api()
     api.post("/charges")(idempotent(required=True)(lambda request: None))
     with served(path("0", KINDS[kind]) if kind in KINDS else path("api/", api.urls), MIDDLEWARE=[]):
@@ -386,7 +388,7 @@ def test_rules_without_the_middleware_are_reported(kind: str) -> None:
 
 
 def test_rules_without_the_middleware_and_without_the_application_are_reported() -> None:
-    """O-28: importing a decorator registers the checks, so that W002 needs no INSTALLED_APPS. Nor is ninja loaded."""
+    """O-28: importing a decorator registers the checks, so W002 does not need INSTALLED_APPS. Ninja is not imported."""
     code = (
         "import sys, django\nfrom django.conf import settings\nsettings.configure(ROOT_URLCONF='')\ndjango.setup()\n"
         "from open_idempotency.django import idempotent\nfrom django.core.checks import run_checks\n"
@@ -398,7 +400,7 @@ def test_rules_without_the_middleware_and_without_the_application_are_reported()
 
 @idempotent(required=True)
 def in_a_table(request: HttpRequest) -> HttpResponse:
-    """What a dispatcher finds in a table."""
+    """A function that a dispatcher finds in a table."""
     return HttpResponse()
 
 
@@ -406,12 +408,12 @@ TABLE = {"pay": in_a_table}
 
 
 def dispatcher(request: HttpRequest, name: str) -> HttpResponse:
-    """A view that calls another one, which it finds by a name."""
+    """A view that looks another view up by name and calls it."""
     return TABLE[name](request)
 
 
 class Overridden(View):
-    """A base class of which a subclass overrides the marked method."""
+    """A base class whose marked method is overridden by a subclass."""
 
     @idempotent(required=True)
     def post(self, request: HttpRequest) -> HttpResponse:
@@ -420,7 +422,7 @@ class Overridden(View):
 
 
 class Overriding(Overridden):
-    """A subclass whose method has no mark."""
+    """The subclass, whose method has no mark."""
 
     def post(self, request: HttpRequest) -> HttpResponse:
         """Not marked."""
@@ -429,11 +431,11 @@ class Overriding(Overridden):
 
 @exempt
 class Exempt(View):
-    """An exempt class, which one of its own is made of."""
+    """An exempt class with a subclass."""
 
 
 class ExemptToo(Exempt):
-    """A subclass."""
+    """The subclass of an exempt class."""
 
     def post(self, request: HttpRequest) -> HttpResponse:
         """Respond."""
@@ -451,7 +453,9 @@ class ExemptAction(ViewSet):
 
 
 def test_a_marked_function_of_the_project_that_no_route_names_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """O-28: W012, also where the code of no view names it. A route, a subclass and a decorator lead to one."""
+    """O-28: W012, where no code of a view names the function. Functions behind a route, a subclass or a decorator are
+    not reported.
+    """
     mine = [in_a_table, Overridden.post, Exempt, ExemptAction.free, Actions.pay, Actions.refund]
     marked = [getattr(each, "__wrapped__", each) for each in mine]
     monkeypatch.setattr(rules, "marked", [*marked, *(each for each in rules.marked if each in mine)])
@@ -469,7 +473,7 @@ def test_a_marked_function_of_the_project_that_no_route_names_is_reported(monkey
 
 
 def test_only_code_of_the_project_is_looked_at() -> None:
-    """O-28: no warning for what a package offers and a project does not use."""
+    """O-28: there is no warning for functions of a package that the project does not use."""
     with served(path("0", lambda request: HttpResponse())):
         assert found() == []
     with override_settings(ROOT_URLCONF=f"{__package__}.no_urls", INSTALLED_APPS=[]):

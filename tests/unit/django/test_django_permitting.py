@@ -1,4 +1,4 @@
-"""Django and REST framework: who may no longer do something gets the view's refusal, and no stored response (O-23)."""
+"""Django and REST framework: a caller who lost a permission gets the view's refusal, and no stored response (O-23)."""
 
 # ruff: noqa: E402 (Django has to be set up before what needs its settings is imported)
 from __future__ import annotations
@@ -28,7 +28,7 @@ from django.views import View
 from open_idempotency.django import idempotent
 from tests.django_project.calls import OURS, REPLAYED, post, project
 
-# Its settings are read when its views are imported.
+# REST framework reads its settings when its views are imported.
 with override_settings(REST_FRAMEWORK={"UNAUTHENTICATED_USER": None}):
     from rest_framework.authentication import BaseAuthentication
     from rest_framework.decorators import api_view, authentication_classes, permission_classes
@@ -51,34 +51,34 @@ class Ann:
     pk = 1
 
     def has_perm(self, name: str, obj: Any = None) -> bool:
-        """Whether she may do it now."""
+        """Whether the user has the permission now."""
         return name in permissions
 
     def has_perms(self, names: Any, obj: Any = None) -> bool:
-        """Whether she may do all of it now."""
+        """Whether the user has all of these permissions now."""
         return all(map(self.has_perm, names))
 
     async def ahas_perm(self, name: str, obj: Any = None) -> bool:
-        """The same, awaited."""
+        """The async form of ``has_perm``."""
         return self.has_perm(name)
 
 
 class ByHeader(BaseAuthentication):
-    """Whom an outer middleware has verified, without CSRF."""
+    """An authenticator that returns the user of an outer middleware, without CSRF checks."""
 
     def authenticate(self, request: Any) -> Any:
         return Ann(), None
 
 
 class MayCharge(BasePermission):
-    """A permission of a project's own."""
+    """A permission class of a project."""
 
     def has_permission(self, request: Any, view: Any) -> bool:
         return request.user.has_perm("shop.charge")
 
 
 class Counting(BaseThrottle):
-    """Notes who is asked."""
+    """A throttle that notes each request."""
 
     def allow_request(self, request: Any, view: Any) -> bool:
         throttled.append(True)
@@ -86,7 +86,7 @@ class Counting(BaseThrottle):
 
 
 class AsAnn:
-    """Middleware that has verified the same user in every request."""
+    """Middleware that sets the same verified user on every request."""
 
     sync_capable = async_capable = True
 
@@ -108,7 +108,7 @@ def _charge(*_: Any, **__: Any) -> HttpResponse:
 @permission_required("shop.charge", raise_exception=True)
 @idempotent
 def by_permission(request: HttpRequest) -> HttpResponse:
-    """Django's own decorator."""
+    """A view with Django's ``permission_required``."""
     return _charge()
 
 
@@ -116,7 +116,7 @@ def by_permission(request: HttpRequest) -> HttpResponse:
 @user_passes_test(lambda user: user.has_perm("shop.charge"), login_url="/login")
 @idempotent(ttl=3600)
 def by_test(request: HttpRequest) -> HttpResponse:
-    """Two of them; a refusal is a redirect."""
+    """A view with two decorators; a refusal is a redirect."""
     return _charge()
 
 
@@ -140,7 +140,7 @@ async def awaited(request: HttpRequest) -> HttpResponse:
 
 
 class OnMethod(View):
-    """The decorator and the mark are on the method."""
+    """A view with the decorator and the mark on the method."""
 
     @method_decorator(permission_required("shop.charge", raise_exception=True))
     @idempotent
@@ -151,7 +151,7 @@ class OnMethod(View):
 
 @method_decorator(permission_required("shop.charge", raise_exception=True), name="dispatch")
 class OnDispatch(View):
-    """The decorator is on dispatch, and the mark on the method below it."""
+    """A view with the decorator on ``dispatch``, and the mark on the method."""
 
     @idempotent
     def post(self, request: HttpRequest) -> HttpResponse:
@@ -160,7 +160,7 @@ class OnDispatch(View):
 
 
 class WithPermission(PermissionRequiredMixin, View):
-    """Django's mixin, without a mark."""
+    """A view with Django's mixin, without a mark."""
 
     permission_required = "shop.charge"
     raise_exception = True
@@ -171,10 +171,10 @@ class WithPermission(PermissionRequiredMixin, View):
 
 
 class WithTest(LoginRequiredMixin, UserPassesTestMixin, View):
-    """Two mixins."""
+    """A view with two mixins."""
 
     def test_func(self) -> bool:
-        """Whether the user may do it."""
+        """Whether the user may charge."""
         return self.request.user.has_perm("shop.charge")
 
     def post(self, request: HttpRequest) -> HttpResponse:
@@ -183,7 +183,7 @@ class WithTest(LoginRequiredMixin, UserPassesTestMixin, View):
 
 
 class RestView(APIView):
-    """A view of REST framework's."""
+    """A view of REST framework with a permission."""
 
     authentication_classes = [ByHeader]
     permission_classes = [MayCharge]
@@ -197,7 +197,7 @@ class RestView(APIView):
 
 
 class MarkedRestView(RestView):
-    """The same with a rule."""
+    """The same view with a rule."""
 
     @idempotent
     def post(self, request: Any) -> Response:
@@ -206,13 +206,13 @@ class MarkedRestView(RestView):
 
 
 class RestActions(ViewSet):
-    """An action that has permissions of its own."""
+    """A viewset with an action that has permissions of its own."""
 
     authentication_classes = [ByHeader]
     renderer_classes = [JSONRenderer]
 
     def get_permissions(self) -> list[Any]:
-        """By the action."""
+        """The permissions of the action."""
         return [MayCharge()] if self.action == "pay" else []
 
     def pay(self, request: Any) -> Response:
@@ -222,7 +222,7 @@ class RestActions(ViewSet):
 
 
 class KeyInPermission(RestView):
-    """A permission that knows callers by itself, without any authenticator."""
+    """A permission that checks an API key by itself, without any authenticator."""
 
     authentication_classes = []
 
@@ -231,7 +231,7 @@ class KeyInPermission(RestView):
 @authentication_classes([ByHeader])
 @permission_classes([MayCharge])
 def rest_function(request: Any) -> Response:
-    """A function of REST framework's."""
+    """A function view of REST framework."""
     runs.append("ann")
     return Response({"run": len(runs)}, status=201)
 
@@ -271,7 +271,7 @@ each_view = pytest.mark.parametrize(("view", "refused"), VIEWS.values(), ids=VIE
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    """She may do it, and nothing has run."""
+    """Grant the permission, and forget all runs."""
     runs.clear()
     throttled.clear()
     permissions.add("shop.charge")
@@ -286,7 +286,9 @@ def _project(view: Any, **options: Any) -> Any:
 @both_chains
 @each_view
 def test_who_may_no_longer_do_it_gets_no_replay(view: Any, refused: int, send: Any) -> None:
-    """O-23: the view's refusal, though the caller and the key are the same; and a replay as soon as it is allowed."""
+    """O-23: the view refuses, though the caller and the key are the same; the replay is sent as soon as it is allowed
+    again.
+    """
     with _project(view):
         first, again = send(), send()
         assert (first.status_code, again.status_code, again[REPLAYED]) == (201, 201, "true")
@@ -303,7 +305,7 @@ def test_who_may_no_longer_do_it_gets_no_replay(view: Any, refused: int, send: A
 @both_chains
 @each_view
 def test_who_may_no_longer_do_it_does_not_learn_that_the_key_is_known(view: Any, refused: int, send: Any) -> None:
-    """O-23: no 422 either."""
+    """O-23: the caller gets no 422 either."""
     with _project(view):
         assert send(data={"amount": 5}).status_code == 201
         assert send(data={"amount": 6}).status_code == 422
@@ -314,7 +316,7 @@ def test_who_may_no_longer_do_it_does_not_learn_that_the_key_is_known(view: Any,
 
 @pytest.mark.parametrize("on_disk", [False, True], ids=["in memory", "on disk"])
 def test_what_is_asked_before_a_replay_may_read_the_body(on_disk: bool) -> None:
-    """O-23: a permission that looks at request.data finds all of it."""
+    """O-23: a permission that reads ``request.data`` gets the whole body."""
     seen: list[Any] = []
 
     class Reading(BasePermission):
@@ -332,7 +334,7 @@ def test_what_is_asked_before_a_replay_may_read_the_body(on_disk: bool) -> None:
 
 
 def test_each_try_counts_for_the_throttles_of_a_rest_framework_view() -> None:
-    """O-23: what stands in front of the view's code is passed once by each request."""
+    """O-23: each request passes the checks in front of the view's code once."""
     with _project(RestView.as_view()):
         for count in (1, 2, 3):
             _blocking()
@@ -340,7 +342,7 @@ def test_each_try_counts_for_the_throttles_of_a_rest_framework_view() -> None:
 
 
 def test_a_first_request_asks_nothing_twice() -> None:
-    """O-23: the view's own asking is all that there is; so too where its permission refuses."""
+    """O-23: only the view itself checks; the same holds where its permission refuses."""
     asked: list[bool] = []
 
     class Counted(BasePermission):
@@ -362,7 +364,7 @@ def test_a_first_request_asks_nothing_twice() -> None:
 
 
 def test_a_permission_that_fails_lets_nobody_see_a_response() -> None:
-    """O-23: an error is an error, and no replay."""
+    """O-23: an error stays an error, and no replay is sent."""
     failing: list[bool] = []
 
     class Failing(BasePermission):
@@ -382,7 +384,7 @@ def test_a_permission_that_fails_lets_nobody_see_a_response() -> None:
 
 
 def test_a_key_in_a_permission_without_authenticators_is_asked_for() -> None:
-    """O-23: a view that authenticates nobody may have permissions all the same."""
+    """O-23: a view without authenticators may have permissions all the same."""
 
     class HasKey(BasePermission):
         def has_permission(self, request: Any, view: Any) -> bool:
@@ -399,7 +401,9 @@ def test_a_key_in_a_permission_without_authenticators_is_asked_for() -> None:
 
 
 def test_a_refusal_under_atomic_requests_leaves_a_transaction_around_it_alone() -> None:
-    """O-23: as the tests of a project have one; REST framework rolls back what it takes for the view's."""
+    """O-23: the test cases of a project have one; REST framework rolls back the transaction that it takes for the
+    view's.
+    """
     with _project(RestView.as_view()), transaction.atomic():
         connection.settings_dict["ATOMIC_REQUESTS"] = True
         try:
@@ -413,7 +417,7 @@ def test_a_refusal_under_atomic_requests_leaves_a_transaction_around_it_alone() 
 
 
 def test_a_class_that_does_its_work_in_dispatch_does_it_once() -> None:
-    """O-02: without a mark on a method, dispatch is the view's own code, and is not called for a replay."""
+    """O-02: without a mark on a method, ``dispatch`` is the view's own code, and is not called for a replay."""
 
     class Work(View):
         def dispatch(self, request: Any, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -425,7 +429,7 @@ def test_a_class_that_does_its_work_in_dispatch_does_it_once() -> None:
 
 
 def test_a_decorator_below_the_mark_is_part_of_the_view() -> None:
-    """O-02, O-23: only what stands above runs for each try."""
+    """O-02, O-23: only decorators above the mark run for each try."""
     passed: list[str] = []
 
     def noting(name: str) -> Callable[[Any], Any]:
@@ -445,14 +449,14 @@ def test_a_decorator_below_the_mark_is_part_of_the_view() -> None:
 
 
 def test_a_marked_view_keeps_its_name_and_kind() -> None:
-    """O-23: the mark calls the view, and is one of its kind."""
+    """O-23: the mark wraps the view, and is sync or async as the view is."""
     assert iscoroutinefunction(awaited)
     assert not iscoroutinefunction(by_permission)
     assert (by_permission.__name__, by_permission.__doc__) == ("by_permission", "Django's own decorator.")
 
 
 def in_own_thread(view: Callable[..., Any]) -> Callable[..., Any]:
-    """A decorator that calls its view in a thread of its own, as those for time limits do."""
+    """A decorator that calls its view in a thread of its own, as decorators for time limits do."""
 
     @functools.wraps(view)
     def check(*args: Any, **kwargs: Any) -> Any:
@@ -465,12 +469,12 @@ def in_own_thread(view: Callable[..., Any]) -> Callable[..., Any]:
 @in_own_thread
 @idempotent
 def threaded(request: HttpRequest) -> HttpResponse:
-    """A function."""
+    """A function view in its own thread."""
     return _charge()
 
 
 class ThreadedMethod(View):
-    """A method."""
+    """A class-based view whose method runs in its own thread."""
 
     @method_decorator(in_own_thread)
     @idempotent
@@ -480,7 +484,7 @@ class ThreadedMethod(View):
 
 
 class ThreadedRestView(RestView):
-    """A method whose request is REST framework's."""
+    """A view of REST framework whose method runs in its own thread."""
 
     @in_own_thread
     @idempotent
@@ -494,7 +498,7 @@ class ThreadedRestView(RestView):
     "view", [threaded, ThreadedMethod.as_view(), ThreadedRestView.as_view()], ids=["function", "method", "REST"]
 )
 def test_a_view_that_is_asked_in_another_thread_does_not_run(view: Any, send: Any) -> None:
-    """O-23, O-02: the thread has none of the context variables by which it is known that this is a question."""
+    """O-23, O-02: the thread has none of the context variables that mark the call as a permission check."""
     with _project(view):
         first, again = send(data={"amount": 5}), send(data={"amount": 5})
         assert (first.status_code, again.status_code, again[REPLAYED]) == (201, 201, "true")

@@ -1,4 +1,4 @@
-"""A release of Django without the private parts that are used: requests are protected by the public ones."""
+"""A release of Django without the private parts that the library uses: the public parts protect requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.django_project.calls import REPLAYED, post, project
 
 @pytest.fixture(params=["STREAM", "_BODY", "_CLOSERS"])
 def missing(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[str]:
-    """Django has this part under another name; the warning of it is in ``caplog``."""
+    """Looks one private part up under a name that this release lacks; the warning is in ``caplog``."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(private, request.param, "_name_of_a_later_release")
         with caplog.at_level(logging.WARNING, "open_idempotency"):
@@ -81,7 +81,7 @@ def test_requests_are_protected_by_public_parts(missing: str, send: Any, place: 
 
 
 def test_a_stream_is_closed_and_recorded(missing: str) -> None:
-    """B-25: also where the view reads from the request as from a file."""
+    """B-25: also where the view reads the request like a file."""
     calls.clear()
     with project(_stream):
         first = _sync("/0", data="abcdef")

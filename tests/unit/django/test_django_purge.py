@@ -1,4 +1,4 @@
-"""``manage.py idempotency_purge``: what has expired is deleted, of the records and of the ledger, and nothing else."""
+"""``manage.py idempotency_purge`` deletes expired records and expired ledger entries, and nothing else."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _enter(alias: str, expires_at: float) -> str:
 
 
 def test_expired_records_are_deleted_in_batches(alias: str) -> None:
-    """B-09: of whatever backend the settings name."""
+    """B-09: the backend is the one that the settings name."""
     clock = ManualClock()
     backend = DjangoBackend(alias, clock=clock)
     try:
@@ -71,7 +71,7 @@ def test_the_ledgers_expired_entries_are_deleted_with_their_stages(alias: str) -
 
 
 def test_a_ledger_without_tables_is_reported_with_the_command(tmp_path: Path) -> None:
-    """O-34: what to do."""
+    """O-34: the message names the command that creates them."""
     (tmp_path / "records.db").touch()
     with (
         on_django.aliased(on_django.sqlite(tmp_path), migrated=False) as alias,
@@ -81,7 +81,7 @@ def test_a_ledger_without_tables_is_reported_with_the_command(tmp_path: Path) ->
 
 
 def test_a_database_that_is_not_there_is_not_created(tmp_path: Path, alias: str) -> None:
-    """O-34: neither one for the records, nor the ledger's; a mistyped name is no database without records."""
+    """O-34: neither for the records nor for the ledger; a mistyped name is not an empty database."""
     missing = tmp_path / "typo.db"
     with pytest.raises(CommandError, match=r"no database file .*typo\.db"):
         _purge("--database", alias, backend=f"sqlite:///{missing}")
@@ -95,7 +95,7 @@ def test_a_database_that_is_not_there_is_not_created(tmp_path: Path, alias: str)
 
 
 def test_a_server_that_does_not_respond_is_named(alias: str) -> None:
-    """O-34: of the records, and of the ledger; both are an error of the command and no traceback."""
+    """O-34: the server of the records, or of the ledger; each is an error of the command and no traceback."""
     with pytest.raises(CommandError, match="Connection refused"):
         _purge("--database", alias, backend="redis://127.0.0.1:1")
     nowhere = {"ENGINE": "django.db.backends.postgresql", "HOST": "127.0.0.1", "PORT": "1", "NAME": "shop"}
@@ -114,7 +114,7 @@ def test_a_server_that_does_not_respond_is_named(alias: str) -> None:
 def test_the_exit_code_says_whether_it_was_done(
     alias: str, backend: str, arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """O-34: as manage.py runs it."""
+    """O-34: ``manage.py`` runs the command."""
     monkeypatch.chdir(tmp_path)
     command = ["manage.py", "idempotency_purge", "--skip-checks", "--database", alias, *arguments]
     with override_settings(IDEMPOTENCY_BACKEND=backend):
@@ -127,7 +127,7 @@ def test_the_exit_code_says_whether_it_was_done(
 
 
 def test_wrong_arguments_are_refused(alias: str) -> None:
-    """Before anything is deleted."""
+    """Nothing is deleted before."""
     with pytest.raises(CommandError, match="DATABASES has no nowhere"):
         _purge("--database", "nowhere", backend="memory://")
     with pytest.raises(CommandError, match="invalid"):

@@ -1,4 +1,4 @@
-"""The pages of a record: a key is found and explained, and freed by those who may, whatever the backend."""
+"""The admin pages of one record: operators find a key, read its record, and free it if they may, on every backend."""
 
 # ruff: noqa: E402 (Django has to be set up before what needs its settings is imported)
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _project() -> Iterator[None]:
 
 @pytest.fixture(params=["django", "sqlite"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
-    """The backend of the project: its own database, and another store."""
+    """The backends of the project: the Django database, and another one."""
     url = "django://default" if request.param == "django" else f"sqlite:///{tmp_path}/records.db"
     with override_settings(IDEMPOTENCY_BACKEND=url), open_backend(url) as backend:
         backend.migrate()
@@ -67,13 +67,13 @@ def page_of(record: bytes | str, name: str = "change") -> str:
 
 
 def confirmed(client: Any, record: bytes, name: str, **fields: str) -> Any:
-    """Open the page that asks, and post its form with these fields."""
+    """Open the confirmation page, and post its form with these fields."""
     asked = client.get(page_of(record, name), {key: fields[key] for key in ("stage", "stage_key") if key in fields})
     return client.post(page_of(record, name), {"seen": asked.context_data["seen"].mark, **fields})
 
 
 def charged(user: User | None = None, key: str = KEY) -> str:
-    """Send the request of a client; the id of its record."""
+    """Send a client's request; return the id of its record."""
     client = Client()
     if user is not None:
         client.force_login(user)
@@ -93,7 +93,7 @@ def _all() -> list[Any]:
 
 
 def test_a_key_is_found_with_its_user(backend: Backend) -> None:
-    """P-40: by the policy of the settings; the key is part of no URL."""
+    """P-40: by the policy of the settings; no URL contains the key."""
     users = [User.objects.create_user(f"find-{number}-{id(backend)}") for number in range(2)]
     records = [charged(user) for user in users]
     found = client_of("view_record").post(FIND, {"key": KEY, "user": str(users[1].pk)})
@@ -103,7 +103,7 @@ def test_a_key_is_found_with_its_user(backend: Backend) -> None:
 
 
 def test_several_callers_of_a_key_are_listed(backend: Backend) -> None:
-    """P-40: each with a link, where the key alone is given."""
+    """P-40: where only the key is given, each caller has a link."""
     users = [User.objects.create_user(f"several-{number}-{id(backend)}") for number in range(2)]
     records = [charged(user) for user in users]
     response = client_of("view_record").post(FIND, {"key": KEY, "everyone": "on"})
@@ -113,7 +113,7 @@ def test_several_callers_of_a_key_are_listed(backend: Backend) -> None:
 
 
 def test_the_key_of_an_anonymous_caller_is_found_by_itself(backend: Backend) -> None:
-    """P-40: the records of others are not read for it."""
+    """P-40: the records of other callers are not read for it."""
     record = charged()
     charged(User.objects.create_user(f"other-{id(backend)}"))
     assert client_of("view_record").post(FIND, {"key": KEY})["Location"] == page_of(record)
@@ -142,14 +142,14 @@ def test_a_record_is_found_by_the_beginning_of_its_id(maker: Maker) -> None:
     ],
 )
 def test_what_leads_to_no_record_is_explained(backend: Backend, fields: dict[str, str], status: int, said: str) -> None:
-    """P-40: and the form keeps what was typed, apart from credentials."""
+    """P-40: the form keeps its input, except for credentials."""
     response = client_of("view_record").post(FIND, {**fields, "authorization": ""})
     assert response.status_code == status
     assert said.lower() in response.content.decode().lower()
 
 
 def test_credentials_are_never_sent_back(backend: Backend) -> None:
-    """P-43: the form that is shown again has no Authorization in it."""
+    """P-43: the form that is shown again contains no Authorization value."""
     response = client_of("view_record").post(FIND, {"key": KEY, "authorization": "Bearer " + SECRET})
     assert response.status_code == 404
     assert SECRET not in response.content.decode()
@@ -159,7 +159,7 @@ def test_credentials_are_never_sent_back(backend: Backend) -> None:
 
 
 def test_a_record_is_explained_with_its_stages_in_order(maker: Maker) -> None:
-    """P-43: name, key, what is on record, and what a retry gets; no value."""
+    """P-43: name, key, state of each stage, and what a retry gets; no value."""
     lease = maker.lease(0.001)
     maker.save(lease, begun("charge", "eu"))
     text = client_of(*EVERY).get(page_of(lease.record_id)).content.decode()
@@ -172,7 +172,7 @@ def test_a_record_is_explained_with_its_stages_in_order(maker: Maker) -> None:
 
 
 def test_neither_a_response_nor_a_value_is_shown(backend: Backend) -> None:
-    """P-43: on no page, whoever looks."""
+    """P-43: no page shows one, whatever the user's permissions."""
     record, client = charged(), client_of(is_superuser=True)
     pages = [client.get(page_of(record, name)).content.decode() for name in ("change", "release", "forget")]
     assert all("charge" in pages[0] and SECRET not in page for page in pages)
@@ -180,7 +180,7 @@ def test_neither_a_response_nor_a_value_is_shown(backend: Backend) -> None:
 
 
 def test_an_encrypted_record_is_explained_with_the_keys_of_the_settings_alone(backend: Backend) -> None:
-    """P-43: without them, and with other ones, its stages are named and nothing is opened."""
+    """P-43: without the keys, and with other keys, its stages are named and nothing is decrypted."""
     keys, others = (EncryptionKeys({name: new_key()}) for name in ("mine", "others"))
     client = client_of(*EVERY)
     with override_settings(IDEMPOTENCY_ENCRYPTION=keys):
@@ -196,7 +196,7 @@ def test_an_encrypted_record_is_explained_with_the_keys_of_the_settings_alone(ba
 
 @pytest.mark.parametrize("record", ["00" * 32, "no-digest", "abc"])
 def test_a_record_that_is_gone_leads_back_to_the_list(backend: Backend, record: str) -> None:
-    """With the reason."""
+    """The message gives the reason."""
     for name in ("change", "forget", "release", "resolve"):
         response = client_of(*EVERY).get(page_of(record, name), follow=True)
         assert response.redirect_chain[0][0] == LIST
@@ -207,7 +207,7 @@ def test_a_record_that_is_gone_leads_back_to_the_list(backend: Backend, record: 
 
 
 def test_releasing_frees_the_key_and_keeps_the_stages(maker: Maker) -> None:
-    """P-41: who did it stays in the admin's history."""
+    """P-41: the admin's history says who did it."""
     lease = maker.alive()
     response = confirmed(client_of(*EVERY), lease.record_id, "release")
     assert response["Location"] == page_of(lease.record_id)
@@ -255,7 +255,7 @@ def test_a_stage_is_resolved_as_not_done(maker: Maker) -> None:
     ],
 )
 def test_a_wrong_resolution_changes_nothing(maker: Maker, fields: dict[str, str], said: str) -> None:
-    """P-41: and the page says what is wrong."""
+    """P-41: the page says what is wrong."""
     lease = maker.in_doubt()
     before = maker.backend.get(Get(lease.record_id))
     response = confirmed(
@@ -267,7 +267,7 @@ def test_a_wrong_resolution_changes_nothing(maker: Maker, fields: dict[str, str]
 
 
 def test_a_record_that_an_attempt_holds_is_forgotten_by_force_alone(maker: Maker) -> None:
-    """P-41."""
+    """P-41: without force it is left."""
     lease, client = maker.alive(), client_of(*EVERY)
     refused = confirmed(client, lease.record_id, "forget")
     assert refused.status_code == 409
@@ -278,7 +278,7 @@ def test_a_record_that_an_attempt_holds_is_forgotten_by_force_alone(maker: Maker
 
 
 def test_a_completed_record_is_forgotten_and_not_released(maker: Maker) -> None:
-    """P-41: nothing holds its key."""
+    """P-41: no attempt holds its key."""
     lease, client = maker.completed(), client_of(*EVERY)
     assert page_of(lease.record_id, "release") not in client.get(page_of(lease.record_id)).content.decode()
     assert confirmed(client, lease.record_id, "release").status_code == 409
@@ -288,7 +288,7 @@ def test_a_completed_record_is_forgotten_and_not_released(maker: Maker) -> None:
 
 @pytest.mark.parametrize("name", ["release", "forget", "resolve"])
 def test_a_stale_page_does_nothing_to_a_newer_attempt(maker: Maker, name: str) -> None:
-    """P-42: not even where the record was forgotten and made anew in between."""
+    """P-42: also where the record was forgotten and made anew in between."""
     lease, client = maker.in_doubt(), client_of(*EVERY)
     fields = {"stage": "charge", "stage_key": "", "outcome": "not-done", "force": "on"}
     mark = client.get(page_of(lease.record_id, name), fields).context_data["seen"].mark
@@ -303,7 +303,7 @@ def test_a_stale_page_does_nothing_to_a_newer_attempt(maker: Maker, name: str) -
 
 
 def test_the_page_that_asks_changes_nothing(maker: Maker) -> None:
-    """P-41: opened by a link, a crawler, or a browser that loads ahead."""
+    """P-41: a link, a crawler, or a prefetching browser may open it."""
     lease = maker.in_doubt()
     before = maker.backend.get(Get(lease.record_id))
     for name in ("release", "forget", "resolve"):
@@ -327,7 +327,7 @@ def test_nothing_is_done_without_the_token_of_the_form(maker: Maker, name: str) 
     ("name", "permission"), [("release", "release_record"), ("forget", "delete_record"), ("resolve", "resolve_record")]
 )
 def test_each_operation_needs_its_own_permission(maker: Maker, name: str, permission: str) -> None:
-    """P-44: also where all others are given; the record's page does not offer it either."""
+    """P-44: also with all other permissions; the record's page does not offer the operation either."""
     lease = maker.in_doubt()
     others = client_of(*(each for each in EVERY if each != permission))
     fields = {"stage": "charge", "stage_key": "", "outcome": "not-done"}
@@ -341,7 +341,7 @@ def test_each_operation_needs_its_own_permission(maker: Maker, name: str, permis
 
 
 def test_who_may_not_look_sees_no_page(maker: Maker) -> None:
-    """P-44: staff without ``view_record``, with all else; and whoever is not logged in."""
+    """P-44: staff without ``view_record`` and with all other permissions; and users who are not logged in."""
     lease = maker.in_doubt()
     pages = [FIND, LIST, *(page_of(lease.record_id, name) for name in ("change", "release", "forget", "resolve"))]
     blind = client_of(*(each for each in EVERY if each != "view_record"))
@@ -353,7 +353,7 @@ def test_who_may_not_look_sees_no_page(maker: Maker) -> None:
 
 
 def test_a_backend_that_is_down_is_said_to_be(backend: Backend) -> None:
-    """P-46: 503, and the front page of the site still works."""
+    """P-46: 503, and the front page of the admin still works."""
     client = client_of(is_superuser=True)
     with override_settings(IDEMPOTENCY_BACKEND=f"redis://127.0.0.1:{free_port()}?timeout=0.2"):
         for response in (client.get(page_of("ab" * 32)), client.post(FIND, {"key": KEY, "user": "7"})):
@@ -363,14 +363,14 @@ def test_a_backend_that_is_down_is_said_to_be(backend: Backend) -> None:
 
 
 def test_a_file_that_is_not_there_is_not_created(tmp_path: Path, backend: Backend) -> None:
-    """P-46: looking for a key makes no empty store."""
+    """P-46: looking for a key creates no empty database."""
     with override_settings(IDEMPOTENCY_BACKEND=f"sqlite:///{tmp_path}/wrong.db"):
         assert client_of(*EVERY).post(FIND, {"key": KEY}).status_code == 500
     assert not (tmp_path / "wrong.db").exists()
 
 
 def test_the_retry_of_a_resolved_request_goes_on(backend: Backend) -> None:
-    """P-41: the whole way, from the request to its retry, without the stage."""
+    """P-41: from the request to its retry, which skips the resolved stage."""
     record = charged()
     found = backend.get(Get(bytes.fromhex(record)))
     assert found is not None

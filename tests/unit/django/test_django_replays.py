@@ -1,4 +1,4 @@
-"""What a replay is for code that receives it as a Django response: middleware outside of ours, and test clients."""
+"""A replay as a Django response: what outer middleware and test clients can do with it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _look: Callable[[Any], Any]
 
 @sync_and_async_middleware
 def looking(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:
-    """Middleware outside of ours that does with each response what the test says."""
+    """An outer middleware that calls the test's function with each response."""
     if asyncio.iscoroutinefunction(get_response):
 
         async def awaited(request: HttpRequest) -> Any:
@@ -58,7 +58,7 @@ def looking(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest
 
 
 def _twice(view: Any, look: Callable[[Any], Any], client: Callable[[], Any] = Client, **options: Any) -> Any:
-    """What the middleware sees at first and on the replay, and both responses."""
+    """What the middleware saw on the first response and on the replay, and both responses."""
     global _look
     _look = look
     _seen.clear()
@@ -75,13 +75,13 @@ def _twice(view: Any, look: Callable[[Any], Any], client: Callable[[], Any] = Cl
 @api_view(["POST"])
 @renderer_classes([JSONRenderer])
 def charge(request: Any) -> Response:
-    """A response with what JSON has no types for."""
+    """A view whose data have types that JSON lacks."""
     when = datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc)
     return Response({"id": 1, "name": "Zoë", "price": decimal.Decimal("1.10"), "when": when}, 201)
 
 
 class Loud(JSONRenderer):
-    """A renderer whose body, read as JSON, is not the data of the response, as renderers in camel case."""
+    """A renderer whose body, read as JSON, differs from the data of the response, as camel-case renderers do."""
 
     def render(self, data: Any, accepted_media_type: Any = None, renderer_context: Any = None) -> bytes:
         """See REST framework."""
@@ -92,24 +92,24 @@ class Loud(JSONRenderer):
 @api_view(["POST"])
 @renderer_classes([Loud])
 def loud(request: Any) -> Response:
-    """A response of another renderer's."""
+    """A view with another renderer."""
     return Response({"id": 1}, 201)
 
 
 @api_view(["POST"])
 def empty(request: Any) -> Response:
-    """No body."""
+    """A view whose response has no body."""
     return Response(status=204)
 
 
 @api_view(["POST"])
 def plain(request: Any) -> HttpResponse:
-    """A view of REST framework's whose response is Django's."""
+    """A view of REST framework that returns a Django response."""
     return JsonResponse({"id": 1})
 
 
 def moved(request: Any) -> HttpResponse:
-    """A redirect."""
+    """A view that redirects."""
     return HttpResponseRedirect("/elsewhere")
 
 
@@ -122,7 +122,7 @@ def _wrap(response: Any) -> Any:
 
 
 def _render_again(response: Any) -> Any:
-    """The other usual envelope."""
+    """The other usual envelope, which renders the response again."""
     if isinstance(response, Response):
         response.data = [response.status_code, response.data]
         response._is_rendered = False
@@ -134,7 +134,7 @@ def _render_again(response: Any) -> Any:
 @pytest.mark.parametrize("look", [_wrap, _render_again])
 @pytest.mark.parametrize("view", [charge, empty, plain, loud])
 def test_an_envelope_outside_wraps_a_replay_as_it_wrapped_the_first_response(view: Any, look: Any, client: Any) -> None:
-    """O-29."""
+    """O-29: outer middleware that changes ``response.data`` works for replays."""
     first, again, responses = _twice(view, look, client)
     assert again == first
     assert responses[1].content == responses[0].content
@@ -144,7 +144,7 @@ def test_an_envelope_outside_wraps_a_replay_as_it_wrapped_the_first_response(vie
 @pytest.mark.parametrize("client", [Client, AsyncClient], ids=["wsgi", "asgi"])
 @pytest.mark.parametrize("view", [charge, plain, moved])
 def test_a_middleware_outside_may_pickle_a_response_into_a_cache(view: Any, client: Any) -> None:
-    """O-29: the copy has the same status, body and data. It closes nothing, since it belongs to no request."""
+    """O-29: the copy has the same status, body and data. It belongs to no request, so closing it closes nothing."""
 
     def cached(response: Any) -> Any:
         copy = pickle.loads(pickle.dumps(response))
@@ -179,7 +179,7 @@ def test_a_replay_is_a_response_of_rest_framework_with_the_renderer_that_the_vie
 
 
 def test_a_middleware_inside_may_use_the_data_of_a_replay_and_changes_nothing() -> None:
-    """R-01: what it adds on the way is in the stored response already."""
+    """R-01: what it adds on the way out is in the stored response already."""
     listed = [OURS, f"{__name__}.looking"]
     first, again, responses = _twice(charge, _wrap, MIDDLEWARE=listed)
     assert json.loads(first)["data"]["id"] == json.loads(again)["data"]["data"]["id"] == 1
@@ -188,7 +188,7 @@ def test_a_middleware_inside_may_use_the_data_of_a_replay_and_changes_nothing() 
 
 @pytest.mark.parametrize("cls", [HttpResponseRedirect, HttpResponsePermanentRedirect])
 def test_the_replay_of_a_redirect_has_its_url(cls: Any) -> None:
-    """O-29: test clients that follow redirects ask for it, too."""
+    """O-29: test clients that follow redirects read ``url``."""
 
     def look(response: Any) -> Any:
         return response.url, response.status_code, isinstance(response, cls)
@@ -208,7 +208,7 @@ def test_a_test_client_reads_the_json_of_a_replay_and_follows_its_redirect() -> 
 
 
 def test_attributes_that_a_view_has_set_are_set_on_a_replay() -> None:
-    """O-29: such as the one by which Django's middleware for frames leaves a response alone."""
+    """O-29: such as the attribute that exempts a response from Django's frame options."""
 
     def view(request: HttpRequest) -> HttpResponse:
         response: Any = HttpResponse("framed")
@@ -245,7 +245,7 @@ def test_what_a_replay_cannot_have_is_missing_and_the_code_that_asks_is_named_on
 
 
 def test_no_text_of_a_redacted_response_is_stored_beside_it() -> None:
-    """O-29: a note may hold text of the body."""
+    """O-29: a note may contain text of the body."""
 
     def view(request: HttpRequest) -> HttpResponse:
         response: Any = HttpResponse("secret")
@@ -265,7 +265,7 @@ def test_no_text_of_a_redacted_response_is_stored_beside_it() -> None:
 
 
 def test_a_note_is_bounded() -> None:
-    """Bad input: data that are too long to be stored twice are missing on the replay, and the body is not."""
+    """Bad input: data that are too long to be stored twice are missing on the replay; the body is complete."""
 
     @api_view(["POST"])
     @renderer_classes([Loud])
@@ -278,7 +278,7 @@ def test_a_note_is_bounded() -> None:
 
 
 def test_a_view_cannot_forge_a_note() -> None:
-    """Bad input: a response that a view has copied from another service."""
+    """Bad input: a view copied the header from another service's response."""
 
     def view(request: HttpRequest) -> HttpResponse:
         return HttpResponse("copied", headers={NAME: '{"kept": {"status_code": 500}}'})
@@ -289,20 +289,20 @@ def test_a_view_cannot_forge_a_note() -> None:
 
 
 def test_no_adapter_sends_a_note() -> None:
-    """O-29: not among the headers of a replay, also where one of another framework reads the record."""
+    """O-29: a replay has no such header, also where another framework's adapter reads the record."""
     frame = encode_response(CoreResponse(200, [(b"x-own", b"1")], b"body", note=b"{}"))
     again = replayed(decode_response(frame))
     assert (again.note, dict(again.headers).keys()) == (b"{}", {b"x-own", b"idempotent-replayed", b"content-length"})
 
 
 def test_a_plain_response_is_stored_without_a_note() -> None:
-    """Size: nothing is added for those who do not need it."""
+    """Responses that do not need a note cost no bytes for it."""
     assert messages.take_note(JsonResponse({}), redacted=False) == b""
     assert messages.take_note(HttpResponseRedirect("/0"), redacted=False) == b""
 
 
 def test_the_length_of_a_replay_whose_body_middleware_changes_is_counted_anew() -> None:
-    """O-29: a first response has no length yet, so nobody corrects one."""
+    """O-29: Django gives a first response its length later, so such middleware does not correct one."""
 
     def look(response: Any) -> None:
         response.content += b" more"
@@ -313,13 +313,13 @@ def test_the_length_of_a_replay_whose_body_middleware_changes_is_counted_anew() 
 
 
 class Context:
-    """A project's middleware that works on the context of templates."""
+    """A project's middleware that reads the context of templates."""
 
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> Any:
-        """Ask for the context, behind a look whether there is one."""
+        """Mark the response if it has a context."""
         response = self.get_response(request)
         if getattr(response, "context_data", None):
             response["X-Titled"] = "yes"
@@ -327,13 +327,13 @@ class Context:
 
 
 class InTime:
-    """A middleware whose hook runs for the view's response alone, before it is rendered."""
+    """A middleware with a hook that runs before the view's response is rendered."""
 
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> Any:
-        """Pass."""
+        """Call the next layer."""
         return self.get_response(request)
 
     def process_template_response(self, request: HttpRequest, response: Any) -> Any:
@@ -343,7 +343,7 @@ class InTime:
 
 
 def test_a_middleware_outside_that_asks_for_what_a_replay_lacks_is_reported() -> None:
-    """O-29: W011 names it, and where it belongs."""
+    """O-29: W011 names it, and its right position."""
     with project(_template, MIDDLEWARE=[f"{__name__}.InTime", f"{__name__}.Context", OURS]):
         (message,) = [each for each in run_checks() if (each.id or "").startswith("open_idempotency.")]
     assert message.id == "open_idempotency.W011"
@@ -352,7 +352,7 @@ def test_a_middleware_outside_that_asks_for_what_a_replay_lacks_is_reported() ->
 
 
 def test_inside_the_same_middleware_is_right_and_its_work_is_stored() -> None:
-    """O-29: and a hook for unrendered responses is right on either side."""
+    """O-29: a hook for unrendered responses is right on either side."""
     listed = [f"{__name__}.InTime", OURS, f"{__name__}.Context"]
     with project(_template, MIDDLEWARE=listed):
         assert [each.id for each in run_checks() if (each.id or "").startswith("open_idempotency.")] == []

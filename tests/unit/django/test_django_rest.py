@@ -1,4 +1,4 @@
-"""Django REST framework on top of the middleware: parsers, renderers, exception handler, views and viewsets."""
+"""Django REST framework behind the middleware: parsers, renderers, exception handler, views and viewsets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from django.test.client import encode_multipart
 
 from tests.django_project.calls import KEY, REPLAYED, post, project
 
-# Its settings are read when its views are imported.
+# REST framework reads its settings when its views are imported.
 with override_settings(REST_FRAMEWORK={"UNAUTHENTICATED_USER": None}):
     from rest_framework import serializers
     from rest_framework.decorators import api_view
@@ -30,13 +30,13 @@ OWN_BOUNDARY = "multipart/form-data; boundary=own"
 
 
 class Amount(serializers.Serializer[Any]):
-    """What is posted."""
+    """The serializer of the body."""
 
     amount = serializers.IntegerField(min_value=1)
 
 
 class Charges(APIView):
-    """Validates, counts and responds."""
+    """Validates the body, counts the run, and responds."""
 
     authentication_classes: list[Any] = []
     renderer_classes = [JSONRenderer]
@@ -55,7 +55,7 @@ class Charges(APIView):
 
 @pytest.fixture(autouse=True)
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The attempts at charges in this test."""
+    """The numbers of the attempts in this test."""
     mine: list[int] = []
     monkeypatch.setattr(Charges, "calls", mine)
     return mine
@@ -86,7 +86,7 @@ def test_a_rendered_response_is_replayed(send: Any, calls: list[int]) -> None:
 
 @both_chains
 def test_what_the_exception_handler_makes_of_an_error_is_stored(send: Any, calls: list[int]) -> None:
-    """R-08: a validation error is an outcome; a parse error too."""
+    """R-08: a validation error is an outcome, and so is a parse error."""
     with project(Charges.as_view()):
         assert send(data={"amount": 0}).json() == {"amount": ["Ensure this value is greater than or equal to 1."]}
         assert send(data={"amount": 0})[REPLAYED] == "true"
@@ -96,7 +96,7 @@ def test_what_the_exception_handler_makes_of_an_error_is_stored(send: Any, calls
 
 @both_chains
 def test_an_unhandled_error_runs_again(send: Any, calls: list[int]) -> None:
-    """O-08: raised through the framework's handler."""
+    """O-08: the framework's handler raises it on."""
     with project(Charges.as_view()):
         assert send(data={"amount": 500}).status_code == 500
         assert send(data={"amount": 500}).status_code == 201
@@ -114,7 +114,7 @@ def test_an_upload_reaches_request_data(send: Any, spool: int) -> None:
 
 
 class Orders(ViewSet):
-    """One action that requires a key, one that is exempt."""
+    """A viewset with one action that requires a key, and one that is exempt."""
 
     authentication_classes: list[Any] = []
     renderer_classes = [JSONRenderer]
@@ -131,7 +131,7 @@ class Orders(ViewSet):
 
 
 def test_the_actions_of_a_viewset_have_rules_of_their_own() -> None:
-    """O-06: per route."""
+    """O-06: each route has its own rule."""
     with project(Orders.as_view({"post": "create"}), Orders.as_view({"post": "preview"})) as backend:
         assert post(Client(), "/0", key=None).status_code == 400
         assert post(Client(), "/1").json() == "previewed"
@@ -141,7 +141,7 @@ def test_the_actions_of_a_viewset_have_rules_of_their_own() -> None:
 
 @idempotent(required=True)
 class Strict(Charges):
-    """The whole view requires a key."""
+    """A view that requires a key."""
 
 
 @idempotent(required=True)

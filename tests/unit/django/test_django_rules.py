@@ -1,4 +1,4 @@
-"""The rules that Django views have of their own, and what importing the adapter needs."""
+"""The rules of Django views, and the imports that the adapter needs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _counting(calls: list[int]) -> Callable[[HttpRequest], HttpResponse]:
 
 
 class Required(View):
-    """A class whose every method requires a key."""
+    """A class whose methods all require a key."""
 
     def post(self, request: HttpRequest) -> HttpResponse:
         """Response."""
@@ -52,7 +52,7 @@ class Required(View):
 
 
 class OnlyPatch(View):
-    """A class of which one method requires a key."""
+    """A class with one method that requires a key."""
 
     def post(self, request: HttpRequest) -> HttpResponse:
         """Response."""
@@ -66,12 +66,12 @@ class OnlyPatch(View):
 
 @method_decorator(idempotent(required=True), name="dispatch")
 class Decorated(Required):
-    """The usual way of decorating a class."""
+    """A class decorated in the usual way, by ``method_decorator``."""
 
 
 @idempotent(required=True)
 class Marked(Required):
-    """The short way."""
+    """A class decorated directly."""
 
 
 @pytest.mark.parametrize("cls", [Decorated, Marked])
@@ -83,7 +83,7 @@ def test_a_class_based_view_can_require_a_key(cls: type[View]) -> None:
 
 
 def test_one_method_of_a_class_can_have_a_rule_of_its_own() -> None:
-    """Per route."""
+    """A rule may concern a single method."""
     with project(OnlyPatch.as_view()):
         assert _blocking(key=None).content == b"posted"
         assert Client().patch("/0").status_code == 400
@@ -91,7 +91,7 @@ def test_one_method_of_a_class_can_have_a_rule_of_its_own() -> None:
 
 @idempotent(required=True)
 class Several(View):
-    """A rule for all methods, which some of them change."""
+    """A class with a rule for all methods, and methods that change it."""
 
     def post(self, request: HttpRequest) -> HttpResponse:
         """Response."""
@@ -109,21 +109,21 @@ class Several(View):
 
 
 def test_a_method_adds_to_what_its_class_says() -> None:
-    """As everywhere, the nearest rule decides, and what it does not say stays."""
+    """The nearest rule sets its fields; other fields keep the values of the wider rule."""
     with project(Several.as_view(), IDEMPOTENCY_METHODS=["POST", "PATCH", "PUT"]):
         statuses = [Client().generic(method, "/0").status_code for method in ("POST", "PATCH", "PUT")]
     assert statuses == [400, 400, 200]
 
 
 def test_what_the_urls_say_adds_to_what_the_class_says() -> None:
-    """One class at two addresses."""
+    """One class has two URLs with different rules."""
     with project(idempotent(required=False)(Marked.as_view()), Marked.as_view()):
         assert [_blocking(place, key=None).status_code for place in ("/0", "/1")] == [200, 400]
 
 
 @both_chains
 def test_an_exempt_view_is_not_covered(send: Send) -> None:
-    """Whatever the request carries."""
+    """The key of a request does not matter."""
     calls: list[int] = []
     with project(exempt(_counting(calls))) as backend:
         send()
@@ -133,7 +133,7 @@ def test_an_exempt_view_is_not_covered(send: Send) -> None:
 
 @both_chains
 def test_a_view_can_have_a_key_field_of_its_own(send: Send) -> None:
-    """Any policy field."""
+    """A rule may set any policy field."""
     with project(idempotent(header="X-Charge")(_counting([]))):
         send(key=None, headers={"X-Charge": KEY})
         again = send(key=None, headers={"X-Charge": KEY})
@@ -142,18 +142,18 @@ def test_a_view_can_have_a_key_field_of_its_own(send: Send) -> None:
 
 
 def test_a_view_can_opt_another_method_in() -> None:
-    """PUT and DELETE opt in."""
+    """PUT and DELETE are covered only if a rule says so."""
     calls: list[int] = []
     with project(idempotent(methods=["PUT"])(_counting(calls))):
         for _ in range(2):
-            answer = Client().put("/0", headers={"Idempotency-Key": KEY})
-        assert answer[REPLAYED] == "true"
+            response = Client().put("/0", headers={"Idempotency-Key": KEY})
+        assert response[REPLAYED] == "true"
         _blocking(), _blocking()
     assert calls == [1, 1, 1]
 
 
 class LoadedLate:
-    """A URL configuration whose views get their rules as Django first looks for them, with the first request."""
+    """A URL configuration whose views get their rules when Django first loads it, in the first request."""
 
     def __init__(self, make: Callable[[], Callable[..., Any]]) -> None:
         self._make = make
@@ -169,7 +169,7 @@ class LoadedLate:
 def test_the_first_rule_of_a_process_counts_for_the_request_that_loads_it(
     send: Send, key: str | None, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """O-06: no request slips by."""
+    """O-06: that request needs a key too."""
     monkeypatch.setattr(rules, "registry", rules.RuleRegistry())
     calls: list[int] = []
     with project(), override_settings(ROOT_URLCONF=LoadedLate(lambda: idempotent(required=True)(_counting(calls)))):
@@ -179,7 +179,7 @@ def test_the_first_rule_of_a_process_counts_for_the_request_that_loads_it(
 
 @both_chains
 def test_an_exemption_counts_for_the_request_that_loads_it(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
-    """S-03: no stage runs plainly where nothing is covered."""
+    """S-03: an uncovered request has no stages."""
 
     def view(request: HttpRequest) -> HttpResponse:
         return JsonResponse({"active": idem.active, "started": running.get() is not None})
@@ -193,7 +193,7 @@ def test_an_exemption_counts_for_the_request_that_loads_it(send: Send, monkeypat
 def test_the_request_that_loads_a_view_with_a_field_of_its_own_is_let_go_when_it_is_stopped(
     send: Send, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """L-04: whatever was known of it before its view was found."""
+    """L-04: its key is freed, whatever was known of the request before its view was found."""
     monkeypatch.setattr(rules, "registry", rules.RuleRegistry())
     ends: list[BaseException | None] = [SystemExit(1), None]
 
@@ -211,23 +211,23 @@ def test_the_request_that_loads_a_view_with_a_field_of_its_own_is_let_go_when_it
 
 
 def test_a_field_of_a_views_own_is_known_before_a_request_has_reached_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R-09: the body is kept from before other middleware reads it."""
+    """R-09: the body is buffered before other middleware reads it."""
     with project(_counting([]), idempotent(header="X-Later")(_counting([])), MIDDLEWARE=[OURS, f"{__name__}.Reading"]):
         _blocking(key=None)
-        answers = [Client().post("/1", {"amount": "1"}, headers={"X-Later": KEY}) for _ in range(2)]
-    assert [answer.status_code for answer in answers] == [201, 201]
-    assert answers[1][REPLAYED] == "true"
+        responses = [Client().post("/1", {"amount": "1"}, headers={"X-Later": KEY}) for _ in range(2)]
+    assert [response.status_code for response in responses] == [201, 201]
+    assert responses[1][REPLAYED] == "true"
 
 
 @pytest.mark.parametrize("fields", [{"header": 5}, {"header": "Schl\xfcssel"}, {"aliases": None}, {"aliases": "X-One"}])
 def test_a_wrong_field_of_a_view_is_reported_by_its_policy(fields: dict[str, Any]) -> None:
-    """Bad input: not where the names are collected."""
+    """Bad input: the error is not raised while rules are collected."""
     with project(idempotent(**fields)(_counting([]))), pytest.raises(ConfigurationError):
         Client().post("/0", headers={"Idempotency-Key": KEY})
 
 
 class Reading:
-    """Middleware that reads the form, as CSRF protection does; whoever wants the raw body then comes too late."""
+    """Middleware that reads the form, as CSRF protection does; the raw body cannot be read afterwards."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -243,7 +243,7 @@ def _run_python(code: str) -> str:
 
 
 def test_importing_it_needs_no_settings() -> None:
-    """Settings are read late."""
+    """Settings are read only when they are needed."""
     code = (
         "import open_idempotency.django, django.conf; print(open_idempotency.django.idempotent.__name__, "
         "django.conf.settings.configured)"
@@ -252,7 +252,7 @@ def test_importing_it_needs_no_settings() -> None:
 
 
 def test_without_django_the_error_names_the_command() -> None:
-    """Missing extra."""
+    """The error for a missing extra names the install command."""
     code = (
         "import sys; sys.modules['django'] = None\n"
         "from open_idempotency.exceptions import MissingExtra\n"

@@ -1,4 +1,4 @@
-"""Callers whom a Django session names, without a user of Django's (O-19, and O-14 for them)."""
+"""Callers whom a Django session names, without a user of django.contrib.auth (O-19; O-14 for them)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _tables() -> Iterator[None]:
 
 @pytest.fixture(params=[IN_DATABASE, IN_COOKIES], ids=["database", "cookies"])
 def engine(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Where sessions are kept."""
+    """Each kind of session storage."""
     with override_settings(SESSION_ENGINE=request.param):
         yield request.param
 
@@ -57,7 +57,7 @@ def browse(request: pytest.FixtureRequest, engine: str) -> Callable[..., Browser
 
 
 def give(browser: Browser, **entries: Any) -> None:
-    """Put entries into the session of a client, as a login of the project's own does."""
+    """Put entries into a client's session, as a project's own login does."""
     session = browser.client.session
     session.update(entries)
     session.save()
@@ -65,7 +65,7 @@ def give(browser: Browser, **entries: Any) -> None:
 
 
 class Effects:
-    """A view that does something to its session, and counts."""
+    """A view that changes its session, and counts its runs."""
 
     def __init__(self, act: Callable[[HttpRequest], object] = lambda request: None) -> None:
         self.act = act
@@ -91,7 +91,7 @@ def view_of(effects: Effects, browser: Browser) -> Callable[[HttpRequest], Any]:
 
 @listed_anyhow
 def test_two_users_of_a_session_with_one_key_are_two_callers(browse: Callable[..., Browser], listed: list[str]) -> None:
-    """O-19: and a visitor is a third one, wherever the middleware is listed."""
+    """O-19: a visitor is a third caller; the middleware may be listed anywhere."""
     effects, callers = Effects(), [browse(user_id=1), browse(user_id=2), browse()]
     with project(view_of(effects, callers[0]), MIDDLEWARE=listed):
         assert [who.send().content for who in callers] == [b"run 1", b"run 2", b"run 3"]
@@ -101,7 +101,7 @@ def test_two_users_of_a_session_with_one_key_are_two_callers(browse: Callable[..
 
 
 def test_another_session_of_the_same_user_is_the_same_caller(browse: Callable[..., Browser]) -> None:
-    """O-19: the key of a session is never the identity: it is another one after each login, and each signature."""
+    """O-19: the session key is never the identity: it changes with each login."""
     effects, one, two = Effects(), browse(user_id=1), browse(user_id=1, basket=[1])
     assert one.session != two.session
     with project(view_of(effects, one), MIDDLEWARE=[*SESSIONS, OURS]):
@@ -110,7 +110,7 @@ def test_another_session_of_the_same_user_is_the_same_caller(browse: Callable[..
 
 
 def test_after_a_logout_a_caller_is_a_visitor(browse: Callable[..., Browser]) -> None:
-    """O-19: and does not see what the user did."""
+    """O-19: the visitor does not see the user's responses."""
     effects, browser = Effects(), browse(user_id=1)
     with project(view_of(effects, browser), MIDDLEWARE=[*SESSIONS, OURS]):
         browser.send()
@@ -119,7 +119,7 @@ def test_after_a_logout_a_caller_is_a_visitor(browse: Callable[..., Browser]) ->
 
 
 def test_djangos_own_user_comes_first(browse: Callable[..., Browser]) -> None:
-    """O-19: whatever else is in the session of a user."""
+    """O-19: the entries of the session do not matter then."""
     from uuid import uuid4
 
     from django.contrib.auth.models import User
@@ -136,7 +136,7 @@ def test_djangos_own_user_comes_first(browse: Callable[..., Browser]) -> None:
 
 @listed_anyhow
 def test_the_session_does_not_count_as_accessed(browse: Callable[..., Browser], listed: list[str]) -> None:
-    """O-01, O-19: the response varies by cookie if it does without us, and only then."""
+    """O-01, O-19: the response has ``Vary: Cookie`` only if it has it without the middleware."""
     browser = browse(user_id=1)
     with project(view_of(Effects(), browser), MIDDLEWARE=listed):
         for _ in range(2):
@@ -148,7 +148,7 @@ def test_the_session_does_not_count_as_accessed(browse: Callable[..., Browser], 
 
 @pytest.mark.parametrize("awaited", [False, True])
 def test_no_session_is_looked_up_for_a_client_without_one(awaited: bool) -> None:
-    """O-19: the database is not asked."""
+    """O-19: the database is not queried."""
     from django.db import connection
     from django.test.utils import CaptureQueriesContext
 
@@ -162,7 +162,7 @@ def test_no_session_is_looked_up_for_a_client_without_one(awaited: bool) -> None
 
 
 def test_an_entry_that_another_middleware_has_just_made_counts(browse: Callable[..., Browser]) -> None:
-    """O-19: also before there is a cookie."""
+    """O-19: also before the client has a cookie."""
     effects, one = Effects(), browse()
     with project(view_of(effects, one), MIDDLEWARE=[*SESSIONS, f"{__name__}.by_header", OURS]):
         bodies = [browse().client for _ in range(2)]
@@ -182,7 +182,7 @@ def _post(client: Any, name: str) -> Any:
 
 
 def by_header(get_response: Any) -> Any:
-    """A middleware that puts its user into the session, and nobody into ``request.user``."""
+    """A middleware that puts its user into the session, and sets no ``request.user``."""
     from django.contrib.auth.models import AnonymousUser
 
     def middleware(request: Any) -> Any:
@@ -194,7 +194,7 @@ def by_header(get_response: Any) -> Any:
 
 
 def test_an_account_without_an_id_is_an_error_that_names_the_cure(browse: Callable[..., Browser]) -> None:
-    """O-19: nothing runs in a shared scope."""
+    """O-19: callers never share a scope."""
     effects, browser = Effects(), browse(user={"name": "Ann"})
     with project(view_of(effects, browser), MIDDLEWARE=[*SESSIONS, OURS]), pytest.raises(ScopeUnknown, match="'user'"):
         browser.send()
@@ -202,7 +202,7 @@ def test_an_account_without_an_id_is_an_error_that_names_the_cure(browse: Callab
 
 
 def test_other_entries_by_setting(browse: Callable[..., Browser]) -> None:
-    """O-19: ``IDEMPOTENCY_SESSION_IDENTITY``."""
+    """O-19: ``IDEMPOTENCY_SESSION_IDENTITY`` names the entries."""
     effects, callers = Effects(), [browse(member_id=1), browse(member_id=2), browse(member_id=1)]
     options = {"MIDDLEWARE": [*SESSIONS, OURS], "IDEMPOTENCY_SESSION_IDENTITY": "member_id"}
     with project(view_of(effects, callers[0]), **options):
@@ -210,7 +210,7 @@ def test_other_entries_by_setting(browse: Callable[..., Browser]) -> None:
 
 
 def test_a_session_that_names_nobody_is_warned_about_once(browse: Callable[..., Browser]) -> None:
-    """O-19a: with the name of the cookie and of the entries."""
+    """O-19a: with the names of the cookie and of the entries."""
     effects, browser, listener = Effects(), browse(member_id=1), Listener()
     browser.client.cookies["csrftoken"] = "1"
     with project(view_of(effects, browser), MIDDLEWARE=[*AUTHENTICATION, OURS], IDEMPOTENCY_ON_EVENT=listener):
@@ -222,7 +222,7 @@ def test_a_session_that_names_nobody_is_warned_about_once(browse: Callable[..., 
 
 
 def test_callers_who_are_meant_to_be_one_are_not_warned_about(browse: Callable[..., Browser]) -> None:
-    """O-19b: nor distinguished, and no session is read for them."""
+    """O-19b: they are not distinguished, and no session is read."""
     effects, callers, listener = Effects(), [browse(user_id=1), browse(user_id=2)], Listener()
     options = {
         "MIDDLEWARE": [*AUTHENTICATION, OURS],
@@ -240,7 +240,7 @@ def test_callers_who_are_meant_to_be_one_are_not_warned_about(browse: Callable[.
 
 
 def register(request: HttpRequest) -> None:
-    """A new user, who is logged in at once, with a new key of the session as it should be."""
+    """Log a new user in, with a new session key."""
     request.session.cycle_key()
     request.session["user_id"] = 2
 
@@ -251,9 +251,9 @@ def register(request: HttpRequest) -> None:
 def test_a_retry_finds_the_record_although_the_view_has_changed_the_caller(
     browse: Callable[..., Browser], engine: str, listed: list[str], before: int | None, session: str
 ) -> None:
-    """O-14, O-19: a login is not made twice."""
+    """O-14, O-19: the login is not made twice."""
     if (session, engine, listed[0]) == ("new", IN_COOKIES, OURS):
-        return  # the session has left when the middleware hears of it
+        return  # the cookie is written before the middleware sees the new session
     effects = Effects(register)
     browser = browse(user_id=before) if before else browse()
     with project(view_of(effects, browser), MIDDLEWARE=listed):
@@ -268,7 +268,7 @@ def test_a_retry_finds_the_record_although_the_view_has_changed_the_caller(
 
 
 def test_nobody_else_finds_it(browse: Callable[..., Browser]) -> None:
-    """O-14, O-19: not the very user in another session, nor another in this one."""
+    """O-14, O-19: neither the same user in another session, nor another user in this session."""
     effects, browser = Effects(register), browse(user_id=1)
     with project(view_of(effects, browser), MIDDLEWARE=[*SESSIONS, OURS]):
         browser.send()
@@ -289,7 +289,7 @@ def test_nobody_else_finds_it(browse: Callable[..., Browser]) -> None:
 def test_a_change_of_the_caller_is_reported(
     browse: Callable[..., Browser], act: Callable[[HttpRequest], object], followed: list[bool]
 ) -> None:
-    """O-14, O-19: as an event, which says whether a retry finds the record."""
+    """O-14, O-19: the event says whether a retry finds the record."""
     listener, effects, browser = Listener(), Effects(act), browse(user_id=1)
     with project(view_of(effects, browser), MIDDLEWARE=[*SESSIONS, OURS], IDEMPOTENCY_ON_EVENT=listener):
         browser.send()
@@ -298,7 +298,7 @@ def test_a_change_of_the_caller_is_reported(
 
 @pytest.mark.parametrize("awaited", [False, True])
 def test_a_session_that_a_logout_has_ended_leads_to_the_record(awaited: bool) -> None:
-    """O-14, O-19: sessions on the server, whose old key names nobody any more."""
+    """O-14, O-19: for sessions on the server, whose old key names nobody any more."""
     effects, browser = Effects(lambda request: request.session.flush()), Browser(awaited)
     with override_settings(SESSION_ENGINE=IN_DATABASE):
         give(browser, user_id=1)

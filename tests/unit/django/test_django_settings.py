@@ -1,4 +1,4 @@
-"""Django's settings: dotted paths, rules by path, what is switched off, and what several clients share."""
+"""Django's settings: dotted paths, rules by path, switching off, and the memory backend that several clients share."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ with override_settings(REST_FRAMEWORK={"UNAUTHENTICATED_USER": None, "DEFAULT_AU
 
 
 def by_user(request: Any) -> str:
-    """A ``scope=`` of the project's."""
+    """A ``scope=`` of the project."""
     return str(request.native.META.get("HTTP_X_USER", "nobody"))
 
 
 def note_event(event: Any) -> None:
-    """An ``on_event=`` of the project's."""
+    """An ``on_event=`` of the project."""
     _events.append(event)
 
 
@@ -83,7 +83,7 @@ def test_a_setting_that_is_a_callable_takes_a_dotted_path(field: str, dotted: st
 
 
 def test_every_field_that_takes_a_callable_takes_a_dotted_path() -> None:
-    """O-30: a field that is added later belongs into the list of settings, too."""
+    """O-30: a field that is added later must be in the list of settings, too."""
     hints = IdempotencyPolicy.__annotations__
     callables = {
         name for name, hint in hints.items() if "Callable" in hint or hint.split(" ")[0] in ("Ledger", "Listener")
@@ -93,7 +93,7 @@ def test_every_field_that_takes_a_callable_takes_a_dotted_path() -> None:
 
 @pytest.mark.parametrize("field", [*HOOKS, "policy", "encryption"])
 def test_a_dotted_path_that_leads_nowhere_is_an_error_that_names_the_setting(field: str) -> None:
-    """O-30: by the check, and when the middleware is made."""
+    """O-30: by the check, and when the middleware is constructed."""
     setting = f"IDEMPOTENCY_{field.upper()}"
     wrong = f"{__name__}.no_such_thing"
     (message,) = _found(**{setting: wrong})
@@ -112,7 +112,7 @@ def test_the_dictionary_of_django_idempotency_key_is_left_to_its_middleware() ->
 
 
 def test_the_dictionary_of_a_library_that_is_gone_is_an_error() -> None:
-    """O-30: nobody reads it any more, so a header that it names would be ignored in silence."""
+    """O-30: no code reads it any more, so a header that it names would be silently ignored."""
     with project(_view, IDEMPOTENCY_KEY={"HEADER": "HTTP_X_KEY"}), pytest.raises(ConfigurationError) as refused:
         IdempotencyMiddleware(_view)
     assert "django-idempotency-key" in str(refused.value)
@@ -136,7 +136,7 @@ def test_a_word_that_a_field_knows_is_no_path(setting: str, value: str) -> None:
 
 
 def test_an_alias_with_a_dot_is_no_path() -> None:
-    """O-30: DATABASES may have any name."""
+    """O-30: DATABASES may have aliases with dots."""
     from django.db import connections
 
     databases = {**connections.settings, "shop.eu": connections.settings["default"]}
@@ -171,7 +171,7 @@ def _urls(view: Any) -> list[Any]:
 
 @pytest.mark.parametrize("client", [Client, AsyncClient], ids=["wsgi", "asgi"])
 def test_rules_by_path_apply_to_djangos_routes(client: Callable[[], Any]) -> None:
-    """O-27: in the form that ASGI and WSGI have."""
+    """O-27: in the form that the ASGI and the WSGI middleware have."""
 
     def status(place: str, key: str | None = None, **headers: str) -> tuple[int, str | None]:
         sent = post(client(), place, key=key, headers=headers)
@@ -189,7 +189,7 @@ def test_rules_by_path_apply_to_djangos_routes(client: Callable[[], Any]) -> Non
 
 
 def test_a_rule_by_path_covers_a_method_and_a_views_own_rule_is_nearer() -> None:
-    """O-27: what the view says adds to what its path says."""
+    """O-27: the view's rule adds to the rule of its path."""
     urls = type("Urls", (), {"urlpatterns": [path("things", idempotent(required=True)(_counter()))]})
     with project(IDEMPOTENCY_RULES=RULES), override_settings(ROOT_URLCONF=urls):
         assert Client().put("/things").status_code == 400
@@ -210,7 +210,7 @@ def test_a_rule_by_path_covers_a_method_and_a_views_own_rule_is_nearer() -> None
     ],
 )
 def test_a_wrong_rule_by_path_is_named(rules: object, complaint: str) -> None:
-    """O-27, O-30: bad input, by the check and when the middleware is made."""
+    """O-27, O-30: bad input, by the check and when the middleware is constructed."""
     (message,) = _found(IDEMPOTENCY_RULES=rules)
     assert message.id == "open_idempotency.E001"
     assert message.msg.startswith(complaint)
@@ -219,7 +219,7 @@ def test_a_wrong_rule_by_path_is_named(rules: object, complaint: str) -> None:
 
 
 def test_a_rule_by_path_that_fits_no_route_is_reported() -> None:
-    """O-28: W009, for a typo."""
+    """O-28: W009, for a typing error."""
     shop = include([path("charges/<int:id>", _view), path("charges", _view)])
     rules = {"/shop/charge": {"required": True}, "/shop/charges/{id}": {}, "POST /shop/*": {}, "/*": {}}
     (message,) = _found(path("shop/", shop), IDEMPOTENCY_RULES=rules)
@@ -229,7 +229,7 @@ def test_a_rule_by_path_that_fits_no_route_is_reported() -> None:
 
 @pytest.mark.parametrize("anything", [path("<path:rest>", _view), re_path("^.*$", _view)], ids=["path", "regex"])
 def test_where_a_route_may_fit_any_path_no_rule_by_path_is_reported(anything: Any) -> None:
-    """O-28: no false alarm."""
+    """O-28: there is no false alarm."""
     assert _found(path("a", _view), anything, IDEMPOTENCY_RULES={"/b": {}}) == []
 
 
@@ -237,7 +237,7 @@ def test_where_a_route_may_fit_any_path_no_rule_by_path_is_reported(anything: An
 
 
 class Page(View):
-    """A class of which one method has a rule that does nothing."""
+    """A class with one method whose rule has no effect."""
 
     def post(self, request: HttpRequest) -> HttpResponse:
         """Covered."""
@@ -251,11 +251,11 @@ class Page(View):
 
 @idempotent(required=True)
 class Base(View):
-    """A rule for many pages, some of which are only read."""
+    """A base class with a rule for many pages, some of which are only read."""
 
 
 class Read(Base):
-    """One that is only read."""
+    """A page that is only read."""
 
     def get(self, request: HttpRequest) -> HttpResponse:
         """Read."""
@@ -263,7 +263,7 @@ class Read(Base):
 
 
 class Shelves(ViewSet):
-    """REST framework's viewset, of which an action for PUT has a rule."""
+    """A viewset of REST framework with an action for PUT that has a rule."""
 
     @idempotent(required=True)
     @action(detail=False, methods=["put"])
@@ -273,7 +273,7 @@ class Shelves(ViewSet):
 
 
 def _function(methods: list[str], *, below: bool) -> Any:
-    """A function of REST framework's, with a rule below ``@api_view`` or above."""
+    """A function view of REST framework, with a rule below ``@api_view`` or above it."""
 
     def replace(request: Any) -> Response:
         return Response()
@@ -301,7 +301,7 @@ def _replace(request: HttpRequest) -> HttpResponse:
     ids=["method of a class", "function", "below api_view", "above api_view", "action", "action that reads"],
 )
 def test_a_rule_on_a_route_of_which_no_method_is_covered_is_an_error(view: Any, routes: str, methods: str) -> None:
-    """O-28: E005 names the route, and says methods=."""
+    """O-28: E005 names the route, and suggests ``methods=``."""
     (message,) = _found(path("shop/", include([path("things/<int:id>", view)])))
     assert message.id == "open_idempotency.E005"
     assert message.is_serious()
@@ -313,16 +313,16 @@ def test_a_rule_on_a_route_of_which_no_method_is_covered_is_an_error(view: Any, 
     "options", [{"IDEMPOTENCY_METHODS": ["PUT"]}, {"IDEMPOTENCY_RULES": {"/0": {"methods": ["PUT"]}}}]
 )
 def test_where_the_method_is_covered_the_rule_is_right(options: dict[str, Any]) -> None:
-    """O-28: by the settings, and by a rule for the path."""
+    """O-28: covered by the settings, or by a rule for the path."""
     assert _found(path("0", _replace), **options) == []
 
 
 def test_the_rule_of_a_base_class_over_views_that_only_read_is_right() -> None:
-    """O-28: as that of a router or an application."""
+    """O-28: as a rule of a router or an application is."""
     assert _found(path("0", Read.as_view())) == []
 
 
-# Only what is marked, and nothing at all
+# Covering only marked views, and switching the middleware off
 
 
 def test_only_marked_views_are_covered_if_the_settings_say_so() -> None:
@@ -345,7 +345,7 @@ def test_a_project_that_covers_what_is_marked_and_marks_nothing_is_reported() ->
 def test_everything_is_switched_off_by_one_setting_which_is_said_once(
     client: Callable[[], Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """O-28: stages run plainly, no key is needed, nothing is replayed; no backend is needed either."""
+    """O-28: stages run plainly, no key is required, nothing is replayed, and no backend is needed."""
     monkeypatch.setattr(engine, "_said_off", False)
     numbers = count(1)
 
@@ -369,7 +369,7 @@ def test_everything_is_switched_off_by_one_setting_which_is_said_once(
 
 
 def test_the_test_clients_of_a_process_share_one_memory_backend() -> None:
-    """O-30: each client loads the middleware anew."""
+    """O-30: each client constructs the middleware anew."""
     with project(_counter(), IDEMPOTENCY_BACKEND="memory://"):
         replays = [post(Client()).get(REPLAYED) for _ in range(2)]
         replays.append(asyncio.run(post(AsyncClient())).headers.get(REPLAYED))
@@ -377,7 +377,7 @@ def test_the_test_clients_of_a_process_share_one_memory_backend() -> None:
 
 
 def test_memory_is_empty_where_a_test_sets_the_backend() -> None:
-    """O-30: tests that want it apart say so."""
+    """O-30: tests get a backend of their own by setting it."""
     for _ in range(2):
         with project(_counter(), IDEMPOTENCY_BACKEND="memory://"):
             assert post(Client()).get(REPLAYED) is None
@@ -385,7 +385,7 @@ def test_memory_is_empty_where_a_test_sets_the_backend() -> None:
 
 @pytest.mark.parametrize("found_view", [False, True])
 def test_a_bare_request_passes(found_view: bool) -> None:
-    """O-30: tests of middleware make one without an environ, a method or a stream."""
+    """O-30: tests of middleware construct one without an environ, a method or a stream."""
     with project(_view):
         middleware: Any = IdempotencyMiddleware(_view)
         middleware._found_view = found_view
@@ -397,7 +397,7 @@ def test_a_bare_request_passes(found_view: bool) -> None:
 
 @pytest.mark.parametrize("length", [2, "2", 0, ""])
 def test_a_content_length_that_is_a_number_is_one(length: Any) -> None:
-    """O-30: test clients pass numbers, where servers pass text; with a header that counts it is read, too."""
+    """O-30: test clients pass numbers, where servers pass text."""
     with project(_counter(), IDEMPOTENCY_FINGERPRINT_HEADERS=["Content-Length"]):
         headers = {"Idempotency-Key": KEY}
         sent = [
@@ -408,7 +408,7 @@ def test_a_content_length_that_is_a_number_is_one(length: Any) -> None:
 
 
 def test_a_number_that_is_too_long_is_too_long() -> None:
-    """O-07."""
+    """O-07: a declared length over the limit is refused."""
     with project(_view, IDEMPOTENCY_MAX_REQUEST_BYTES=5):
         sent: Any = Client().post(
             "/0", data="{}", content_type="a/b", headers={"Idempotency-Key": KEY}, CONTENT_LENGTH=6

@@ -29,7 +29,7 @@ def _environ(**extra: Any) -> dict[str, Any]:
 
 
 def _start(status: str, headers: list[tuple[str, str]]) -> None:
-    """A server's start_response."""
+    """The ``start_response`` of a server."""
 
 
 async def _until(event: threading.Event) -> None:
@@ -37,7 +37,7 @@ async def _until(event: threading.Event) -> None:
 
 
 def test_a_stream_is_replayed_with_the_stages_that_its_iterator_ran() -> None:
-    """R-04, S-03: a generator belongs to its request though Django iterates later."""
+    """R-04, S-03: the generator runs within its request, although Django iterates it later."""
     calls: list[str] = []
 
     def view(request: HttpRequest) -> StreamingHttpResponse:
@@ -57,7 +57,7 @@ def test_a_stream_is_replayed_with_the_stages_that_its_iterator_ran() -> None:
 
 @pytest.mark.parametrize("key", [KEY, None])
 def test_an_awaited_stream_runs_its_stages(key: str | None) -> None:
-    """R-04, R-08, S-03: with a key and without one."""
+    """R-04, R-08, S-03: with a key and without one, in the awaited chain."""
 
     async def number() -> int:
         return 7
@@ -78,7 +78,7 @@ def test_an_awaited_stream_runs_its_stages(key: str | None) -> None:
 
 
 def test_earlier_parts_of_an_awaited_stream_are_not_held_back() -> None:
-    """R-03, R-04: the first part leaves while the iterator waits, and nothing is recorded until its end."""
+    """R-03, R-04: the first part leaves while the iterator waits, and nothing is recorded before the end."""
 
     async def scenario() -> None:
         go_on = asyncio.Event()
@@ -106,7 +106,7 @@ def test_earlier_parts_of_an_awaited_stream_are_not_held_back() -> None:
 
 
 def test_the_part_that_fills_the_content_length_is_held_until_it_is_durable() -> None:
-    """R-03: a client counts, and takes it for the last byte."""
+    """R-03: a client counts bytes, and takes this part for the last one."""
 
     async def scenario() -> None:
         recorded: list[list[str]] = []
@@ -127,14 +127,14 @@ def test_the_part_that_fills_the_content_length_is_held_until_it_is_durable() ->
 
 
 class FileWrapper:
-    """A server's way of sending files by itself."""
+    """The class by which a server sends files itself."""
 
     def __init__(self, *args: Any) -> None:
         raise AssertionError("the file went past the capture")
 
 
 def test_a_file_is_captured_and_not_sent_by_the_server_itself() -> None:
-    """R-07, R-08: FileResponse and wsgi.file_wrapper."""
+    """R-07, R-08: for FileResponse and ``wsgi.file_wrapper``."""
     files: list[io.BytesIO] = []
 
     def view(request: HttpRequest) -> FileResponse:
@@ -150,7 +150,7 @@ def test_a_file_is_captured_and_not_sent_by_the_server_itself() -> None:
 
 
 def test_a_blocking_stream_whose_client_left_runs_to_its_end() -> None:
-    """L-05: the server closes the response, and the retry replays it whole."""
+    """L-05: the server closes the response, and the retry replays it completely."""
     calls: list[str] = []
 
     def view(request: HttpRequest) -> StreamingHttpResponse:
@@ -172,7 +172,7 @@ def test_a_blocking_stream_whose_client_left_runs_to_its_end() -> None:
 
 @needs_disconnects
 def test_an_awaited_stream_whose_client_left_is_closed_after_its_grace() -> None:
-    """L-05a: its stages stay, and the retry does not wait for the lease."""
+    """L-05a: its stages are kept, and the retry does not wait for the lease."""
 
     async def scenario() -> None:
         attempts: list[int] = []
@@ -207,7 +207,7 @@ def test_an_awaited_stream_whose_client_left_is_closed_after_its_grace() -> None
 
 
 class HeldCall(AsgiCall):
-    """A server that does not take the first part before the client has left."""
+    """A server that takes the first part only after the client has left."""
 
     async def _send(self, message: dict[str, Any]) -> None:
         await super()._send(message)
@@ -217,7 +217,7 @@ class HeldCall(AsgiCall):
 
 @needs_disconnects
 def test_an_awaited_stream_whose_client_left_between_two_parts_is_closed_after_its_grace() -> None:
-    """L-05a: nobody waits for its next part, so no cancellation reaches its iterator, which is closed all the same."""
+    """L-05a: nothing waits for its next part, so no cancellation reaches its iterator, which is closed all the same."""
 
     async def scenario() -> None:
         attempts: list[int] = []
@@ -249,7 +249,7 @@ def test_an_awaited_stream_whose_client_left_between_two_parts_is_closed_after_i
         assert again.body == b"ab"
         assert attempts == [1, 2]
 
-    gc.disable()  # a stream that only the garbage collector closes would be closed at any time, or at none
+    gc.disable()  # the stream must be closed without the garbage collector
     try:
         asyncio.run(asyncio.wait_for(scenario(), 2 * PATIENCE))
     finally:
@@ -261,7 +261,7 @@ def test_an_awaited_stream_whose_client_left_between_two_parts_is_closed_after_i
 def test_an_awaited_stream_whose_client_left_ends_within_its_grace_and_is_replayed(
     call_class: type[AsgiCall],
 ) -> None:
-    """L-05a: Django cancels whoever sends it, and not the iterator, which may be in the middle of an effect."""
+    """L-05a: Django cancels the task that sends it, and not the iterator, which may be in the middle of an effect."""
 
     async def scenario() -> None:
         attempts: list[int] = []
@@ -296,7 +296,7 @@ def test_an_awaited_stream_whose_client_left_ends_within_its_grace_and_is_replay
 
 @needs_disconnects
 def test_an_awaited_view_whose_client_left_is_run_again() -> None:
-    """L-04: Django cancels the view, which goes through; stages stay."""
+    """L-04: Django cancels the view; its stages are kept."""
 
     async def scenario() -> None:
         attempts: list[int] = []
@@ -351,7 +351,7 @@ def _awaited_stream() -> StreamingHttpResponse:
 def test_a_blocking_view_whose_client_left_an_asgi_server_is_not_run_beside_itself(
     respond: Callable[[], HttpResponse],
 ) -> None:
-    """L-05, I1: its thread cannot be cancelled; until it ends a retry is reported, then it gets the response."""
+    """L-05, I1: its thread cannot be cancelled; until it ends a retry gets 409, and then the response."""
 
     async def scenario() -> None:
         running, go_on = threading.Event(), threading.Event()
@@ -384,7 +384,7 @@ def test_a_blocking_view_whose_client_left_an_asgi_server_is_not_run_beside_itse
 
 @needs_disconnects
 def test_an_awaited_view_whose_client_left_is_not_run_beside_its_thread() -> None:
-    """L-09: what it calls by ``sync_to_async`` ends first, and then its response is stored."""
+    """L-09: the function that it calls by ``sync_to_async`` ends first, and then its response is stored."""
 
     async def scenario() -> None:
         running, go_on = threading.Event(), threading.Event()

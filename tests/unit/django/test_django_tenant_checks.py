@@ -1,4 +1,4 @@
-"""Django's system check of tenants: W006 where nothing of what makes a caller another one differs between them."""
+"""Django's system check of tenants: W006, where nothing distinguishes the callers of two tenants."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _found(**options: Any) -> Sequence[CheckMessage]:
 
 
 class Replicas:
-    """Reads come from any replica, and everything is written to the primary."""
+    """A router that reads from any replica, and writes to the primary."""
 
     def db_for_read(self, model: Any, **hints: Any) -> str:
         return random.choice(["first", "second"])
@@ -45,14 +45,14 @@ class Replicas:
 
 
 class UsersApart:
-    """Users have a database of their own, by the model alone."""
+    """A router that keeps users in a database of their own, by the model alone."""
 
     def db_for_write(self, model: Any, **hints: Any) -> str | None:
         return "users" if model._meta.app_label == "auth" else None
 
 
 class OfTenant:
-    """Each tenant has a database, with its users in it."""
+    """A router with a database for each tenant, which has its users in it."""
 
     def db_for_write(self, model: Any, **hints: Any) -> str | None:
         return getattr(here, "database", None)
@@ -66,21 +66,21 @@ def _current() -> str:
 
 
 class SharedUsers:
-    """Each tenant has a database, and users are the same in all of them."""
+    """A router with a database for each tenant, and the same users for all tenants."""
 
     def db_for_write(self, model: Any, **hints: Any) -> str | None:
         return "default" if model._meta.app_label == "auth" else getattr(here, "database", None)
 
 
 class SharedUsersByTask(SharedUsers):
-    """The same, by a function of the project's."""
+    """``SharedUsers`` with a function of the project that returns the tenant."""
 
     def db_for_write(self, model: Any, **hints: Any) -> str | None:
         return "default" if model._meta.app_label == "auth" else _current()
 
 
 class SharedUsersByRequest(SharedUsers):
-    """The same, by what the router itself has."""
+    """``SharedUsers`` with the tenant in an attribute of the router."""
 
     def __init__(self) -> None:
         self.state = request_state
@@ -98,7 +98,7 @@ class OnlyMigrates:
 
 @pytest.mark.parametrize("router", [Replicas, UsersApart, OnlyMigrates])
 def test_a_router_that_chooses_by_the_model_alone_separates_nobody(router: type) -> None:
-    """O-23: a project with read replicas has no tenants, so there is nothing to warn of."""
+    """O-23: a project with read replicas has no tenants, so it gets no warning."""
     assert _found(DATABASE_ROUTERS=[router()]) == []
 
 
@@ -109,14 +109,14 @@ def test_users_who_are_kept_with_their_tenant_need_nothing() -> None:
 
 @pytest.mark.parametrize("router", [SharedUsers, SharedUsersByTask, SharedUsersByRequest])
 def test_databases_by_request_with_users_shared_by_all_are_warned_of(router: type) -> None:
-    """O-23: one user of two tenants would be one caller; the message names the router and what to write."""
+    """O-23: one user of two tenants would be one caller; the message names the router and the cure."""
     (message,) = _found(DATABASE_ROUTERS=[Replicas(), router()])
     assert f"{__name__}.{router.__name__}" in message.msg
     assert "IDEMPOTENCY_SCOPE" in str(message.hint)
 
 
 class SetsTenant:
-    """As the middleware of packages for tenants."""
+    """A middleware that sets ``request.tenant``, as packages for tenants do."""
 
     def __init__(self, get_response: Any) -> None:
         self.get_response = get_response
@@ -127,11 +127,11 @@ class SetsTenant:
 
 
 class InheritsTenant(SetsTenant):
-    """A project's own middleware, made of such a one."""
+    """A project's own subclass of such a middleware."""
 
 
 def sets_tenant(get_response: Any) -> Any:
-    """The same as a function."""
+    """The same middleware as a function."""
 
     def middleware(request: Any) -> Any:
         setattr(request, "tenant", request.headers["X-Tenant"])  # noqa: B010 (one of the ways to write it)
@@ -141,7 +141,7 @@ def sets_tenant(get_response: Any) -> Any:
 
 
 def reads_tenant(get_response: Any) -> Any:
-    """A middleware that looks at a user's tenant, and leaves the request as it is."""
+    """A middleware that reads a user's tenant, and does not change the request."""
 
     def middleware(request: Any) -> Any:
         here.database = request.user.tenant
@@ -150,7 +150,7 @@ def reads_tenant(get_response: Any) -> Any:
     return middleware
 
 
-TOLD_APART: dict[str, dict[str, Any]] = {
+DISTINGUISHED: dict[str, dict[str, Any]] = {
     "scope": {"IDEMPOTENCY_SCOPE": lambda request: "tenant and user"},
     "scope_in_policy": {"IDEMPOTENCY_POLICY": IdempotencyPolicy(scope=lambda request: "tenant and user")},
     "scope_by_host": {"IDEMPOTENCY_SCOPE_BY_HOST": True},
@@ -161,14 +161,14 @@ TOLD_APART: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("options", TOLD_APART.values(), ids=TOLD_APART)
+@pytest.mark.parametrize("options", DISTINGUISHED.values(), ids=DISTINGUISHED)
 def test_a_project_that_names_the_tenant_is_not_warned(options: dict[str, Any]) -> None:
-    """O-23: the caller of one tenant is another one in the next; on which side the middleware is does not count."""
+    """O-23: the callers of two tenants differ, on whichever side the middleware is listed."""
     assert _found(DATABASE_ROUTERS=[SharedUsers()], **options) == []
 
 
 def test_a_middleware_that_only_reads_a_tenant_does_not_name_it() -> None:
-    """O-23: request.tenant has to be set."""
+    """O-23: ``request.tenant`` has to be set."""
     assert len(_found(DATABASE_ROUTERS=[SharedUsers()], MIDDLEWARE=[f"{__name__}.reads_tenant", OURS])) == 1
 
 
@@ -176,7 +176,9 @@ def test_a_middleware_that_only_reads_a_tenant_does_not_name_it() -> None:
 def test_a_package_for_tenants_without_a_tenant_in_the_request_is_warned_of(
     package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """O-23: its application is installed, and neither schema, request.tenant nor a scope says whose a request is."""
+    """O-23: its application is installed, and neither a schema, nor ``request.tenant``, nor a scope says whose request
+    it is.
+    """
     module = ModuleType(package)
     module.__file__ = __file__
     monkeypatch.setitem(sys.modules, package, module)
@@ -197,13 +199,13 @@ def test_a_connection_with_a_schema_names_the_tenant(monkeypatch: pytest.MonkeyP
 
 
 def test_wrong_settings_and_a_missing_middleware_are_left_to_their_own_checks() -> None:
-    """E001 and W002 say what is wrong there."""
+    """E001 and W002 report them."""
     assert _found(DATABASE_ROUTERS=[SharedUsers()], IDEMPOTENCY_TTL=5) == []
     assert _found(DATABASE_ROUTERS=[SharedUsers()], MIDDLEWARE=[]) == []
 
 
 def test_a_user_of_two_tenants_is_one_caller_where_the_check_warns() -> None:
-    """O-23: the reason of the warning, by the identity itself."""
+    """O-23: this is the reason for the warning."""
     from django.contrib.auth.models import User
 
     from open_idempotency.django.identity import name_after

@@ -40,11 +40,11 @@ def _started(view: Any, monkeypatch: pytest.MonkeyPatch, *, keyed: bool, **optio
     async def send() -> None:
         app = ASGIHandler()
 
-        async def call(scope: Any, receive: Any, answer: Any) -> None:
+        async def call(scope: Any, receive: Any, respond: Any) -> None:
             headers = [(b"host", b"testserver")]
             if keyed:
                 headers.append((b"idempotency-key", secrets.token_hex(16).encode()))
-            await app({**scope, "headers": headers}, receive, answer)
+            await app({**scope, "headers": headers}, receive, respond)
 
         await AsgiCall().run(call)
         with monkeypatch.context() as patched:
@@ -62,7 +62,7 @@ def _started(view: Any, monkeypatch: pytest.MonkeyPatch, *, keyed: bool, **optio
 def test_a_request_starts_no_thread_of_its_own(
     view: Any, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """L-14: those that Django starts for itself are there without the middleware too."""
+    """L-14: Django starts the same threads without the middleware."""
     urls = {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/records.db"}
     alone = _started(view, monkeypatch, keyed=False, MIDDLEWARE=[])
     ours = {"MIDDLEWARE": [OURS], "IDEMPOTENCY_BACKEND": urls[backend]}

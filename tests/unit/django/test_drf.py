@@ -1,4 +1,4 @@
-"""Django REST framework: who its own authentication lets in, and rules on every form of its views."""
+"""Django REST framework: callers whom its own authentication verifies, and rules on every form of its views."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from django.test import Client, override_settings
 
 from tests.django_project.calls import KEY, REPLAYED, post, project
 
-# Its settings are read when its views are imported.
+# REST framework reads its settings when its views are imported.
 with override_settings(REST_FRAMEWORK={"UNAUTHENTICATED_USER": None}):
     from rest_framework.authentication import BaseAuthentication
     from rest_framework.decorators import action, api_view, authentication_classes, parser_classes, permission_classes
@@ -32,14 +32,14 @@ runs: list[Any] = []
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    """No test sees what another one has noted."""
+    """Forget what an earlier test has noted."""
     runs.clear()
     yield
     runs.clear()
 
 
 class Bearer(BaseAuthentication):
-    """Knows two tokens."""
+    """An authenticator with two tokens."""
 
     users = {"Bearer one": "ann", "Bearer two": "bob"}
 
@@ -56,7 +56,7 @@ class Bearer(BaseAuthentication):
 
 
 class Known(BasePermission):
-    """Whoever has been authenticated."""
+    """A permission for every authenticated user."""
 
     def has_permission(self, request: Request, view: Any) -> bool:
         return getattr(request.user, "pk", None) is not None
@@ -84,7 +84,7 @@ def charge(token: str | None, key: str = KEY) -> Any:
 
 
 def test_callers_are_distinguished_by_their_users() -> None:
-    """Whom the view's own authentication verifies, asked before the view."""
+    """The view's own authenticators verify them before the view runs."""
     with project(Charges.as_view()):
         assert charge("one").json() == {"charged": "ann", "run": 1}
         assert charge("two").json() == {"charged": "bob", "run": 2}
@@ -101,14 +101,14 @@ def test_a_refused_token_takes_no_key() -> None:
 
 
 def test_a_refused_permission_is_not_stored() -> None:
-    """Nor is a 401 or 403 for somebody whom nobody knows."""
+    """Neither a 401 nor a 403 for an unknown caller is stored."""
     with project(Charges.as_view()):
-        answers = [charge(None) for _ in range(2)]
-    assert all(answer.status_code in (401, 403) and REPLAYED not in answer for answer in answers)
+        responses = [charge(None) for _ in range(2)]
+    assert all(response.status_code in (401, 403) and REPLAYED not in response for response in responses)
 
 
 class Busy(BaseThrottle):
-    """Lets the second request pass."""
+    """A throttle that lets the second request pass."""
 
     def allow_request(self, request: Request, view: Any) -> bool:
         runs.append("throttle")
@@ -119,7 +119,7 @@ class Busy(BaseThrottle):
 
 
 class Throttling(Charges):
-    """Throttled at first."""
+    """A view that is throttled at first."""
 
     throttle_classes = [Busy]
 
@@ -135,7 +135,7 @@ def test_a_throttled_request_runs_again() -> None:
 
 
 class OutOfStock(APIException):
-    """An outcome of its own."""
+    """An APIException with a status of its own."""
 
     status_code = 402
     default_code = "out_of_stock"
@@ -146,7 +146,7 @@ class OutOfStock(APIException):
 @permission_classes([])
 @parser_classes([JSONParser, FormParser, MultiPartParser])
 def buy(request: Request) -> Response:
-    """Notes what it was sent."""
+    """Notes the data of the request."""
     runs.append(dict(request.data))
     if request.data.get("amount") in (0, "0"):
         raise OutOfStock
@@ -161,7 +161,7 @@ def buy(request: Request) -> Response:
     ids=["json", "form"],
 )
 def test_a_parser_reads_the_body_that_was_kept(data: bytes, content_type: str) -> None:
-    """R-08: once; the repeat gets a response without it."""
+    """R-08: once; the repeated request gets its response without parsing."""
     with project(buy):
         first, again = [post(Client(), data=data, content_type=content_type) for _ in range(2)]
     assert (first.json(), again[REPLAYED]) == ({"stages": [], "attempt": 1}, "true")
@@ -169,7 +169,7 @@ def test_a_parser_reads_the_body_that_was_kept(data: bytes, content_type: str) -
 
 
 def test_an_api_exception_is_an_outcome() -> None:
-    """R-08: what the exception handler makes of it is stored, by its status."""
+    """R-08: the response of the exception handler is stored by its status."""
     with project(buy):
         first, again = [post(Client(), data={"amount": 0}) for _ in range(2)]
         assert [post(Client(), data={"amount": 9}, key=KEY + "2").status_code for _ in range(2)] == [429, 429]
@@ -181,7 +181,7 @@ def test_an_api_exception_is_an_outcome() -> None:
 
 
 class Orders(ViewSet):
-    """Extra actions, marked on either side of ``@action``."""
+    """A viewset with extra actions, marked on either side of ``@action``."""
 
     authentication_classes: list[Any] = []
     renderer_classes = [JSONRenderer]
@@ -189,20 +189,20 @@ class Orders(ViewSet):
     @idempotent(required=True)
     @action(detail=False, methods=["post"])
     def above(self, request: Request) -> Response:
-        """Marked above."""
+        """Marked above ``@action``."""
         return Response("done")
 
     @action(detail=False, methods=["post"])
     @idempotent(required=True)
     def below(self, request: Request) -> Response:
-        """Marked below."""
+        """Marked below ``@action``."""
         return Response("done")
 
 
 @api_view(["POST"])
 @idempotent(required=True)
 def strict(request: Request) -> Response:
-    """Marked below ``@api_view``, where DRF's own decorators stand."""
+    """Marked below ``@api_view``, as DRF's own decorators are."""
     return Response("done")
 
 
@@ -233,6 +233,6 @@ def test_an_exempt_function_below_api_view_is_not_covered() -> None:
 
 
 def test_an_unmarked_function_view_has_no_rule() -> None:
-    """The framework's own wrapper says nothing."""
+    """The wrapper of ``@api_view`` has no rule of its own."""
     with project(buy):
         assert post(Client(), data={"amount": 5}, key=None).status_code == 200

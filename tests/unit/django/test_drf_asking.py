@@ -1,4 +1,4 @@
-"""What REST framework's authenticators leave behind when they are asked ahead of the view: nothing."""
+"""Calling REST framework's authenticators before the view leaves no trace in the view's request."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ with override_settings(REST_FRAMEWORK={"UNAUTHENTICATED_USER": None}):
 
 @pytest.fixture(autouse=True)
 def fresh() -> None:
-    """No test sees what another one has noted."""
+    """Forget what an earlier test has noted."""
     runs.clear()
     asked.clear()
 
 
-# The view finds everything as it is without us
+# The view's request is the same as without the middleware
 
 
 @both_chains
 def test_the_view_authenticates_for_itself(send: Send) -> None:
-    """O-01: its user, its auth, its authenticator and its parsed body."""
+    """O-01: the view has its user, its auth, its authenticator and its parsed body."""
     with project(Charges.as_view()):
         send("old")
     assert runs == [("ann", "old", "Token", {"amount": 5})]
@@ -61,7 +61,7 @@ def test_the_view_authenticates_for_itself(send: Send) -> None:
 def test_a_body_that_an_authenticator_has_read_is_unread_for_the_view(
     send: Send, way: str, kind: str, spool: int
 ) -> None:
-    """R-08: however it was read, the view reads it again, and the whole of it is the fingerprint."""
+    """R-08: however the authenticator read it, the view reads it again; the fingerprint covers all of it."""
     fields = {"amount": "5", "receipt": SimpleUploadedFile("a.txt", b"thanks")}
     body = {"data": encode_multipart("own", fields), "content_type": MULTIPART} if kind == "multipart" else {}
     options = {"IDEMPOTENCY_SPOOL_BYTES": spool}
@@ -74,7 +74,7 @@ def test_a_body_that_an_authenticator_has_read_is_unread_for_the_view(
 
 
 class Marking(BaseAuthentication):
-    """Reads the stream itself, the first time that it is asked, and leaves marks on Django's request."""
+    """An authenticator that reads the stream the first time, and sets attributes on Django's request."""
 
     def authenticate(self, request: Request) -> tuple[Any, None]:
         plain = request._request
@@ -86,7 +86,7 @@ class Marking(BaseAuthentication):
 
 
 class Reading(Charges):
-    """Reads what is left of the stream."""
+    """A view that reads the rest of the stream."""
 
     authentication_classes = [Marking]
 
@@ -97,21 +97,21 @@ class Reading(Charges):
 
 
 def test_what_an_authenticator_leaves_behind_is_gone_for_the_view_under_wsgi() -> None:
-    """O-01, R-08: the second time it finds what it found the first time."""
+    """O-01, R-08: its second call finds the same request as its first one."""
     with project(Reading.as_view()):
         _blocking(data="words")
     assert (runs, asked) == ([b'"words"'], [(False, False, False)] * 2)
 
 
 def test_what_an_authenticator_leaves_behind_is_gone_for_the_view_under_asgi() -> None:
-    """O-01, R-08: there the stream is a file, which is rewound."""
+    """O-01, R-08: the stream is a file there, and is rewound."""
     with project(Reading.as_view()):
         asyncio.run(AsgiCall(b"words").run(ASGIHandler()))
     assert (runs, asked) == ([b"words"], [(False, False, False)] * 2)
 
 
 class Digesting(BaseAuthentication):
-    """Asks for the body, which makes Django close the stream behind it."""
+    """An authenticator that reads ``request.body``, after which Django closes the stream."""
 
     def authenticate(self, request: Request) -> tuple[Any, None]:
         asked.append(request._request.body)
@@ -119,17 +119,17 @@ class Digesting(BaseAuthentication):
 
 
 def test_a_body_asked_for_by_an_authenticator_does_not_close_the_servers_file() -> None:
-    """R-08: it is read again for the fingerprint, and by the view."""
+    """R-08: the fingerprint and the view read it again."""
     with project(Reading.as_view(authentication_classes=[Digesting])):
         asyncio.run(AsgiCall(b"words").run(ASGIHandler()))
     assert (runs, asked) == ([b"words"], [b"words"] * 2)
 
 
-# The rest of what happens around asking
+# Other effects of authenticators
 
 
 class Refusing(BaseAuthentication):
-    """Raises what Django itself makes a response of."""
+    """An authenticator that raises an exception of Django itself."""
 
     error: Exception = Http404()
 
@@ -143,7 +143,7 @@ class Refusing(BaseAuthentication):
 def test_a_refusal_in_djangos_own_words_is_left_to_the_view(
     send: Send, error: Exception, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Asked ahead and by the view, whose response it is; no view runs, whatever the retry."""
+    """The authenticator runs twice, and the view's response is sent; no view code runs, for a retry neither."""
     monkeypatch.setattr(Refusing, "error", error)
     with project(Charges.as_view(authentication_classes=[Refusing])):
         assert send().status_code == status
@@ -151,7 +151,7 @@ def test_a_refusal_in_djangos_own_words_is_left_to_the_view(
 
 
 class Outer(BaseAuthentication):
-    """Looks at Django's own user, as REST framework's session authentication does."""
+    """An authenticator that reads Django's own user, as REST framework's session authentication does."""
 
     def authenticate(self, request: Request) -> Any:
         asked.append((type(request._request.user).__name__, request._request.session.accessed))
@@ -160,14 +160,14 @@ class Outer(BaseAuthentication):
 
 @both_chains
 def test_an_authenticator_that_looks_at_djangos_user_loads_no_empty_session(send: Send) -> None:
-    """Ahead of the view it finds an anonymous user, and the session is as it was."""
+    """Before the view it finds an anonymous user, and the session is unchanged."""
     with project(Charges.as_view(authentication_classes=[Outer]), MIDDLEWARE=[*SESSIONS, OURS]):
         assert send().status_code == 201
     assert asked[0] == ("AnonymousUser", False)
 
 
 class Uploading(BaseAuthentication):
-    """Parses the uploads to know who is asking, and keeps the file that it found."""
+    """An authenticator that parses the uploads to verify the caller, and keeps the file."""
 
     def authenticate(self, request: Request) -> tuple[Any, None]:
         asked.append(request._request.FILES["receipt"].file)
@@ -176,7 +176,9 @@ class Uploading(BaseAuthentication):
 
 @both_chains
 def test_uploads_that_only_the_copy_has_parsed_are_closed(send: Send) -> None:
-    """R-09: a file of its own for the copy, closed before the view runs; the view's is open while it reads."""
+    """R-09: the copy has a file of its own, which is closed before the view runs; the view's file is open while it
+    reads.
+    """
     body = encode_multipart("own", {"receipt": SimpleUploadedFile("a.txt", b"thanks")})
     with (
         project(Charges.as_view(authentication_classes=[Uploading])),
@@ -191,17 +193,17 @@ def test_uploads_that_only_the_copy_has_parsed_are_closed(send: Send) -> None:
 
 @both_chains
 def test_a_body_that_was_read_before_is_lent_from_memory(send: Send) -> None:
-    """R-08: a middleware outside has asked for request.body, so no stream is left."""
+    """R-08: an outer middleware has read ``request.body``, so no stream is left."""
     with project(Charges.as_view(authentication_classes=[Signed]), MIDDLEWARE=[f"{__name__}.reads_body", OURS]):
-        answers = [send(headers={"X-Way": "data"}) for _ in range(2)]
-    assert answers[1][REPLAYED] == "true"
+        responses = [send(headers={"X-Way": "data"}) for _ in range(2)]
+    assert responses[1][REPLAYED] == "true"
     assert asked[0] == {"amount": 5}
     assert runs[0][3] == {"amount": 5}
 
 
 @sync_and_async_middleware
 def reads_body(get_response: Any) -> Any:
-    """Middleware that keeps request.body."""
+    """Middleware that reads ``request.body``."""
     if iscoroutinefunction(get_response):
 
         async def awaited(request: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Who is asking, in Django REST framework: the user whom the view's own authenticators verify."""
+"""Who the caller is, in Django REST framework: the user whom the view's own authenticators verify."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from django.utils.asyncio import async_unsafe
 
 from tests.django_project.calls import KEY, OURS, REPLAYED, post, project
 
-# Its settings are read when its views are imported.
+# REST framework reads its settings when its views are imported.
 with override_settings(REST_FRAMEWORK={"UNAUTHENTICATED_USER": None}):
     from rest_framework.authentication import BaseAuthentication, SessionAuthentication, TokenAuthentication
     from rest_framework.exceptions import APIException, AuthenticationFailed
@@ -40,18 +40,20 @@ asked: list[Any] = []
 
 @pytest.fixture(autouse=True)
 def fresh() -> None:
-    """No test sees what another one has noted."""
+    """Forget what an earlier test has noted."""
     runs.clear()
     asked.clear()
 
 
 def user_of(pk: str) -> Any:
-    """Somebody whom no session knows."""
+    """A user without a session."""
     return SimpleNamespace(is_authenticated=True, is_active=True, pk=pk)
 
 
 class Token(TokenAuthentication):
-    """REST framework's own, with its tokens at hand. Like a database it refuses to be asked on an event loop."""
+    """REST framework's token authentication, with tokens in memory. Like a database, it refuses to run on an event
+    loop.
+    """
 
     owners = {"old": "ann", "new": "ann", "other": "bob"}
 
@@ -64,14 +66,14 @@ class Token(TokenAuthentication):
 
 
 class Known(BasePermission):
-    """Whoever has been authenticated."""
+    """A permission for every authenticated user."""
 
     def has_permission(self, request: Request, view: Any) -> bool:
         return bool(getattr(request.user, "is_authenticated", False))
 
 
 class Charges(APIView):
-    """Notes the caller, how the authentication went, and what was posted."""
+    """Notes the caller, the authentication, and the data."""
 
     authentication_classes: list[Any] = [Token]
     permission_classes = [Known]
@@ -106,12 +108,12 @@ both_chains = pytest.mark.parametrize("send", [_blocking, _awaited], ids=["wsgi"
 Send = Callable[..., Any]
 
 
-# Who counts as one caller
+# Which requests have the same caller
 
 
 @both_chains
 def test_a_retry_with_the_new_token_of_the_same_user_is_replayed(send: Send) -> None:
-    """The verified user comes before the digest of Authorization."""
+    """The verified user takes precedence over the digest of Authorization."""
     with project(Charges.as_view()):
         first, again = send("old"), send("new")
     assert (again.content, again[REPLAYED]) == (first.content, "true")
@@ -120,7 +122,7 @@ def test_a_retry_with_the_new_token_of_the_same_user_is_replayed(send: Send) -> 
 
 @both_chains
 def test_two_users_with_one_key_are_two_requests(send: Send) -> None:
-    """Neither sees the other's response."""
+    """Neither user sees the other's response."""
     with project(Charges.as_view()):
         assert send("old").json() == {"charged": "ann", "run": 1}
         assert send("other").json() == {"charged": "bob", "run": 2}
@@ -128,7 +130,7 @@ def test_two_users_with_one_key_are_two_requests(send: Send) -> None:
 
 @both_chains
 def test_behind_djangos_authentication_the_token_counts_where_no_session_does(send: Send) -> None:
-    """request.user is anonymous there, and its session is not touched for it."""
+    """``request.user`` is anonymous there, and the session is not touched."""
     with project(Charges.as_view(), MIDDLEWARE=[*SESSIONS, OURS]):
         first, again = send("old"), send("new")
     assert again[REPLAYED] == "true"
@@ -137,7 +139,7 @@ def test_behind_djangos_authentication_the_token_counts_where_no_session_does(se
 
 
 class BySession:
-    """Middleware that knows the same user of every request, as a session in a shared browser would."""
+    """Middleware that sets the same user on every request, as a session in a shared browser would."""
 
     sync_capable = async_capable = True
 
@@ -153,7 +155,7 @@ class BySession:
 
 @both_chains
 def test_two_tokens_within_one_session_are_two_callers(send: Send) -> None:
-    """Who acts in the view counts, not whose session it is."""
+    """The user who acts in the view counts, not the user of the session."""
     middleware = [f"{__name__}.BySession", OURS]
     with project(Charges.as_view(), MIDDLEWARE=middleware):
         assert send("old").json()["charged"] == "ann"
@@ -161,21 +163,21 @@ def test_two_tokens_within_one_session_are_two_callers(send: Send) -> None:
 
 
 def test_with_a_scope_of_its_own_nobody_asks_the_authenticators() -> None:
-    """scope= comes first."""
+    """``scope=`` takes precedence."""
     with project(Charges.as_view(), IDEMPOTENCY_SCOPE=lambda request: "everybody"):
         _blocking("old")
     assert asked == ["old"]
 
 
 def test_without_a_key_only_the_view_authenticates() -> None:
-    """An unkeyed request costs nothing."""
+    """A request without a key costs nothing."""
     with project(Charges.as_view()):
         _blocking("old", key=None)
     assert asked == ["old"]
 
 
 class Nameless(BaseAuthentication):
-    """Knows that somebody is there, and not who."""
+    """An authenticator whose user has no identity."""
 
     def authenticate(self, request: Request) -> tuple[Any, None]:
         return SimpleNamespace(is_authenticated=True), None
@@ -183,7 +185,7 @@ class Nameless(BaseAuthentication):
 
 @both_chains
 def test_a_verified_user_without_a_primary_key_is_an_error(send: Send) -> None:
-    """Never a shared bucket."""
+    """Such users never share a scope."""
     view = Charges.as_view(authentication_classes=[Nameless])
     with project(view), pytest.raises(ScopeUnknown, match="IDEMPOTENCY_SCOPE"):
         send()
@@ -195,12 +197,12 @@ def test_a_verified_user_without_a_primary_key_is_an_error(send: Send) -> None:
 
 @both_chains
 def test_a_wrong_token_gets_the_views_own_response_and_takes_no_key(send: Send) -> None:
-    """401 with the view's challenge, and nothing is stored."""
+    """A 401 with the view's challenge; nothing is stored."""
     with project(Charges.as_view()):
         refused = [send("wrong") for _ in range(2)]
         assert send("old").status_code == 201
-    assert [(answer.status_code, answer["WWW-Authenticate"]) for answer in refused] == [(401, "Token")] * 2
-    assert all(answer.json() == {"detail": "no such token"} and REPLAYED not in answer for answer in refused)
+    assert [(response.status_code, response["WWW-Authenticate"]) for response in refused] == [(401, "Token")] * 2
+    assert all(response.json() == {"detail": "no such token"} and REPLAYED not in response for response in refused)
 
 
 @both_chains
@@ -214,9 +216,9 @@ def test_a_revoked_token_gets_no_stored_response(send: Send, monkeypatch: pytest
 
 
 class Failing(BaseAuthentication):
-    """Fails once, then knows everybody."""
+    """An authenticator that fails once, and then accepts every request."""
 
-    error: Exception = RuntimeError("no answer from the directory")
+    error: Exception = RuntimeError("no reply from the directory")
 
     def authenticate(self, request: Request) -> tuple[Any, None]:
         asked.append("failing")
@@ -226,7 +228,7 @@ class Failing(BaseAuthentication):
 
 
 class Unavailable(APIException):
-    """503."""
+    """An APIException with status 503."""
 
     status_code = 503
 
@@ -236,7 +238,7 @@ class Unavailable(APIException):
 def test_an_authenticator_that_fails_runs_no_view(
     send: Send, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It could succeed in the view, which would run for a caller whom no retry comes back to."""
+    """It could succeed in the view, which would then run for a caller whose retry has another identity."""
     monkeypatch.setattr(Failing, "error", error)
     with project(Charges.as_view(authentication_classes=[Failing])) as backend, pytest.raises(type(error)):
         send()
@@ -244,14 +246,14 @@ def test_an_authenticator_that_fails_runs_no_view(
 
 
 class Coroutine(BaseAuthentication):
-    """An authenticator of an extension that awaits them."""
+    """An async authenticator of an extension."""
 
     async def authenticate(self, request: Request) -> Any:
         raise AssertionError("nobody may await it here")
 
 
 def test_an_authenticator_that_is_a_coroutine_is_left_to_its_view() -> None:
-    """The Authorization field counts, as where no user is known."""
+    """The Authorization header identifies the caller, as without a known user."""
 
     class Awaiting(Charges):
         permission_classes: list[Any] = []
@@ -281,7 +283,9 @@ def tables() -> Iterator[None]:
 @pytest.mark.usefixtures("tables")
 @pytest.mark.parametrize(("send", "kind"), [(_blocking, Client), (_awaited, AsyncClient)], ids=["wsgi", "asgi"])
 def test_a_session_is_protected_against_forgery_as_ever(send: Send, kind: Any) -> None:
-    """Without the token the view's own 403 and nothing kept; with it one run and a replay."""
+    """Without the CSRF token the view's own 403 is sent and nothing is stored; with it the view runs once and is
+    replayed.
+    """
     from django.contrib.auth.models import User
 
     client = kind(enforce_csrf_checks=True)
@@ -291,8 +295,8 @@ def test_a_session_is_protected_against_forgery_as_ever(send: Send, kind: Any) -
     view = Charges.as_view(authentication_classes=[SessionAuthentication, Token])
     with project(view, MIDDLEWARE=[*SESSIONS, OURS]):
         assert [send(client=client).status_code for _ in range(2)] == [403, 403]
-        answers = [send(client=client, headers={"X-CSRFToken": secret}) for _ in range(2)]
-    assert [(answer.status_code, answer.get(REPLAYED)) for answer in answers] == [(201, None), (201, "true")]
+        responses = [send(client=client, headers={"X-CSRFToken": secret}) for _ in range(2)]
+    assert [(response.status_code, response.get(REPLAYED)) for response in responses] == [(201, None), (201, "true")]
     assert len(runs) == 1
 
 
@@ -300,7 +304,7 @@ def test_a_session_is_protected_against_forgery_as_ever(send: Send, kind: Any) -
 
 
 class Signed(BaseAuthentication):
-    """Reads the body in one of three ways before it knows who signed it."""
+    """An authenticator that reads the body, in one of three ways, to verify its signature."""
 
     def authenticate(self, request: Request) -> tuple[Any, None]:
         way = request.headers["X-Way"]
@@ -309,13 +313,13 @@ class Signed(BaseAuthentication):
 
 
 class ByAction(ViewSet):
-    """Who may come depends on the action."""
+    """A viewset whose authenticators depend on the action."""
 
     permission_classes = [Known]
     renderer_classes = [JSONRenderer]
 
     def get_authenticators(self) -> Any:
-        """By token to pay, by signature otherwise; asked before the action has a name."""
+        """By token to pay, by signature otherwise; called before ``action`` is set."""
         action = self.action_map[str(self.request.method).lower()]
         return [Token()] if action == "pay" and self.kwargs == {} else [Signed()]
 
@@ -330,7 +334,7 @@ class ByAction(ViewSet):
 
 @both_chains
 def test_the_actions_of_a_viewset_have_authenticators_of_their_own(send: Send) -> None:
-    """The one whose action is going to run."""
+    """The authenticators of the action that will run are called."""
     with project(ByAction.as_view({"post": "pay"}), ByAction.as_view({"post": "sign"})):
         assert send("old").json() == "ann"
         assert send("new")[REPLAYED] == "true"

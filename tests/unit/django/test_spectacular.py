@@ -1,4 +1,4 @@
-"""What drf-spectacular says of covered views, and that it says nothing of the others."""
+"""What drf-spectacular's schema says of covered views; other views are described as before."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REST = {
     "DEFAULT_SCHEMA_CLASS": "open_idempotency.django.spectacular.AutoSchema",
 }
 
-# Their settings are read when they are imported.
+# REST framework and drf-spectacular read their settings when they are imported.
 with override_settings(REST_FRAMEWORK=REST):
     from django.urls import path
     from drf_spectacular.generators import SchemaGenerator
@@ -38,13 +38,13 @@ with override_settings(REST_FRAMEWORK=REST):
 
 
 class Amount(serializers.Serializer[Any]):
-    """What is posted."""
+    """The serializer of the body."""
 
     amount = serializers.IntegerField()
 
 
 class Charges(APIView):
-    """One covered method, and two others."""
+    """A view with one covered method and two others."""
 
     serializer_class = Amount
 
@@ -63,14 +63,14 @@ class Charges(APIView):
 
 @idempotent(required=True)
 class StrictCharges(Charges):
-    """Requires a key."""
+    """A view that requires a key."""
 
 
 # ``@extend_schema`` asks for the default schema class at once.
 with override_settings(REST_FRAMEWORK=REST):
 
     class Orders(ViewSet):
-        """Actions with rules of their own."""
+        """A viewset whose actions have rules of their own."""
 
         serializer_class = Amount
 
@@ -98,7 +98,7 @@ def shout(request: Request) -> Response:
 
 
 def function(mark: Any, *, below: bool) -> Any:
-    """The function view with a mark, below or above ``@api_view``."""
+    """The function view with a mark, below ``@api_view`` or above it."""
     with override_settings(REST_FRAMEWORK=REST):
         posted = api_view(["POST"])
         copy = type(shout)(shout.__code__, globals(), "shout")  # a mark stays on what it was put on
@@ -107,7 +107,7 @@ def function(mark: Any, *, below: bool) -> Any:
 
 @contextmanager
 def described(*views: Any, **options: Any) -> Iterator[dict[str, Any]]:
-    """The description of a project with these views at ``/0``, ``/1``, ..."""
+    """The schema of a project with these views at ``/0``, ``/1``, ..."""
     options = {"MIDDLEWARE": [OURS], "IDEMPOTENCY_BACKEND": MemoryBackend(), "REST_FRAMEWORK": REST, **options}
     urls = type("Urls", (), {"urlpatterns": [path(str(place), view) for place, view in enumerate(views)]})
     with override_settings(ROOT_URLCONF=urls, **options):
@@ -115,7 +115,7 @@ def described(*views: Any, **options: Any) -> Iterator[dict[str, Any]]:
 
 
 def operation(*views: Any, method: str = "post", **options: Any) -> dict[str, Any]:
-    """One operation's description."""
+    """The schema of one operation."""
     with described(*views, **options) as schema:
         found: dict[str, Any] = schema["paths"]["/0"][method]
         return found
@@ -128,7 +128,7 @@ def header(operation: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def is_described(operation: dict[str, Any]) -> bool:
-    """Whether the header is there, and our responses, or neither."""
+    """Whether the header and the library's responses are described; both or neither."""
     there = header(operation) is not None
     for status in ("400", "409", "413", "422", "503"):
         content = operation["responses"].get(status, {}).get("content", {})
@@ -155,7 +155,7 @@ def test_a_method_that_is_not_covered_has_none_of_it(method: str) -> None:
 
 
 def test_settings_count() -> None:
-    """As they do for the middleware."""
+    """The settings of the middleware decide which views are described."""
     found = operation(Charges.as_view(), method="put", IDEMPOTENCY_METHODS=["PUT"], IDEMPOTENCY_HEADER="X-Key")
     assert (header(found) or {})["name"] == "X-Key"
 
@@ -172,7 +172,7 @@ def test_settings_count() -> None:
     ids=["class", "marked view", "action", "marked function", "marked function view"],
 )
 def test_a_view_that_requires_a_key_says_so(view: Any) -> None:
-    """O-06: wherever the rule stands."""
+    """O-06: wherever its rule is set."""
     found = header(operation(view))
     assert found is not None
     assert found["required"] is True
@@ -193,7 +193,7 @@ def test_an_exempt_view_has_none_of_it(view: Any) -> None:
 
 
 def test_a_marked_view_does_not_speak_for_its_class() -> None:
-    """The same class is covered at another place."""
+    """The class has another URL, where its rule differs."""
     with described(exempt(Charges.as_view()), Charges.as_view()) as schema:
         assert not is_described(schema["paths"]["/0"]["post"])
         assert is_described(schema["paths"]["/1"]["post"])
@@ -207,14 +207,14 @@ def test_what_the_project_says_of_a_status_stays() -> None:
 
 
 def test_without_the_middleware_nothing_is_described() -> None:
-    """On covered views only."""
+    """Only covered views are described."""
     with described(Charges.as_view(), MIDDLEWARE=[]) as schema:
         assert not is_described(schema["paths"]["/0"]["post"])
         assert "IdempotencyProblem" not in schema["components"]["schemas"]
 
 
 def test_without_drf_spectacular_the_pip_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing package is told with its cure."""
+    """The error for a missing package names the install command."""
     monkeypatch.setitem(sys.modules, "drf_spectacular", None)
     spec = importlib.util.spec_from_file_location("spectacular_again", spectacular.__file__)
     assert spec is not None
@@ -224,7 +224,7 @@ def test_without_drf_spectacular_the_pip_command_is_named(monkeypatch: pytest.Mo
 
 
 def test_rules_by_path_count() -> None:
-    """O-27: as they do for the middleware."""
+    """O-27: they decide as they do for the middleware."""
     rules = {"/*": {"methods": ["PUT"]}, "/0": {"header": "X-Key"}, "POST /0": exempt}
     with described(Charges.as_view(), IDEMPOTENCY_RULES=rules) as schema:
         assert (header(schema["paths"]["/0"]["put"]) or {})["name"] == "X-Key"
@@ -233,6 +233,6 @@ def test_rules_by_path_count() -> None:
 
 @pytest.mark.parametrize("options", [{"IDEMPOTENCY_ENABLED": False}, {"IDEMPOTENCY_COVER": "marked"}])
 def test_what_is_switched_off_or_not_marked_is_not_described(options: dict[str, Any]) -> None:
-    """O-25, O-26: an application that is switched off, and a view without a rule where one is needed."""
+    """O-25, O-26: an application that is switched off, and a view without a rule where a rule is needed."""
     assert not is_described(operation(Charges.as_view(), **options))
     assert is_described(operation(StrictCharges.as_view(), IDEMPOTENCY_COVER="marked"))

@@ -1,4 +1,4 @@
-"""Processes that end, fork, or are interrupted, with a lease that runs. Run by ``test_drain``: name, records' path."""
+"""Scripts of processes that exit, fork or are interrupted while a lease runs. ``test_drain`` runs them by name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def engine_at(url: str) -> Engine:
 
 
 def admit(engine: Engine, owner: bytes = b"o" * 16) -> Attempt:
-    """An attempt that runs until its process ends."""
+    """Begin an attempt that runs until its process ends."""
     leased = engine.backend.claim(Claim(owner * 2, b"\x01", owner, 30.0, 60.0))
     assert isinstance(leased, Leased)
     attempt = Attempt.of(leased.lease, (), engine.policy, "/")
@@ -35,14 +35,14 @@ def admit(engine: Engine, owner: bytes = b"o" * 16) -> Attempt:
 
 
 def hold(path: str) -> Engine:
-    """Run, and end."""
+    """Begin an attempt, and exit."""
     engine = engine_at(f"sqlite:///{path}")
     admit(engine)
     return engine
 
 
 def hold_in_thread(path: str) -> None:
-    """The handler is in a thread that nobody waits for, as waitress's are."""
+    """Run the handler in a thread that nobody joins, as waitress does."""
     begun = threading.Event()
 
     def handle() -> None:
@@ -56,7 +56,7 @@ def hold_in_thread(path: str) -> None:
 
 
 def finish_in_thread(path: str) -> None:
-    """The handler is in a thread that is waited for, and finishes when the main thread is done."""
+    """Run the handler in a thread that is joined, and finishes after the main thread."""
     begun = threading.Event()
 
     def handle() -> None:
@@ -74,7 +74,7 @@ def finish_in_thread(path: str) -> None:
 
 
 def in_child(method: str, target: str, path: str) -> None:
-    """The same in a process of multiprocessing's."""
+    """``finish_in_thread`` in a child process of multiprocessing."""
     process = multiprocessing.get_context(method).Process(target=globals()[target], args=(path,))
     process.start()
     process.join(50)
@@ -90,7 +90,7 @@ def at_sigterm(path: str) -> None:
 
 
 def fork() -> None:
-    """Both have a lease."""
+    """Parent and child each have a lease."""
     engine = engine_at("memory://")
     admit(engine)
     pid = os.fork()

@@ -1,4 +1,4 @@
-"""A process whose heartbeat has started forks; the child must renew its own leases. Run by ``test_heartbeat``."""
+"""A process with a running heartbeat forks; the child must renew its own leases. ``test_heartbeat`` runs it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from open_idempotency.policy import IdempotencyPolicy
 
 
 class Recording(MemoryBackend):
-    """Notes who was renewed."""
+    """A backend that notes the owners of renewed leases."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ def admit(backend: Recording, heartbeat: Heartbeat, owner: bytes) -> None:
 
 
 def main() -> int:
-    """Beat, fork, and beat in the child for the child's request alone."""
+    """Run a heartbeat, fork, and renew only the child's lease in the child."""
     backend = Recording()
     heartbeat = Heartbeat(backend)
     admit(backend, heartbeat, b"p" * 16)

@@ -1,4 +1,4 @@
-"""What an engine reports once: callers who are known by a token alone (O-15), and cookies that name nobody (O-19a)."""
+"""What an engine reports once: callers identified by a token alone (O-15), and cookies that name nobody (O-19a)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOKEN = [(b"authorization", b"Bearer one")]
 
 
 def reported(times: int = 1, kind: type[events.Event] = events.CredentialScoped, **admission: Any) -> int:
-    """How often so many requests that share their advice report this kind of event."""
+    """How often this many requests of one engine report this kind of event."""
     requests = [Admission(Leased(lease_of(), ()), **admission) for _ in range(times)]
     for request in requests:
         request.intake.advice = requests[0].intake.advice
@@ -33,7 +33,7 @@ def reported(times: int = 1, kind: type[events.Event] = events.CredentialScoped,
 
 
 def test_a_caller_known_by_a_token_alone_is_a_reason_to_warn_once() -> None:
-    """A rotating token is warned about."""
+    """A rotated token makes another caller, so it is warned about."""
     assert reported(times=3, headers=TOKEN) == 1
 
 
@@ -42,7 +42,9 @@ def test_a_caller_known_by_a_token_alone_is_a_reason_to_warn_once() -> None:
     [{"headers": TOKEN, "user": "ada"}, {"headers": TOKEN, "scope": lambda _: "ada"}, {"headers": []}, {"key": None}],
 )
 def test_a_caller_known_otherwise_is_no_reason_to_warn(admission: dict[str, Any]) -> None:
-    """A verified user and ``scope=`` outlive a token; nobody has none; without a key nobody asks."""
+    """A verified user and ``scope=`` outlive a token; an anonymous caller has none; a request without a key has no
+    caller.
+    """
     assert reported(**admission) == 0
 
 
@@ -73,12 +75,12 @@ def test_a_caller_with_cookies_or_a_session_and_no_identity_is_a_reason_to_warn_
     ],
 )
 def test_who_is_known_or_has_nothing_that_could_name_somebody_is_no_reason_to_warn(admission: dict[str, Any]) -> None:
-    """O-19a: a CSRF token names nobody; ``scope="anonymous"`` says that it is meant."""
+    """O-19a: a CSRF token names nobody; ``scope="anonymous"`` says that sharing is intended."""
     assert reported(kind=events.CallerUnidentified, **admission) == 0
 
 
 def test_the_warning_names_cookies_and_entries_and_no_values() -> None:
-    """O-19a: the first five of each, shortened and printable, as the client chose them."""
+    """O-19a: the first five of each, shortened and printable, since the client chooses them."""
     cookies = "; ".join(f"{name}=secret" for name in ("sid", "a\x1b[31m", "n" * 50, "b", "c", "d"))
     admission = Admission(
         Leased(lease_of(), ()),
@@ -93,7 +95,7 @@ def test_the_warning_names_cookies_and_entries_and_no_values() -> None:
 
 
 def test_the_log_says_once_how_callers_can_be_known(caplog: pytest.LogCaptureFixture) -> None:
-    """O-19a: a WARNING of ``open_idempotency`` with the name of the cookie, and with each cure."""
+    """O-19a: a WARNING of ``open_idempotency`` with the name of the cookie and with each cure."""
     middleware = IdempotencyMiddleware(hello, "memory://")
     for value in ("sid=secret-1", "sid=secret-2"):
         serve(middleware, environ(HTTP_COOKIE=value))
@@ -105,15 +107,15 @@ def test_the_log_says_once_how_callers_can_be_known(caplog: pytest.LogCaptureFix
 
 
 def test_the_warning_is_reported_before_the_claim() -> None:
-    """An operator hears of it although the backend is down."""
+    """An operator sees it even if the backend is down."""
     admission = Admission(Leased(lease_of(), ()), headers=TOKEN)
     admission.run()
-    told_at = next(n for n, command in enumerate(admission.script.asked) if type(command).__name__ == "Emit")
-    assert told_at < next(n for n, command in enumerate(admission.script.asked) if isinstance(command, Claim))
+    reported_at = next(n for n, command in enumerate(admission.script.asked) if type(command).__name__ == "Emit")
+    assert reported_at < next(n for n, command in enumerate(admission.script.asked) if isinstance(command, Claim))
 
 
 def test_of_many_threads_one_gives_the_advice() -> None:
-    """Once for each engine, also when its first requests come together."""
+    """Once for each engine, also when its first requests arrive together."""
     advice, together = Advice(), threading.Barrier(8, timeout=10)
 
     def ask(_: int) -> bool:
@@ -125,7 +127,7 @@ def test_of_many_threads_one_gives_the_advice() -> None:
 
 
 def test_the_log_says_once_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
-    """A WARNING of "open_idempotency" that names the way out, and no credentials."""
+    """A WARNING of "open_idempotency" that names the cure, and no credentials."""
     middleware = IdempotencyMiddleware(hello, "memory://")
     for token in ("Bearer one", "Bearer two"):
         serve(middleware, environ(HTTP_AUTHORIZATION=token))

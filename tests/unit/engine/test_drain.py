@@ -1,4 +1,4 @@
-"""Giving up what runs: on real backends, with the attempts in the middle of whatever they do."""
+"""Draining: the running attempts of a process are failed, on real backends, at every point of a request."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LEASE = 30.0
 
 
 class Desk:
-    """An engine, and attempts that run on it."""
+    """An engine, and the attempts that run on it."""
 
     def __init__(self, backend: Backend | str, **fields: Any) -> None:
         self.listener = Listener()
@@ -37,12 +37,12 @@ class Desk:
         self.attempts: list[Attempt] = []
 
     def claim(self, name: bytes = b"r", owner: bytes = b"") -> Any:
-        """Claim a record; what the backend says."""
+        """Claim a record; return the backend's result."""
         command = Claim(name.ljust(32, b"."), PRINT, (owner or name).rjust(16, b"."), LEASE, 60.0)
         return self.engine.backend.claim(command)
 
     def admit(self, name: bytes = b"r", *stages: Stage) -> Attempt:
-        """Begin an attempt, which has saved these stages."""
+        """Begin an attempt that has saved these stages."""
         leased = self.claim(name)
         assert isinstance(leased, Leased)
         attempt = Attempt.of(leased.lease, leased.stages, self.engine.policy, "/")
@@ -53,14 +53,14 @@ class Desk:
         return attempt
 
     def status(self, attempt: Attempt) -> Status:
-        """What is on record."""
+        """The status of the record."""
         assert attempt.lease is not None
         record = self.engine.backend.get(Get(attempt.lease.record_id))
         assert record is not None
         return record.status
 
     def close(self) -> None:
-        """Let nothing run on into another test."""
+        """End all attempts, so that none affects another test."""
         for attempt in self.attempts:
             self.engine.heartbeat.forget(attempt)
         self.engine.heartbeat.close()
@@ -74,7 +74,7 @@ def _save(attempt: Attempt, stage: Stage) -> Any:
 
 @pytest.fixture
 def open_desk() -> Iterator[Callable[..., Desk]]:
-    """``open_desk(backend, **fields)``."""
+    """Opens a desk: ``open_desk(backend, **fields)``."""
     desks: list[Desk] = []
 
     def open_one(backend: Backend | str, **fields: Any) -> Desk:
@@ -94,7 +94,7 @@ def desk(request: pytest.FixtureRequest, tmp_path: Path, open_desk: Callable[...
 
 
 def test_a_retry_runs_at_once_with_the_stages_and_as_the_next_attempt(desk: Desk) -> None:
-    """L-06: it is a failure and not a release, since the handler had begun."""
+    """L-06: the drain records a failure and not a release, since the handler had begun."""
     saved = Stage("reserve", "", b"frame")
     desk.admit(b"r", saved)
     assert isinstance(desk.claim(owner=b"retry"), Busy)
@@ -105,7 +105,7 @@ def test_a_retry_runs_at_once_with_the_stages_and_as_the_next_attempt(desk: Desk
 
 
 def test_all_that_runs_is_given_up_in_one_pass_and_nothing_a_second_time(desk: Desk) -> None:
-    """L-06: it is for the whole process, and repeating it harms nothing."""
+    """L-06: a drain concerns the whole process, and repeating it is harmless."""
     attempts = [desk.admit(b"%d" % number) for number in range(20)]
     assert drain() == 20
     assert {desk.status(attempt) for attempt in attempts} == {Status.FAILED}
@@ -114,7 +114,7 @@ def test_all_that_runs_is_given_up_in_one_pass_and_nothing_a_second_time(desk: D
 
 
 def test_every_engine_of_the_process_is_drained(open_desk: Callable[..., Desk]) -> None:
-    """L-06: whichever adapters and backends it has."""
+    """L-06: with all adapters and backends."""
     desks = [open_desk(MemoryBackend()) for _ in range(3)]
     attempts = [desk.admit() for desk in desks]
     assert drain() == 3
@@ -129,7 +129,7 @@ def test_a_process_without_leases_has_nothing_to_drain(desk: Desk) -> None:
 
 
 def test_what_was_given_up_is_not_renewed_any_more(desk: Desk) -> None:
-    """L-06, L-01: the retry's lease would be the one that is renewed."""
+    """L-06, L-01: a renewal would concern the retry's lease."""
     attempt = desk.admit()
     drain()
     assert attempt.lost
@@ -155,7 +155,7 @@ def test_a_response_that_comes_too_late_is_not_sent_as_a_success(desk: Desk) -> 
 
 
 def test_a_handler_that_goes_on_is_stopped_at_its_next_stage() -> None:
-    """S-07, L-06: and its client gets a 409, not half of a response."""
+    """S-07, L-06: its client gets a 409, not half of a response."""
     ran: list[str] = []
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
@@ -184,7 +184,7 @@ def test_a_handler_that_goes_on_is_stopped_at_its_next_stage() -> None:
 
 
 def test_what_is_being_recorded_is_waited_for(desk: Desk) -> None:
-    """L-06, L-08: a process that ended now would cut the completion off."""
+    """L-06, L-08: a process that exits now would interrupt the completion."""
     attempt = desk.admit()
     attempt.phase = Phase.ENDED
     found: list[int] = []
@@ -199,7 +199,7 @@ def test_what_is_being_recorded_is_waited_for(desk: Desk) -> None:
 
 
 class Broken(MemoryBackend):
-    """``fail`` raises, or does not come back before the gate opens."""
+    """A backend whose ``fail`` raises, or returns only when the gate opens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ class Broken(MemoryBackend):
         self.gate.set()
 
     def fail(self, c: Fail, /) -> None:
-        """As prepared."""
+        """Raise or wait, as prepared."""
         self.entered.set()
         assert self.gate.wait(30)
         if self.error is not None:
@@ -219,7 +219,7 @@ class Broken(MemoryBackend):
 
 @pytest.mark.parametrize("error", [BackendUnavailable("down"), RuntimeError("a backend's own bug")])
 def test_a_backend_that_is_down_leaves_it_to_the_lease(open_desk: Callable[..., Desk], error: Exception) -> None:
-    """L-06, L-02: draining promises no more, and never raises."""
+    """L-06, L-02: a drain promises no more, and never raises."""
     backend = Broken()
     desk = open_desk(backend)
     attempt = desk.admit()
@@ -230,7 +230,7 @@ def test_a_backend_that_is_down_leaves_it_to_the_lease(open_desk: Callable[..., 
 
 
 def test_a_backend_that_hangs_costs_no_more_than_the_timeout(open_desk: Callable[..., Desk]) -> None:
-    """L-06: bounded for all leases together; those that were not reached are as before."""
+    """L-06: the timeout bounds all leases together; leases that were not reached stay as they were."""
     backend = Broken()
     desk = open_desk(backend)
     attempts = [desk.admit(b"%d" % number) for number in range(5)]
@@ -247,18 +247,18 @@ def test_a_backend_that_hangs_costs_no_more_than_the_timeout(open_desk: Callable
 
 
 def test_a_signal_that_interrupts_a_new_lease_can_drain() -> None:
-    """L-06: no lock is taken that whoever was interrupted could hold."""
+    """L-06: the drain takes no lock that the interrupted code could hold."""
     assert run("signal") == ["drained"]
 
 
 def test_a_forked_child_drains_its_own_leases_and_not_its_parents() -> None:
-    """B-11."""
+    """B-11: parent and child each drain their own."""
     assert run("fork") == ["child 1", "parent 1"]
 
 
 @pytest.mark.parametrize("ending", ["exit", "thread", "mp-fork", "mp-spawn", "sigterm"])
 def test_a_process_that_ends_releases_what_it_had(tmp_path: Path, ending: str) -> None:
-    """L-06: at a normal exit nobody has to call anything."""
+    """L-06: a normal exit drains without any call."""
     path = tmp_path / "records.db"
     run(ending, str(path))
     backend = open_backend(f"sqlite:///{path}")
@@ -268,7 +268,7 @@ def test_a_process_that_ends_releases_what_it_had(tmp_path: Path, ending: str) -
 
 
 def test_a_child_whose_threads_finish_their_work_is_not_drained_before(tmp_path: Path) -> None:
-    """L-06: multiprocessing runs its exit functions before it waits for threads."""
+    """L-06: multiprocessing runs its exit functions before it joins threads."""
     path = tmp_path / "records.db"
     run("mp-thread", str(path))
     backend = open_backend(f"sqlite:///{path}")

@@ -1,4 +1,4 @@
-"""An application's shutdown: what it hears, and what is on record when its server hears that it is complete."""
+"""The shutdown of an ASGI application: attempts are drained before the server gets ``lifespan.shutdown.complete``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIFESPAN = {"type": "lifespan"}
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    """An engine, with an attempt that no server has cancelled."""
+    """An engine with a running attempt that no server has cancelled."""
     engine = engine_of()
     leased = engine.backend.claim(Claim(b"r" * 32, PRINT, b"o" * 16, 30.0, 60.0))
     assert isinstance(leased, Leased)
@@ -35,7 +35,7 @@ def engine() -> Iterator[Engine]:
 
 
 class Server:
-    """What a server says to a lifespan, and hears of it; with the record's status at that moment."""
+    """The server's side of a lifespan: the messages, and the record's status when each one is sent."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -43,20 +43,20 @@ class Server:
         self.heard: list[tuple[str, Status]] = []
 
     async def receive(self) -> Any:
-        """The next event; none after the last."""
+        """The next event; after the last one it waits for ever."""
         said = next(self._says, None)
         if said is None:
             await anyio.sleep_forever()
         return {"type": said}
 
     async def send(self, message: Any) -> None:
-        """Note it."""
+        """Note the message, with the record's status."""
         (record,) = self._engine.backend.scan()
         self.heard.append((message["type"], record.status))
 
 
 async def test_an_application_without_a_lifespan_gets_one_that_drains(engine: Engine) -> None:
-    """L-06: Django refuses the scope, so a server would end its process with nothing on record."""
+    """L-06: Django refuses the scope, so a server would end its process without a drain."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         raise ValueError("Django can only handle ASGI/HTTP connections, not lifespan.")
@@ -82,7 +82,7 @@ async def test_an_application_that_ignores_the_scope_gets_one_too(engine: Engine
 
 @pytest.mark.parametrize("end", ["complete", "failed"])
 async def test_an_applications_own_lifespan_is_kept(engine: Engine, end: str) -> None:
-    """L-06: its shutdown runs first, and its word is passed on after the drain."""
+    """L-06: its shutdown runs first, and its message is passed on after the drain."""
     heard: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -101,7 +101,7 @@ async def test_an_applications_own_lifespan_is_kept(engine: Engine, end: str) ->
 
 
 async def test_an_application_that_fails_to_start_fails_as_it_would_alone(engine: Engine) -> None:
-    """L-06: it has looked at the event, so it has a lifespan, and a server has to hear of the error."""
+    """L-06: it has received the event, so it has a lifespan, and the server has to get the error."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()

@@ -1,4 +1,4 @@
-"""The engine of an adapter, the rules on views, and the bodies it receives."""
+"""The engine of an adapter, the rules on views, and the request bodies that it receives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.unit.builders import body_of, engine_of
 
 
 def rule_of(view: Any) -> Rule | None:
-    """What is said on a view about POST."""
+    """The fields of a view's rule for POST."""
     return combine(rules_on(view, "POST"))
 
 
@@ -49,7 +49,7 @@ def test_a_route_whose_lease_a_backend_call_can_outlast_is_refused() -> None:
 
 
 def test_an_async_backend_serves_sync_and_async() -> None:
-    """Backends by instance, sync or async."""
+    """A backend instance may be sync or async."""
     backend = AsyncMemoryBackend()
     engine = engine_of(backend)
     assert engine.backend is backend.to_sync()
@@ -62,14 +62,14 @@ def test_a_view_without_a_rule_has_the_engines_policy() -> None:
 
 
 def test_a_rule_changes_its_fields_and_keeps_the_others() -> None:
-    """Any policy field, per route."""
+    """A rule may set any policy field."""
     policy = engine_of(wait=3).policy_for(rule_of(idempotent(required=True)(lambda: None)))
     assert policy is not None
     assert (policy.required, policy.wait) == (True, 3.0)
 
 
 def test_a_rules_policy_is_made_once() -> None:
-    """Speed: no known waste."""
+    """The policy of a rule is cached, for speed."""
     engine, rule = engine_of(), rule_of(idempotent(required=True)(lambda: None))
     assert engine.policy_for(rule) is engine.policy_for(rule)
 
@@ -88,7 +88,7 @@ def test_an_exempt_view_has_no_policy() -> None:
 
 
 def test_the_decorators_return_the_view_itself() -> None:
-    """They only mark."""
+    """Decorators only mark the view."""
 
     def view() -> None: ...
 
@@ -127,7 +127,7 @@ def test_each_request_has_an_owner_id_of_its_own() -> None:
 
 @pytest.mark.parametrize("spool_bytes", [0, 10, 10**6])
 def test_a_body_comes_back_as_often_as_asked(spool_bytes: int) -> None:
-    """R-09: in memory and on disk."""
+    """R-09: from memory and from disk."""
     data = bytes(range(256)) * 600
     body = body_of(data, spool_bytes=spool_bytes)
     assert body.read() == b"".join(body.chunks()) == body.read() == data
@@ -165,7 +165,7 @@ def test_a_declared_length_over_the_limit_is_refused_before_reading(declared: An
 
 @pytest.mark.parametrize("declared", [None, b"", b"10", "10", b"-1", b"1_1", "\u00b2", "x"])
 def test_a_declared_length_within_the_limit_or_that_is_none_passes(declared: Any) -> None:
-    """O-07: what is received is counted anyway."""
+    """O-07: the received bytes are counted anyway."""
     RequestBody(IdempotencyPolicy(max_request_bytes=10)).check_length(declared)
 
 
@@ -173,13 +173,13 @@ def test_a_declared_length_within_the_limit_or_that_is_none_passes(declared: Any
 
 
 def fields_of(view: Any) -> dict[str, Any]:
-    """The fields of what is said on a view."""
+    """The fields of a view's rule."""
     rule = rule_of(view)
     return {} if rule is None else dict(rule.fields)
 
 
 def test_a_class_adds_to_what_its_base_says() -> None:
-    """A subclass does not lose that a key is required."""
+    """A subclass keeps ``required`` of its base."""
 
     @idempotent(required=True, wait=1)
     class Base:
@@ -194,7 +194,7 @@ def test_a_class_adds_to_what_its_base_says() -> None:
 
 
 def test_of_two_decorators_the_upper_one_decides_and_adds() -> None:
-    """As with all decorators, the upper one comes later."""
+    """The upper decorator is applied later, as with all decorators."""
     assert fields_of(idempotent(wait=2)(idempotent(required=True, wait=1)(lambda: None))) == {
         "required": True,
         "wait": 2,
@@ -209,7 +209,7 @@ def test_of_exempt_and_idempotent_the_upper_one_decides() -> None:
 
 
 def test_a_method_adds_to_what_a_view_and_its_class_say() -> None:
-    """Class, what as_view() has made, method; the nearest to the code decides."""
+    """The class, the view made by ``as_view()``, the method: the rule nearest to the code decides."""
 
     @idempotent(required=True, wait=1, ttl=60)
     class View:
@@ -223,6 +223,6 @@ def test_a_method_adds_to_what_a_view_and_its_class_say() -> None:
 
 
 def test_a_partial_adds_to_what_its_function_says() -> None:
-    """Starlette takes partials for endpoints."""
+    """Starlette accepts partials as endpoints."""
     inner = idempotent(required=True, wait=1)(lambda shop: None)
     assert fields_of(idempotent(wait=2)(partial(inner, "shop"))) == {"required": True, "wait": 2}

@@ -1,4 +1,4 @@
-"""The heartbeat on a real memory backend: tiny leases, and waits that end with the backend's own signal."""
+"""The heartbeat on a real memory backend, with very short leases; the backend's own signals end every wait."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FORK_SCRIPT = Path(__file__).with_name("fork_heartbeat.py")
 
 
 class Desk:
-    """A backend on a clock that stands, its heartbeat, and the attempts that were admitted; ends them all."""
+    """A backend on a clock that stands still, its heartbeat, and the admitted attempts."""
 
     def __init__(self, backend: RecordingBackend | None = None) -> None:
         self.backend = backend or RecordingBackend(clock=Clock())
@@ -48,21 +48,21 @@ class Desk:
         return attempt
 
     def close(self) -> None:
-        """Forget everything that is still watched."""
+        """Forget all watched attempts."""
         for attempt in self.attempts:
             self.heartbeat.forget(attempt)
 
 
 @pytest.fixture
 def desk() -> Any:
-    """A desk that is cleared afterwards."""
+    """A desk that is closed afterwards."""
     desk = Desk()
     yield desk
     desk.close()
 
 
 def beating_threads() -> set[threading.Thread]:
-    """The heartbeat threads of this process, those of other tests too."""
+    """The heartbeat threads of this process, including those of other tests."""
     return {thread for thread in threading.enumerate() if thread.name == "open-idempotency-heartbeat"}
 
 
@@ -75,7 +75,7 @@ def test_no_lease_is_renewed_before_a_third_of_it_has_passed(desk: Desk) -> None
 
 
 def test_a_lease_is_renewed_again_and_again_while_the_handler_runs(desk: Desk) -> None:
-    """L-01: every third of it; the backend's clock stands, so a renewal puts the same end again."""
+    """L-01: at each third of the lease; the backend's clock stands still, so each renewal sets the same end."""
     before = time.monotonic()
     attempt = desk.admit()
     desk.backend.await_beats(3)
@@ -97,18 +97,18 @@ def test_a_renewal_moves_the_end_of_the_lease_on_the_backends_clock(desk: Desk) 
 
 
 def test_a_forgotten_attempt_is_not_renewed_any_more(desk: Desk) -> None:
-    """L-01."""
+    """L-01: after the call that may be in flight."""
     ended, running = desk.admit(b"ended"), desk.admit(b"running")
     desk.heartbeat.forget(ended)
     seen = len(desk.backend.renewals)
     eventually(lambda: len(desk.backend.renewals) > seen + 2)
-    # One call may have been on its way when it was forgotten.
+    # One call may have been in flight when the attempt was forgotten.
     assert {count for _, count in desk.backend.renewals[seen + 1 :]} == {1}
     assert running.lease is not None
 
 
 def test_an_attempt_without_a_lease_is_not_watched(desk: Desk) -> None:
-    """No key, no backend call, and no thread."""
+    """A request without a key costs no backend call and no thread."""
     attempt = Attempt(IdempotencyPolicy())
     before = beating_threads()
     desk.heartbeat.keep(KeepAlive(attempt))
@@ -117,7 +117,7 @@ def test_an_attempt_without_a_lease_is_not_watched(desk: Desk) -> None:
 
 
 def test_one_thread_serves_all_attempts(desk: Desk) -> None:
-    """L-01: one thread a process for all requests."""
+    """L-01: a process has one thread for all requests."""
     before = beating_threads()
     for number in range(20):
         desk.admit(b"%d" % number)
@@ -137,7 +137,7 @@ def test_many_leases_are_renewed_in_batches(desk: Desk) -> None:
 
 
 def test_leases_that_are_nearly_due_fill_a_call_that_goes_out_anyway(desk: Desk) -> None:
-    """Requests that began at different moments come to be renewed in full calls."""
+    """Requests that began at different times are renewed together, in full calls."""
     beats = _Beats(desk.backend)
     for number, due in enumerate([5.0, 12.0, 14.0]):
         entry = _Watched(attempt_of(), lease_of(), 0.0)
@@ -148,7 +148,7 @@ def test_leases_that_are_nearly_due_fill_a_call_that_goes_out_anyway(desk: Desk)
 
 
 def test_a_call_is_filled_no_further_than_it_has_room(desk: Desk) -> None:
-    """B-04: one call for 500, not a second one for what is not due."""
+    """B-04: one call for 500, and no second call for leases that are not due."""
     beats = _Beats(desk.backend)
     for number in range(BATCH + 3):
         entry = _Watched(attempt_of(), lease_of(), 0.0)
@@ -158,7 +158,7 @@ def test_a_call_is_filled_no_further_than_it_has_room(desk: Desk) -> None:
 
 
 def test_no_lease_is_renewed_early_before_its_first_beat(desk: Desk) -> None:
-    """Another request's beat costs a short handler no renewal."""
+    """A short handler costs no renewal when another request's lease is renewed."""
     desk.admit(b"running", lease=0.3)
     desk.backend.await_beats()
     before = time.monotonic()
@@ -169,7 +169,7 @@ def test_no_lease_is_renewed_early_before_its_first_beat(desk: Desk) -> None:
 
 
 def test_a_backend_that_hangs_delays_no_beat_of_another() -> None:
-    """L-01, I11: each backend has a thread of its own, as each may be slow for itself."""
+    """L-01, I11: each backend has a thread of its own."""
     hanging, other = Desk(HangingBackend()), Desk()
     try:
         hanging.admit()
@@ -185,14 +185,14 @@ def test_a_backend_that_hangs_delays_no_beat_of_another() -> None:
 
 
 class HangingBackend(RecordingBackend):
-    """A backend whose renewals reply when they are told to."""
+    """A backend whose renewals reply only when a test lets them."""
 
     def __init__(self) -> None:
         super().__init__(clock=Clock())
         self.entered, self.go_on = threading.Event(), threading.Event()
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
-        """Hang, and say so."""
+        """Signal the call, and wait."""
         self.entered.set()
         self.go_on.wait(30.0)
         return super().renew(c)
@@ -211,7 +211,7 @@ def test_a_lost_lease_marks_its_attempt_and_is_reported_once(desk: Desk) -> None
 
 
 def test_an_attempt_that_is_being_settled_is_not_called_lost(desk: Desk) -> None:
-    """L-03: its own failure or release may have ended the record a moment before."""
+    """L-03: its own failure or release may just have ended the record."""
     settled = desk.admit(b"settled")
     assert settled.lease is not None
     settled.phase = Phase.ENDED
@@ -223,7 +223,7 @@ def test_an_attempt_that_is_being_settled_is_not_called_lost(desk: Desk) -> None
 
 
 def test_a_record_that_vanished_is_not_a_lost_lease(desk: Desk) -> None:
-    """B-08a: its owner may write it anew."""
+    """B-08a: its owner may recreate it."""
     attempt = desk.admit()
     assert attempt.lease is not None
     desk.backend.delete(attempt.lease.record_id)
@@ -234,7 +234,7 @@ def test_a_record_that_vanished_is_not_a_lost_lease(desk: Desk) -> None:
 
 @pytest.mark.parametrize("failure", [BackendUnavailable("down"), RuntimeError("a backend's own bug")])
 def test_a_backend_that_is_down_is_asked_again(desk: Desk, failure: Exception) -> None:
-    """L-01, B-10: the lease may outlast the trouble, and the thread must."""
+    """L-01, B-10: the lease may outlast the failure, so the thread must continue."""
     desk.backend.failure = failure
     attempt = desk.admit()
     desk.backend.await_beats(3)
@@ -249,21 +249,21 @@ def test_a_backend_that_is_down_is_asked_again(desk: Desk, failure: Exception) -
 
 
 class Miscounting(RecordingBackend):
-    """A backend that responds for too few leases, once."""
+    """A backend that once returns too few results."""
 
     wrong = 1
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
-        """Leave the last response out, the first time."""
-        answers = super().renew(c)
+        """Leave the last result out, the first time."""
+        renewals = super().renew(c)
         if self.wrong:
             self.wrong -= 1
-            return answers[:-1]
-        return answers
+            return renewals[:-1]
+        return renewals
 
 
 def test_a_backend_that_miscounts_does_not_stop_the_heartbeat() -> None:
-    """L-01: one wrong response would cost every lease of the process."""
+    """L-01: otherwise one wrong result would cost every lease of the process."""
     desk = Desk(Miscounting(clock=Clock()))
     attempt = desk.admit()
     desk.backend.await_beats(3)
@@ -273,7 +273,7 @@ def test_a_backend_that_miscounts_does_not_stop_the_heartbeat() -> None:
 
 
 def test_a_listener_that_raises_does_not_stop_the_heartbeat(desk: Desk) -> None:
-    """Events harm no request."""
+    """A listener's error affects no request."""
 
     def listener(event: events.Event) -> None:
         raise RuntimeError("a listener's bug")
@@ -307,7 +307,7 @@ def test_an_idle_thread_sleeps_and_is_woken_by_the_next_request(desk: Desk) -> N
 
 
 def test_a_shorter_lease_hurries_a_thread_that_naps_for_a_longer_one(desk: Desk) -> None:
-    """L-01: leases of several routes."""
+    """L-01: routes may have different leases."""
     desk.admit(b"long", lease=600.0)
     before = time.monotonic()
     desk.admit(b"short", lease=0.15)
@@ -317,7 +317,7 @@ def test_a_shorter_lease_hurries_a_thread_that_naps_for_a_longer_one(desk: Desk)
 
 
 def test_one_short_lease_does_not_hurry_the_thread_for_ever(desk: Desk) -> None:
-    """The thread looks as often as the leases that run need it."""
+    """The thread wakes as often as the current leases need it."""
     desk.admit(b"long", lease=12.0)
     beats = desk.heartbeat._beats.get()
     eventually(lambda: beats._look == 1.0)
@@ -328,7 +328,7 @@ def test_one_short_lease_does_not_hurry_the_thread_for_ever(desk: Desk) -> None:
 
 
 def test_a_closed_heartbeat_ends_its_thread_and_beats_again_when_it_is_used_again(desk: Desk) -> None:
-    """L-01: an application that is made and thrown away leaves no thread behind."""
+    """L-01: an application that is discarded leaves no thread behind."""
     before = beating_threads()
     desk.admit(lease=0.06)
     desk.backend.await_beats()
@@ -343,7 +343,7 @@ def test_a_closed_heartbeat_ends_its_thread_and_beats_again_when_it_is_used_agai
 
 
 def test_the_thread_ends_with_the_heartbeat_that_nobody_has_any_more() -> None:
-    """L-01: the same, where nobody closes it."""
+    """L-01: a discarded application leaves no thread behind even if nothing closes its heartbeat."""
     before = beating_threads()
     desk = Desk()
     desk.admit(lease=0.06)

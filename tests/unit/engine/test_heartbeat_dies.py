@@ -1,4 +1,4 @@
-"""The heartbeat's thread cannot be started, dies, or is held up: what running attempts may rely on all the same."""
+"""The heartbeat's thread cannot start, dies, or is held up: running attempts are renewed all the same."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["desk"]
 
 
 def refusing(names: str, error: Exception) -> Callable[[threading.Thread], None]:
-    """``Thread.start``, which fails for threads of this name as it does at a limit."""
+    """``Thread.start`` that fails for threads of this name, as at a process limit."""
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
@@ -42,7 +42,7 @@ def refusing(names: str, error: Exception) -> Callable[[threading.Thread], None]
 def test_a_thread_that_cannot_be_started_is_reported_and_tried_again(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """L-11: whoever claims next tries again, and is renewed."""
+    """L-11: the next claim tries again, and is renewed."""
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refusing("open-idempotency-heartbeat", error))
         for name in (b"first", b"second"):
@@ -55,13 +55,13 @@ def test_a_thread_that_cannot_be_started_is_reported_and_tried_again(
 
 
 class Interrupted(RecordingBackend):
-    """Renewals end the thread that asks, for a while."""
+    """A backend whose renewals end the calling thread for a while."""
 
     error: BaseException | None = None
     interruptions = 0
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
-        """Raise what is prepared, once."""
+        """Raise the prepared exception once."""
         error, self.error = self.error, None
         if error is not None:
             self.interruptions += 1
@@ -71,7 +71,7 @@ class Interrupted(RecordingBackend):
 
 @pytest.mark.parametrize("error", [SystemExit(), MemoryError(), KeyboardInterrupt(), GeneratorExit()])
 def test_no_error_ends_the_thread(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    """L-01: what runs already has nobody else to renew it."""
+    """L-01: nothing else renews the running attempts."""
     monkeypatch.setattr("open_idempotency._engine.heartbeat._PAUSE", 0.01)
     backend = Interrupted(clock=Clock())
     desk = Desk(backend)
@@ -86,7 +86,7 @@ def test_no_error_ends_the_thread(error: BaseException, monkeypatch: pytest.Monk
 def test_a_thread_that_was_ended_from_outside_is_started_again_by_the_next_claim(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """L-01: and renews what ran before, too."""
+    """L-01: the new thread renews the earlier attempts, too."""
 
     def end(*_: object) -> None:
         raise SystemExit
@@ -108,7 +108,7 @@ def test_a_thread_that_was_ended_from_outside_is_started_again_by_the_next_claim
 
 
 def test_a_thread_that_has_ended_delays_no_drain() -> None:
-    """L-06: whoever drains may have found it a moment before it ended."""
+    """L-06: a drain may have found the thread alive just before it ended."""
     desk = Desk(RecordingBackend(clock=Clock()))
     before = beating_threads()
     desk.admit()
@@ -131,7 +131,7 @@ def assert_nothing_waits_for(beats: _Beats) -> None:
 
 
 class Held(Listener):
-    """A listener that does not return before its gate opens."""
+    """A listener that returns only when its gate opens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class Held(Listener):
 
 
 def test_a_listener_that_blocks_delays_no_renewal(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    """L-01: it is called on another thread; the log has the event at once, and the listener gets it in the end."""
+    """L-01: listeners run on another thread; the log has the event at once, and the listener gets it later."""
     listener = desk.listener = Held()
     lost = desk.admit(b"lost")
     desk.admit(b"kept")
@@ -160,7 +160,7 @@ def test_a_listener_that_blocks_delays_no_renewal(desk: Desk, caplog: pytest.Log
 
 
 def test_a_listener_that_blocks_does_not_keep_a_process_from_draining(desk: Desk) -> None:
-    """L-06, L-01: nor from ending."""
+    """L-06, L-01: the process can exit as well."""
     listener = desk.listener = Held()
     desk.admit(b"r", lease=30.0)
     try:
@@ -181,7 +181,7 @@ def test_what_a_drain_reports_has_reached_the_listener_when_it_returns(desk: Des
 def test_events_that_do_not_fit_are_counted_and_the_log_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """L-01: bounded, and never dropped without a word."""
+    """L-01: the queue is bounded, and no event is dropped silently."""
     monkeypatch.setattr(event_log, "MOST_WAITING", 3)
     carrier, listener = Courier(), Held()
     with caplog.at_level(logging.DEBUG, "open_idempotency"):
@@ -199,7 +199,7 @@ def test_events_that_do_not_fit_are_counted_and_the_log_says_so(
 
 
 def test_a_listener_that_ends_its_thread_ends_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
-    """L-01."""
+    """L-01: the heartbeat and other events continue."""
     carrier, listener = Courier(), Listener()
 
     def leave(event: events.Event) -> None:
@@ -212,7 +212,7 @@ def test_a_listener_that_ends_its_thread_ends_nothing_else(caplog: pytest.LogCap
 
 
 def test_without_a_thread_events_wait_and_the_end_of_the_process_delivers_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """L-01: Python starts no thread while the interpreter ends."""
+    """L-01: Python starts no thread while the interpreter exits."""
     carrier, listener = Courier(), Listener()
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refusing("open-idempotency-events", RuntimeError("shutdown")))
@@ -228,20 +228,20 @@ def test_without_a_thread_events_wait_and_the_end_of_the_process_delivers_them(m
 
 
 def reports(desk: Desk) -> list[events.StillRunning]:
-    """What was said of handlers that hang."""
+    """The reports of handlers that hang."""
     return [event for event in desk.listener.seen if isinstance(event, events.StillRunning)]
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The heartbeats' own clock: a mark that a busy machine lets pass together with the next is reported once."""
+    """The clock of the heartbeats: marks that pass together are reported once."""
     clock = Clock(clocks.elapsed())
     monkeypatch.setattr(heartbeat, "clocks", SimpleNamespace(elapsed=clock))
     return clock
 
 
 def run_to(desk: Desk, clock: Clock, *marks: float) -> None:
-    """Let so many seconds pass from now on, one mark after the other; each has to be reported."""
+    """Move the clock to these marks one after the other; each has to be reported."""
     began = clock.now
     for number, mark in enumerate(marks, 1):
         clock.now = began + mark
@@ -251,7 +251,7 @@ def run_to(desk: Desk, clock: Clock, *marks: float) -> None:
 def test_a_handler_that_hangs_is_reported_at_four_leases_and_each_quarter_of_max_run(
     desk: Desk, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """L-12: with its route and its record; the last report says that its lease is renewed no more."""
+    """L-12: with its route and its record; the last report says that the lease is not renewed any more."""
     attempt = desk.admit(lease=0.06, max_run=1.2)
     attempt.method, attempt.instance = "POST", "/charges/\n7"
     assert attempt.lease is not None

@@ -31,15 +31,15 @@ from tests.unit.wsgi.wsgi_server import PLAIN, begin, environ, only_record, serv
 pytestmark = pytest.mark.anyio
 
 PATIENCE = 10
-#: of streams that have no end: how long their tests take
+#: the grace of streams that have no end: how long their tests take
 GRACE = 0.2
-#: of streams that end: however slow the machine is, they do so within it
+#: the grace of streams that end: they end within it on any machine
 ENOUGH = PATIENCE * 2
 Message = dict[str, Any]
 
 
 class Server:
-    """A server's side of one request after another with the same key. ``left``: set it for the disconnect."""
+    """The server's side of successive requests with one key. ``left``: set it for the disconnect."""
 
     def __init__(self, app: Any, spec_version: str = "2.3") -> None:
         self._app = app
@@ -50,7 +50,7 @@ class Server:
         self.sent: list[Message] = []
 
     async def run(self) -> None:
-        """One request, to the application's end."""
+        """Run one request until the application ends."""
         self.sent.clear()
         asked: list[bool] = []
 
@@ -58,7 +58,7 @@ class Server:
             if not asked:
                 asked.append(True)
                 return {"type": "http.request", "body": b"{}", "more_body": False}
-            if not self.left.is_set():  # a server does not wait for what it knows
+            if not self.left.is_set():  # after the disconnect a server does not wait
                 await self.left.wait()
             return {"type": "http.disconnect"}
 
@@ -71,14 +71,14 @@ class Server:
             await self._app(scope, receive, self._send)
 
     async def leave_after_first_part(self) -> None:
-        """One request whose client leaves when it has some of the body."""
+        """One request whose client leaves when it has received some of the body."""
         async with anyio.create_task_group() as group:
             group.start_soon(self.run)
             await self.came.wait()
             self.left.set()
 
     async def retry(self) -> tuple[bytes, bool]:
-        """The request again, from a client that stays: the body, and whether it is a replay."""
+        """Repeat the request with a client that stays; return the body, and whether it is a replay."""
         self.left = anyio.Event()
         await self.run()
         body = b"".join(message.get("body", b"") for message in self.sent)
@@ -98,7 +98,7 @@ class Through(BaseHTTPMiddleware):
 
 
 class Parts:
-    """The parts of a stream: so many, or without an end, at the first attempt."""
+    """The parts of a stream: this many, or without an end, in the first attempt."""
 
     def __init__(self, count: int | None) -> None:
         self._count = count
@@ -159,7 +159,7 @@ async def test_starlettes_stream_without_an_end_is_closed_after_its_grace(
 
 
 async def test_a_stream_whose_client_left_before_it_began_has_its_grace() -> None:
-    """L-05a: Starlette asks for the disconnect right before it starts its response."""
+    """L-05a: Starlette checks for the disconnect right before it starts its response."""
     parts = Parts(4)
     server = Server(starlette_app(parts.awaited, False, ENOUGH))
     server.left.set()
@@ -169,7 +169,9 @@ async def test_a_stream_whose_client_left_before_it_began_has_its_grace() -> Non
 
 
 async def test_a_process_that_stands_still_before_a_stream_begins_takes_nothing_of_its_grace() -> None:
-    """L-05a: the disconnect is withheld from who is about to stream for some turns of the loop, not by the clock."""
+    """L-05a: the disconnect is withheld from an application that is about to stream for some turns of the loop, not for
+    a time.
+    """
     attempts: list[int] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -197,7 +199,7 @@ async def test_a_process_that_stands_still_before_a_stream_begins_takes_nothing_
 
 
 def _streaming_app(attempts: list[int], between: Callable[[Any], Any]) -> Any:
-    """Plain ASGI: a stream that ends when ``between`` has returned something true, or at its second attempt."""
+    """Plain ASGI: a stream that ends when ``between`` returns something true, or in its second attempt."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         attempts.append(idem.attempt)
@@ -213,7 +215,7 @@ def _streaming_app(attempts: list[int], between: Callable[[Any], Any]) -> Any:
 
 
 async def test_an_application_that_does_not_listen_is_stopped_by_its_send() -> None:
-    """L-05a: the middleware listens for it, and nothing is raised to the server."""
+    """L-05a: the middleware listens for the disconnect, and the server gets no error."""
     attempts: list[int] = []
 
     async def never(receive: Any) -> bool:
@@ -227,7 +229,7 @@ async def test_an_application_that_does_not_listen_is_stopped_by_its_send() -> N
 
 
 async def looks(receive: Any) -> bool:
-    """As Starlette's ``request.is_disconnected()``: who would have to wait is cancelled."""
+    """Like Starlette's ``request.is_disconnected()``: a ``receive()`` that would wait is cancelled."""
     with anyio.CancelScope() as scope:
         scope.cancel()
         return bool((await receive())["type"] == "http.disconnect")
@@ -235,7 +237,9 @@ async def looks(receive: Any) -> bool:
 
 
 async def test_a_stream_that_its_application_ends_because_its_client_left_is_no_response() -> None:
-    """L-05a, R-06: it hears of the disconnect when its grace is over; what it ends then is not whole."""
+    """L-05a, R-06: the application gets the disconnect when its grace is over; a stream that it ends then is not
+    complete.
+    """
     attempts: list[int] = []
     middleware = IdempotencyMiddleware(_streaming_app(attempts, looks), "memory://", stream_grace=GRACE)
     server = Server(middleware)
@@ -246,7 +250,7 @@ async def test_a_stream_that_its_application_ends_because_its_client_left_is_no_
 
 @pytest.mark.parametrize("spool_bytes", [1024, 0], ids=["in memory", "on disk"])
 async def test_before_its_response_an_application_hears_at_once(spool_bytes: int) -> None:
-    """R-06: who only looks hears of it when it looks again."""
+    """R-06: an application that only polls gets the disconnect at its second poll at the latest."""
     heard: list[bool] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -264,7 +268,7 @@ async def test_before_its_response_an_application_hears_at_once(spool_bytes: int
 
 
 async def test_the_disconnect_comes_when_the_stream_has_ended() -> None:
-    """R-06: whoever listens beside the stream does not wait for the rest of its grace."""
+    """R-06: a listener beside the stream does not wait for the rest of its grace."""
     heard: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -312,7 +316,7 @@ def test_a_wsgi_stream_without_an_end_is_closed_after_its_grace(backend: MemoryB
 
 
 def test_a_wsgi_stream_that_ends_late_is_stored(backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """L-05a: it was in the middle of a part when its grace was over, and then it was whole."""
+    """L-05a: its grace ended in the middle of its last part, and then the stream was complete."""
     clock = Clock()
     monkeypatch.setattr(shutdown, "time", SimpleNamespace(monotonic=clock))
 
@@ -330,7 +334,7 @@ def test_a_wsgi_stream_that_ends_late_is_stored(backend: MemoryBackend, monkeypa
 
 
 def test_without_a_grace_a_wsgi_stream_is_closed_at_once(backend: MemoryBackend) -> None:
-    """L-05a: as its server would close it."""
+    """L-05a: the server would close it at once, too."""
     parts: list[int] = []
 
     def body() -> Iterator[bytes]:
@@ -347,7 +351,7 @@ def test_without_a_grace_a_wsgi_stream_is_closed_at_once(backend: MemoryBackend)
 
 
 def test_an_application_that_writes_without_an_end_is_stopped(backend: MemoryBackend) -> None:
-    """L-05a, R-07: `write()` raises an OSError when the grace is over, as the server's own has done."""
+    """L-05a, R-07: ``write()`` raises an OSError when the grace is over, as the server's own ``write()`` has done."""
 
     def app(made: dict[str, Any], start_response: Any) -> Any:
         write = start_response("200 OK", PLAIN)

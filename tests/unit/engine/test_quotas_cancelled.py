@@ -23,9 +23,9 @@ CANCELLED = asyncio.CancelledError()
 
 
 def cancelled(*claims: Any, reserves: Any = (), gets: Any = (), unreserves: Any = (None,)) -> Admission:
-    """An admission that ends with the cancellation among its responses."""
+    """An admission in which one of these calls raises the cancellation."""
     admission = Admission(*claims, max_live_keys=5, releases=(None,))
-    admission.script.answers.update({Reserve: list(reserves), Get: list(gets), Unreserve: list(unreserves)})
+    admission.script.results.update({Reserve: list(reserves), Get: list(gets), Unreserve: list(unreserves)})
     with pytest.raises(asyncio.CancelledError) as caught:
         admission.run()
     assert caught.value is CANCELLED
@@ -33,7 +33,7 @@ def cancelled(*claims: Any, reserves: Any = (), gets: Any = (), unreserves: Any 
 
 
 def test_a_cancelled_reservation_is_taken_back() -> None:
-    """L-04: it may stand, and no record is made of it."""
+    """L-04: it may have been made, and no record will follow."""
     script = cancelled(reserves=[CANCELLED], gets=[None]).script
     assert script.names()[2:] == ["Reserve", "Get", "Unreserve"]
     asked: Any = script.asked
@@ -41,18 +41,18 @@ def test_a_cancelled_reservation_is_taken_back() -> None:
 
 
 def test_a_cancelled_claim_gives_back_the_reservation_before_it() -> None:
-    """B-08: the claim that may stand is withdrawn first, and leaves no record."""
+    """B-08: the claim may have been made; it is withdrawn first, and leaves no record."""
     admission = cancelled(CANCELLED, reserves=[Reserved()], gets=[None])
     assert admission.script.names()[2:] == ["Reserve", "Claim", "Withdraw", "Get", "Unreserve"]
 
 
 def test_a_key_that_has_a_record_goes_on_counting() -> None:
-    """Another attempt's, or one whose stages stay where the claim is given back."""
+    """The record is another attempt's, or has stages that stay when the claim is released."""
     assert "Unreserve" not in cancelled(CANCELLED, reserves=[Reserved()], gets=[FOUND]).script.names()
 
 
 def test_a_look_at_the_record_that_is_cancelled_is_looked_at_again() -> None:
-    """Over the quota nothing was reserved; to give nothing back does no harm."""
+    """Over the quota nothing was reserved; freeing nothing is harmless."""
     script = cancelled(reserves=[OverQuota(1.0)], gets=[CANCELLED, None]).script
     assert script.names()[2:] == ["Reserve", "Get", "Get", "Unreserve"]
 
@@ -61,7 +61,7 @@ def test_a_look_at_the_record_that_is_cancelled_is_looked_at_again() -> None:
     "down", [{"gets": [BackendUnavailable("")]}, {"gets": [None], "unreserves": [BackendUnavailable("")]}]
 )
 def test_an_effect_that_cannot_be_rolled_back_is_reported(down: Any) -> None:
-    """L-04: the cancellation goes on; the key counts until its reservation ends."""
+    """L-04: the cancellation continues; the key counts until its reservation expires."""
     admission = cancelled(reserves=[CANCELLED], **down)
     assert [(type(event), event.verb) for event in admission.listener.seen] == [(events.BackendFailed, "unreserve")]
 
@@ -79,22 +79,22 @@ def test_an_engine_that_is_thrown_away_asks_nothing_more() -> None:
 
 
 class Held(AsyncMemoryBackend):
-    """Carries out a claim, and does not respond before it is allowed to."""
+    """A backend that carries out a claim, and returns its result only when it may."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.claimed, self.may_answer = asyncio.Event(), asyncio.Event()
+        self.claimed, self.may_return = asyncio.Event(), asyncio.Event()
 
     async def claim(self, c: Claim, /) -> ClaimResult:
-        """The claim stands when its caller is cancelled."""
-        answer = await super().claim(c)
+        """Make the claim, and wait while the caller is cancelled."""
+        result = await super().claim(c)
         self.claimed.set()
-        await self.may_answer.wait()
-        return answer
+        await self.may_return.wait()
+        return result
 
 
 def test_a_caller_whose_requests_are_cancelled_has_its_keys_left() -> None:
-    """L-04: with a quota of one, a client that left within its claim may come with another key."""
+    """L-04: with a quota of one, a client that left during its claim may use another key."""
 
     async def scenario() -> list[bool]:
         backend = Held()
@@ -106,7 +106,7 @@ def test_a_caller_whose_requests_are_cancelled_has_its_keys_left() -> None:
 
         task = asyncio.create_task(request(b"first-of-the-keys"))
         await asyncio.wait_for(backend.claimed.wait(), SOON)
-        backend.may_answer.set()
+        backend.may_return.set()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

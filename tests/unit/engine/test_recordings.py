@@ -1,4 +1,4 @@
-"""What is recorded behind the client's back, on a real memory backend that goes away and comes back (L-08)."""
+"""Recordings in the background, on a real memory backend that becomes unavailable and available again (L-08)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DONE = Response(201, [], b"made")
 
 
 class Store(MemoryBackend):
-    """A memory backend on a clock that stands, which is away while it is told to be; notes each verb of an owner."""
+    """A memory backend with a clock that stands still and an ``away`` switch; notes each verb of an owner."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -40,17 +40,17 @@ class Store(MemoryBackend):
         self.asked = threading.Semaphore(0)
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
-        """As the real one, if it is there."""
+        """Renew, if the backend is available."""
         self._note(c)
         return super().renew(c)
 
     def complete(self, c: Complete, /) -> Completed:
-        """As the real one, if it is there."""
+        """Complete, if the backend is available."""
         self._note(c)
         return super().complete(c)
 
     def fail(self, c: Fail, /) -> None:
-        """As the real one, if it is there."""
+        """Fail, if the backend is available."""
         self._note(c)
         super().fail(c)
 
@@ -62,7 +62,7 @@ class Store(MemoryBackend):
 
 
 class Desk:
-    """An engine on such a store, and requests that have ended while it was away."""
+    """An engine on such a backend, and requests that ended while it was away."""
 
     def __init__(self, store: Store | None = None, **fields: Any) -> None:
         self.store = store or Store()
@@ -84,15 +84,15 @@ class Desk:
         self.engine.heartbeat.keep(KeepAlive(attempt))
         return attempt
 
-    def finish(self, attempt: Attempt, answer: Response = DONE) -> Fate | Response:
-        """End it, as an adapter does."""
+    def finish(self, attempt: Attempt, response: Response = DONE) -> Fate | Response:
+        """End the attempt, as an adapter does."""
         try:
-            return self.engine.sync.run(finish(attempt, answer))
+            return self.engine.sync.run(finish(attempt, response))
         finally:
             self.engine.heartbeat.forget(attempt)
 
     def fate(self, name: bytes = b"r") -> Status:
-        """What is on record."""
+        """The status of the record."""
         record = self.store.get(Get(name.ljust(32, b".")))
         return Status.NONE if record is None else record.status
 
@@ -102,7 +102,7 @@ class Desk:
         return len(self.engine.heartbeat._beats.get()._watched)
 
     def close(self) -> None:
-        """Let nothing go on into another test."""
+        """End all recordings, so that none affects another test."""
         self.store.away.clear()
         eventually(lambda: len(self.engine.heartbeat._beats.get()._recordings) == 0)
         self.engine.heartbeat.close()
@@ -110,14 +110,14 @@ class Desk:
 
 @pytest.fixture
 def desk() -> Iterator[Desk]:
-    """A desk whose store is away."""
+    """A desk whose backend is away."""
     desk = Desk()
     yield desk
     desk.close()
 
 
 def test_it_is_recorded_when_the_store_is_back(desk: Desk) -> None:
-    """L-08: once, although the adapter has forgotten the attempt; then nothing is renewed any more."""
+    """L-08: once, although the adapter has forgotten the attempt; afterwards nothing is renewed."""
     attempt = desk.admit()
     desk.store.away.set()
     assert desk.finish(attempt) is Fate.UNRECORDED
@@ -133,10 +133,10 @@ def test_it_is_recorded_when_the_store_is_back(desk: Desk) -> None:
 
 
 def test_the_lease_is_renewed_while_it_waits_to_be_recorded() -> None:
-    """L-08, L-01: nobody takes over as long as the store takes renewals."""
+    """L-08, L-01: no other worker takes over while the backend accepts renewals."""
 
     class Full(Store):
-        """A store that takes renewals, and nothing else, while it is away."""
+        """A backend that accepts renewals, and nothing else, while it is away."""
 
         def renew(self, c: Renew, /) -> Sequence[Renewal]:
             self.asked.release()
@@ -156,7 +156,7 @@ def test_the_lease_is_renewed_while_it_waits_to_be_recorded() -> None:
 
 
 def test_a_recording_that_comes_back_to_a_takeover_is_dropped_and_harms_nothing(desk: Desk) -> None:
-    """L-03, L-08: the store was back just after the lease had ended, and the retry runs."""
+    """L-03, L-08: the backend was available again just after the lease had ended, and the retry runs."""
     attempt = desk.admit()
     desk.store.away.set()
     desk.finish(attempt)
@@ -174,7 +174,7 @@ def test_a_recording_that_comes_back_to_a_takeover_is_dropped_and_harms_nothing(
 
 
 def test_of_two_recordings_of_one_key_the_later_attempts_counts(desk: Desk) -> None:
-    """B-03, L-08: whichever comes first."""
+    """B-03, L-08: whichever is written first."""
     first = desk.admit()
     desk.store.away.set()
     desk.finish(first)
@@ -189,7 +189,7 @@ def test_of_two_recordings_of_one_key_the_later_attempts_counts(desk: Desk) -> N
 
 
 def test_a_lease_that_ended_without_a_takeover_is_completed_all_the_same(desk: Desk) -> None:
-    """L-08: nobody has run meanwhile."""
+    """L-08: no other attempt has run meanwhile."""
     attempt = desk.admit()
     desk.store.away.set()
     desk.finish(attempt)
@@ -199,7 +199,7 @@ def test_a_lease_that_ended_without_a_takeover_is_completed_all_the_same(desk: D
 
 
 def test_a_record_that_vanished_meanwhile_is_made_anew(desk: Desk) -> None:
-    """B-08a, L-08: the store lost it when it went away."""
+    """B-08a, L-08: the backend lost it while it was away."""
     attempt = desk.admit()
     desk.store.away.set()
     desk.finish(attempt)
@@ -225,7 +225,7 @@ def test_a_failure_is_recorded_when_the_store_is_back(desk: Desk) -> None:
 
 
 def test_a_hundred_recordings_ask_a_store_that_is_away_once_a_round(desk: Desk) -> None:
-    """L-01, L-08: each call may take its timeout, and renewals must not wait for a hundred of them."""
+    """L-01, L-08: each call may take its timeout, and renewals must not wait for a hundred calls."""
     beats = desk.engine.heartbeat._beats.get()
     desk.store.away.set()
     pending = shutdown.Recordings(desk.store, beats._courier.report, lambda _: None)
@@ -249,7 +249,7 @@ def test_a_hundred_recordings_ask_a_store_that_is_away_once_a_round(desk: Desk) 
 
 
 def test_a_recording_that_fails_lets_the_others_go_first(desk: Desk) -> None:
-    """L-08: of several servers, one may be away for long."""
+    """L-08: one of several servers may be away for long."""
     pending = shutdown.Recordings(desk.store, lambda _: None, lambda _: None)
     for name in (b"1", b"2"):
         attempt = desk.admit(name)
@@ -269,7 +269,7 @@ def test_a_recording_that_fails_lets_the_others_go_first(desk: Desk) -> None:
 
 
 def test_a_store_that_is_away_is_asked_once_a_second_however_much_waits(desk: Desk) -> None:
-    """L-08: neither it nor the log is flooded."""
+    """L-08: neither the backend nor the log is flooded."""
     pending = shutdown.Recordings(desk.store, lambda _: None, lambda _: None)
     for number in range(20):
         attempt = desk.admit(b"%d" % number)
@@ -290,17 +290,17 @@ def test_a_store_that_is_away_is_asked_once_a_second_however_much_waits(desk: De
 
 
 def later_of(desk: Desk, attempt: Attempt) -> RecordLater:
-    """What is handed over when it ends now."""
+    """The recording that is handed over when this attempt ends now."""
     handed: list[RecordLater] = []
 
     class Keeper:
-        """Takes what is handed over, and carries nothing out."""
+        """Accepts recordings, and carries none out."""
 
         def keep(self, command: KeepAlive) -> None:
             """Nothing."""
 
         def record(self, command: RecordLater) -> bool:
-            """Take it."""
+            """Accept the recording."""
             handed.append(command)
             return True
 
@@ -316,7 +316,7 @@ def later_of(desk: Desk, attempt: Attempt) -> RecordLater:
 def test_what_waits_to_be_recorded_is_bounded_and_what_is_lost_is_reported(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, bound: str, size: int
 ) -> None:
-    """L-08: in number and in bytes."""
+    """L-08: the bound is in number and in bytes."""
     monkeypatch.setattr(shutdown, bound, size)
     desk.store.away.set()
     body = Response(201, [], b"x" * 60)
@@ -329,7 +329,7 @@ def test_what_waits_to_be_recorded_is_bounded_and_what_is_lost_is_reported(
 
 
 def test_a_process_that_drains_waits_for_what_is_being_recorded(desk: Desk) -> None:
-    """L-06, L-08: a process that ended now would lose it."""
+    """L-06, L-08: a process that exits now would lose the recording."""
     attempt = desk.admit()
     desk.store.away.set()
     desk.finish(attempt)
@@ -340,7 +340,7 @@ def test_a_process_that_drains_waits_for_what_is_being_recorded(desk: Desk) -> N
 
 
 def test_a_drain_waits_no_longer_than_its_timeout_and_the_recording_goes_on(desk: Desk) -> None:
-    """L-06, L-08: and if the process ends then, what is lost is reported."""
+    """L-06, L-08: if the process exits then, the lost recording is reported."""
     attempt = desk.admit()
     desk.store.away.set()
     desk.finish(attempt)
@@ -377,7 +377,7 @@ def test_a_heartbeat_that_nobody_needs_any_more_records_what_it_has(how: str) ->
 
 
 def test_the_end_of_a_request_is_known_where_the_server_says_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """L-08: two seconds before it kills its worker; else there is none."""
+    """L-08: two seconds before the server kills its worker; without such a limit there is none."""
     monkeypatch.setattr(processes, "limit", inf)
     assert desk.admit(b"1").ends_at == inf
     processes.limit_requests(30.0)
@@ -386,7 +386,7 @@ def test_the_end_of_a_request_is_known_where_the_server_says_it(desk: Desk, monk
 
 
 def test_an_attempt_that_outlived_max_run_is_renewed_again_while_it_is_recorded() -> None:
-    """L-01, L-08: it is over, so it does not hang."""
+    """L-01, L-08: its handler has ended, so it does not hang."""
     desk = Desk(lease=0.06, max_run=0.06, record_within=30)
     attempt = desk.admit()
     eventually(lambda: desk.watched == 0)

@@ -1,6 +1,6 @@
-"""A process that has no memory left for a copy of a response: the work is done, so something is on record all the same.
+"""A process without memory for a copy of a response: the handler has run, so something is recorded all the same.
 
-The memory is real, and so are the limits: a response of 64 MiB in a process that may take little more.
+The memory is real, and so are the limits: a response of 64 MiB in a process that may use little more.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ backend, runs = MemoryBackend(), []
 
 
 def limit():
-    # So much more as no copy of the response fits into.
+    # Allow a little more memory, into which no copy of the response fits.
     size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + HALF // 2, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
@@ -90,7 +90,7 @@ print(json.dumps([statuses, len(runs)]))
 @pytest.mark.parametrize("parts", [1, 2], ids=["whole", "in parts"])
 @pytest.mark.parametrize("interface", ["asgi", "wsgi"])
 def test_a_response_that_no_memory_is_left_for_is_not_run_again(interface: str, parts: int) -> None:
-    """O-11, B-10a: its client gets it, a tombstone is on record, and a retry is refused."""
+    """O-11, B-10a: the client gets the response, a tombstone is recorded, and a retry is refused."""
     ran = subprocess.run(
         [sys.executable, "-c", _SCRIPT, interface, str(parts)], capture_output=True, text=True, timeout=60, check=False
     )

@@ -54,7 +54,9 @@ pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings(LEFT_BY_STARLETTE, U
 async def test_an_endpoint_in_a_thread_runs_to_its_end_and_its_response_is_stored(
     canceller: type[Canceller], layers: str, anyio_backend_name: str
 ) -> None:
-    """L-09: whoever cancels it, and whatever middleware is around it, gets it cancelled afterwards."""
+    """L-09: whatever cancels the request, and whatever middleware is around it, the cancellation arrives after the
+    thread has ended.
+    """
     if anyio_backend_name == "trio" and canceller is not ByScope:
         pytest.skip("asyncio cancels in this way, and trio does not")
     shop = Shop()
@@ -66,7 +68,7 @@ async def test_an_endpoint_in_a_thread_runs_to_its_end_and_its_response_is_store
 async def test_whatever_runs_in_a_thread_is_waited_for(
     application: Callable[[Shop], Any], layers: str, anyio_backend_name: str
 ) -> None:
-    """L-09: endpoints, ends of dependencies, calls of a coroutine, classes, WSGI applications, plain ASGI."""
+    """L-09: endpoints, exits of dependencies, calls of a coroutine, classes, WSGI applications, plain ASGI."""
     if anyio_backend_name == "trio" and application is with_a2wsgi:
         pytest.skip("a2wsgi runs on asyncio only")
     shop = Shop()
@@ -75,7 +77,7 @@ async def test_whatever_runs_in_a_thread_is_waited_for(
 
 
 class SlowBackend(MemoryBackend):
-    """Keeps completions waiting until it may go on."""
+    """A backend that delays completions until a test lets them go on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,27 +101,27 @@ class _SlowAsyncBackend(AsyncMemoryBackend):
 
 
 async def test_a_response_is_recorded_however_long_that_takes(anyio_backend_name: str) -> None:
-    """L-09: the store may take longer than the moment in which the response has to be made."""
+    """L-09: the completion may take longer than the grace in which the response has to be made."""
     shop, backend = Shop(), SlowBackend()
     app = (ByServer if anyio_backend_name == "asyncio" else ByScope)(protected(with_endpoint(shop), backend=backend))
     key = str(uuid4())
-    async with begun(app, key, shop) as answers:
+    async with begun(app, key, shop) as responses:
         await app.cancel()
         shop.gate.set()
         with anyio.fail_after(PATIENCE):
             while not backend.completing.is_set():
                 await anyio.sleep(0.01)
         await anyio.sleep(1.5 * thread_calls.GRACE)
-        assert answers == []
+        assert responses == []
         backend.may_complete.set()
-    assert (answers[0].status_code, (await post(app.app, key)).headers["idempotent-replayed"]) == (504, "true")
+    assert (responses[0].status_code, (await post(app.app, key)).headers["idempotent-replayed"]) == (504, "true")
 
 
-# What is cancelled as ever
+# Requests that are cancelled at once
 
 
 async def test_a_coroutine_is_cancelled_at_once(anyio_backend_name: str) -> None:
-    """L-09, L-04: where no thread runs nothing waits, and the retry is the second attempt."""
+    """L-09, L-04: without a running thread nothing is waited for, and the retry is the second attempt."""
     shop = Shop()
 
     async def endpoint(scope: Any, receive: Any, send: Any) -> None:
@@ -131,9 +133,9 @@ async def test_a_coroutine_is_cancelled_at_once(anyio_backend_name: str) -> None
 
     app = (ByServer if anyio_backend_name == "asyncio" else ByScope)(protected(endpoint))
     key = str(uuid4())
-    async with begun(app, key, shop) as answers:
+    async with begun(app, key, shop) as responses:
         await app.cancel()
-    assert (answers[0].status_code, (await post(app.app, key)).status_code) == (504, 201)
+    assert (responses[0].status_code, (await post(app.app, key)).status_code) == (504, 201)
     assert shop.attempts == [1, 2]
 
 
@@ -141,7 +143,7 @@ async def test_a_coroutine_is_cancelled_at_once(anyio_backend_name: str) -> None
 async def test_a_coroutine_that_goes_on_after_its_thread_is_cancelled_then(
     layers: str, anyio_backend_name: str
 ) -> None:
-    """L-09, L-04: its attempt fails, after the thread has ended."""
+    """L-09, L-04: its attempt fails after the thread has ended."""
     shop = Shop()
     ended: list[str] = []
 
@@ -156,17 +158,17 @@ async def test_a_coroutine_that_goes_on_after_its_thread_is_cancelled_then(
 
     app = (ByServer if anyio_backend_name == "asyncio" else ByScope)(protected(endpoint, layers))
     key = str(uuid4())
-    async with begun(app, key, shop) as answers:
+    async with begun(app, key, shop) as responses:
         await app.cancel()
         beside = await post(app.app, key)
         shop.gate.set()
     later = await post(app.app, key)
-    assert (beside.status_code, answers[0].status_code, later.status_code) == (409, 504, 201)
+    assert (beside.status_code, responses[0].status_code, later.status_code) == (409, 504, 201)
     assert (ended, shop.attempts) == (["after 1"], [1, 2])
 
 
 async def test_a_call_that_waits_for_a_free_thread_is_cancelled_at_once(anyio_backend_name: str) -> None:
-    """L-09: nothing has begun, and nothing begins."""
+    """L-09: the function has not begun, and never begins."""
     shop = Shop()
     limiter = anyio.CapacityLimiter(1)
 
@@ -176,14 +178,14 @@ async def test_a_call_that_waits_for_a_free_thread_is_cancelled_at_once(anyio_ba
 
     app = (ByServer if anyio_backend_name == "asyncio" else ByScope)(protected(endpoint))
     await limiter.acquire_on_behalf_of(shop)
-    async with begun(app, str(uuid4()), shop) as answers:
+    async with begun(app, str(uuid4()), shop) as responses:
         await app.cancel()
     limiter.release_on_behalf_of(shop)
-    assert (answers[0].status_code, shop.attempts) == (504, [])
+    assert (responses[0].status_code, shop.attempts) == (504, [])
 
 
 async def test_a_request_without_a_key_is_cancelled_as_its_framework_does(anyio_backend_name: str) -> None:
-    """L-09: there is nothing to be stored."""
+    """L-09: there is nothing to store."""
     if anyio_backend_name == "trio":
         pytest.skip("trio waits for threads itself")
     shop = Shop()
@@ -201,7 +203,7 @@ async def _post_without_key(app: Any) -> httpx.Response:
         return await client.post("/")
 
 
-# Cancellations within the application
+# Cancellations by the application itself
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -209,7 +211,7 @@ async def _post_without_key(app: Any) -> httpx.Response:
 async def test_nothing_is_given_up_beside_a_thread_that_the_application_has_left(
     outcome: int | str, anyio_backend: str
 ) -> None:
-    """L-09: the end of such an attempt is recorded when its thread has ended, be it a failure or a release."""
+    """L-09: the failure or release of such an attempt is recorded when its thread has ended."""
     shop = Shop()
     left = asyncio.Event()
 
@@ -227,20 +229,20 @@ async def test_nothing_is_given_up_beside_a_thread_that_the_application_has_left
         return await JSONResponse(await task, 201)(scope, receive, send)
 
     app, key = protected(endpoint), str(uuid4())
-    async with begun(app, key, shop) as answers:
+    async with begun(app, key, shop) as responses:
         await left.wait()
         for _ in range(3):
             assert (await post(app, key)).status_code == 409
-        assert answers == []
+        assert responses == []
         shop.gate.set()
-    assert answers[0].status_code == (500 if isinstance(outcome, str) else outcome)
+    assert responses[0].status_code == (500 if isinstance(outcome, str) else outcome)
     assert (await post(app, key)).json() == {"charge": 2}
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("left", [True, False])
 async def test_a_response_that_is_kept_does_not_wait_for_a_thread(left: bool, anyio_backend: str) -> None:
-    """L-09: no retry runs after it; neither does one of a thread that is still awaited by a task of its own."""
+    """L-09: no retry runs after it. A failure does not wait either for a thread that a task of its own still awaits."""
     shop = Shop()
     tasks: list[Any] = []
 
@@ -261,7 +263,7 @@ async def test_a_response_that_is_kept_does_not_wait_for_a_thread(left: bool, an
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.timeout came with Python 3.11")
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_time_limit_within_the_endpoint_that_is_over_cancels_nobody(anyio_backend: str) -> None:
-    """L-09: its block has ended with the thread, so nothing is left to be cancelled."""
+    """L-09: its block has ended with the thread, so nothing is left to cancel."""
     shop = Shop()
 
     async def endpoint(scope: Any, receive: Any, send: Any) -> None:
@@ -271,10 +273,10 @@ async def test_a_time_limit_within_the_endpoint_that_is_over_cancels_nobody(anyi
         await JSONResponse(charged, 201)(scope, receive, send)
 
     app = protected(endpoint)
-    async with begun(app, str(uuid4()), shop) as answers:
+    async with begun(app, str(uuid4()), shop) as responses:
         await asyncio.sleep(0.05)
         shop.gate.set()
-    assert answers[0].status_code == 201
+    assert responses[0].status_code == 201
 
 
 # Streams
@@ -282,7 +284,7 @@ async def test_a_time_limit_within_the_endpoint_that_is_over_cancels_nobody(anyi
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_stream_that_is_made_in_threads_is_not_held_for_ever(anyio_backend: str) -> None:
-    """L-09: of a response that has begun to leave no more than a second is waited for, and for its thread."""
+    """L-09: once a response has begun to leave, it and its thread are waited for at most a second."""
     shop = Shop()
     running = threading.Lock()
 
@@ -302,11 +304,11 @@ async def test_a_stream_that_is_made_in_threads_is_not_held_for_ever(anyio_backe
     assert not running.locked()
 
 
-# How it is known, and what it costs
+# How threads are noticed, and what that costs
 
 
 def test_others_have_the_shape_that_is_relied_on() -> None:
-    """L-09: a canary; what happens with another shape is below."""
+    """L-09: a canary for private parts of other libraries; the tests below use another shape."""
     assert {"func", "run_in_executor"} <= set(thread_calls._names_in(inspect.unwrap(SyncToAsync.__call__)))
     assert {thread_calls._INNER, thread_calls._VERB} <= set(anyio.to_thread.run_sync.__code__.co_names)
     assert hasattr(_asyncio, "_task_states")
@@ -315,7 +317,7 @@ def test_others_have_the_shape_that_is_relied_on() -> None:
 
 @pytest.fixture
 def unhooked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As in a process where no request has come yet; afterwards as it was."""
+    """The state of a process before its first request; restored afterwards."""
     monkeypatch.setattr(thread_calls, "pending", {"anyio.to_thread": thread_calls._hook_anyio})
     for name in (thread_calls._PUBLIC, thread_calls._INNER):
         monkeypatch.setattr(anyio.to_thread, name, getattr(anyio.to_thread, name))
@@ -327,7 +329,7 @@ def unhooked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 async def test_where_anyio_has_another_shape_its_public_function_is_wrapped(
     unhooked: None, monkeypatch: pytest.MonkeyPatch, anyio_backend: str
 ) -> None:
-    """L-09: the same for whoever calls it by the module."""
+    """L-09: the result is the same for callers that look the function up in the module."""
     monkeypatch.setattr(thread_calls, "_VERB", "another name")
     shop = Shop()
     await cancelled_and_retried(ByServer(protected(with_endpoint(shop))), shop)
@@ -337,7 +339,7 @@ async def test_where_anyio_has_another_shape_its_public_function_is_wrapped(
 async def test_where_nothing_of_it_is_found_one_warning_says_so(
     unhooked: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, anyio_backend: str
 ) -> None:
-    """L-09: and requests are served."""
+    """L-09: requests are still served."""
     monkeypatch.setattr(thread_calls, "_PUBLIC", "another name")
     shop = Shop()
     shop.gate.set()
@@ -351,7 +353,7 @@ async def test_where_nothing_of_it_is_found_one_warning_says_so(
 
 
 class CountingLoop(asyncio.SelectorEventLoop):
-    """Counts what it is asked to do."""
+    """An event loop that counts its tasks, timers and callbacks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -371,7 +373,7 @@ class CountingLoop(asyncio.SelectorEventLoop):
 
 
 def test_a_coroutine_costs_no_task_no_timer_and_no_turn_of_the_loop() -> None:
-    """L-09: its keyed request asks the loop for what it awaits itself, and for nothing else."""
+    """L-09: a keyed request costs the loop only what the coroutine itself awaits."""
 
     async def endpoint(scope: Any, receive: Any, send: Any) -> None:
         await receive()
@@ -394,7 +396,8 @@ def test_a_coroutine_costs_no_task_no_timer_and_no_turn_of_the_loop() -> None:
     loop = CountingLoop()
     try:
         loop.run_until_complete(app(scope, receive, send))
-        # The task itself and its end, and of each of three futures what sets it and what wakes the task.
+        # One callback starts the task and one ends it. Each of three futures costs one to set it and one to wake the
+        # task.
         assert sorted(loop.asked) == ["call_soon"] * (2 + 3 * 2) + ["create_task"]
     finally:
         loop.close()
@@ -404,5 +407,5 @@ def test_a_coroutine_costs_no_task_no_timer_and_no_turn_of_the_loop() -> None:
     ("release", "is_too_old"), [("3.7.1", True), ("4.6.2", True), ("4.7.0", False), ("4.10.0", False), ("main", False)]
 )
 def test_a_release_of_anyio_that_goes_on_cancelling_is_known(release: str, is_too_old: bool) -> None:
-    """L-09: its retry would run again, so a warning says which release is needed."""
+    """L-09: its retry would run again, so a warning names the release that is needed."""
     assert thread_calls._is_too_old(release) is is_too_old

@@ -1,6 +1,6 @@
-"""A worker that stood still for longer than its lease: its next stage asks whose the lease is, before the effect.
+"""A worker that stood still for longer than its lease: before its next effect it asks who owns the lease.
 
-The heartbeat notices it too, but it may be the handler that goes on first.
+The heartbeat notices the loss too, but the handler may continue first.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LEASE = 30.0
 
 
 class Site:
-    """A backend whose clock stands, a client of it, and a worker that can be frozen."""
+    """A backend whose clock stands still, a client of it, and a worker that can be frozen."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -34,19 +34,19 @@ class Site:
         self.client = Client(backend=self.backend, lease=LEASE, record_within=0.01)
 
     def freeze(self, attempt: Attempt) -> None:
-        """Let more than a lease pass: on the backend's clock, and on the worker's, which says so by what is past."""
+        """Move the backend's clock and the worker's clock by more than a lease."""
         self.clock.now += LEASE + 1
         attempt.sure_until -= LEASE + 1
 
 
 @pytest.fixture
 def site() -> Site:
-    """One for each test."""
+    """A site for each test."""
     return Site()
 
 
 def test_a_claim_is_good_for_one_lease_from_when_it_was_asked_for(site: Site) -> None:
-    """L-03: what the response took on its way does not count."""
+    """L-03: the time that the reply needs does not extend it."""
     before = clocks.elapsed()
     with site.client.request() as attempt:
         assert before + LEASE <= attempt.sure_until <= clocks.elapsed() + LEASE
@@ -54,7 +54,7 @@ def test_a_claim_is_good_for_one_lease_from_when_it_was_asked_for(site: Site) ->
 
 @pytest.mark.anyio
 async def test_the_same_where_the_claim_is_awaited(site: Site) -> None:
-    """L-03, sync and async."""
+    """L-03: the async claim counts from the same moment as the sync one."""
     fields = [(b"idempotency-key", b"0123456789abcdef")]
 
     async def identify() -> None:
@@ -78,7 +78,7 @@ def test_while_the_lease_is_known_to_last_a_stage_asks_nothing(site: Site) -> No
 
 
 def test_an_effect_is_not_had_by_a_worker_that_was_superseded_while_it_stood_still(site: Site) -> None:
-    """L-03, S-07: the new owner has it, once."""
+    """L-03, S-07: the new owner has the effect, once."""
     charge = Counted()
     with site.client.request() as attempt:
         site.freeze(attempt)
@@ -94,7 +94,7 @@ def test_an_effect_is_not_had_by_a_worker_that_was_superseded_while_it_stood_sti
 
 @pytest.mark.anyio
 async def test_the_same_in_a_coroutine(site: Site) -> None:
-    """L-03, S-07."""
+    """L-03, S-07: an awaited stage of a superseded worker has no effect either."""
     charge = Counted()
     with site.client.request() as attempt:
         site.freeze(attempt)
@@ -106,7 +106,7 @@ async def test_the_same_in_a_coroutine(site: Site) -> None:
 
 
 def test_a_worker_whom_nobody_superseded_goes_on_and_is_sure_again(site: Site) -> None:
-    """L-03: one question, not one for each further stage."""
+    """L-03: it asks once, and not again for each further stage."""
     charge, receipt = Counted(), Counted()
     with site.client.request() as attempt:
         site.freeze(attempt)
@@ -117,7 +117,7 @@ def test_a_worker_whom_nobody_superseded_goes_on_and_is_sure_again(site: Site) -
 
 
 def test_no_effect_happens_while_the_owner_of_the_lease_is_unknown(site: Site) -> None:
-    """L-03, O-12: an owner that cannot reach the backend stops claiming that it is one."""
+    """L-03, O-12: an owner that cannot reach the backend no longer counts as the owner."""
     charge = Counted()
     with site.client.request() as attempt:
         site.freeze(attempt)
@@ -140,7 +140,7 @@ def test_a_stage_that_is_on_record_is_recalled_without_a_question(site: Site) ->
 
 
 def test_a_handler_does_not_begin_while_the_owner_of_the_lease_is_unknown() -> None:
-    """L-10, O-12: nothing has run, so the claim is given back, and the client is told to retry."""
+    """L-10, O-12: nothing has run, so the claim is released, and the client gets a retryable problem."""
     attempt = attempt_of()
     script = Script({Renew: [BackendUnavailable("away")], Release: [None]})
     response = script.run(begin(attempt))
@@ -149,7 +149,7 @@ def test_a_handler_does_not_begin_while_the_owner_of_the_lease_is_unknown() -> N
 
 
 def test_a_beginning_that_is_cancelled_gives_the_claim_back() -> None:
-    """L-10, L-04: nothing has run."""
+    """L-10, L-04: the handler has not run."""
     script = Script({Renew: [CancelledError()], Release: [None]})
     with pytest.raises(CancelledError):
         script.run(begin(attempt_of()))
@@ -157,7 +157,7 @@ def test_a_beginning_that_is_cancelled_gives_the_claim_back() -> None:
 
 
 def test_a_renewal_counts_from_when_it_was_asked_for() -> None:
-    """L-10: whoever stands still again before the reply asks again."""
+    """L-10: a worker that stands still again before the reply asks again."""
     attempt = attempt_of()
     script = Script({Renew: [[Renewal.OWNED]]}, clock=7.0)
     assert script.run(begin(attempt)) is None
@@ -165,7 +165,7 @@ def test_a_renewal_counts_from_when_it_was_asked_for() -> None:
 
 
 def test_without_a_lease_there_is_nothing_to_ask(site: Site) -> None:
-    """S-03: a covered request without a key."""
+    """S-03: a covered request without a key has no lease."""
     with site.client.request(key=b"") as attempt:
         assert attempt.sure_until == inf
         idem.run("charge", Counted())

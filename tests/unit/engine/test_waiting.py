@@ -1,4 +1,4 @@
-"""How a duplicate waits, below admission: slots, signals, what a backend does by default, and what waiting costs."""
+"""How a duplicate waits, below admission: slots, signals, the backends' default, and the cost of waiting."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LONG = 20.0
 
 
 class Counting(MemoryBackend):
-    """The memory backend, which counts claims and says when somebody waits."""
+    """The memory backend, which counts claims and signals when a duplicate waits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Counting(MemoryBackend):
 
 
 class AsyncCounting(AsyncMemoryBackend):
-    """Its asynchronous mode, whose own waits are counted too."""
+    """Its async front, whose own waits are counted too."""
 
     def __init__(self, over: Counting) -> None:
         super().__init__(over=over)
@@ -61,7 +61,7 @@ def wait_of(seconds: float = LONG, pause: float = LONG) -> Wait:
 
 
 def take(slots: Slots, number: int | None = None) -> Callable[[], None] | None:
-    """One place of so many."""
+    """Take one of these slots."""
     return slots.take(TakeSlot(number))
 
 
@@ -78,7 +78,7 @@ def test_a_place_that_is_given_back_can_be_taken_again() -> None:
 
 
 def test_a_policy_says_how_many_places_there_are() -> None:
-    """More or fewer than the performer would have; none at 0."""
+    """More or fewer slots than the performer's default; none at 0."""
     assert take(Slots(None), 0) is None
     slots = Slots(1)
     assert [take(slots, 2) is not None for _ in range(3)] == [True, True, False]
@@ -91,7 +91,7 @@ def test_without_a_limit_everybody_may_wait() -> None:
 
 
 def test_threads_that_take_places_at_once_get_no_more_than_there_are() -> None:
-    """I11."""
+    """I11: slots are taken atomically."""
     slots, together = Slots(3), threading.Barrier(8, timeout=10)
 
     def one(_: int) -> bool:
@@ -104,7 +104,7 @@ def test_threads_that_take_places_at_once_get_no_more_than_there_are() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on Windows")
 def test_a_child_has_places_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """B-11: those who wait in the parent do not wait in the child."""
+    """B-11: the waiting requests of a parent process do not wait in its child."""
     slots = Slots(1)
     assert take(slots) is not None
     parent = os.getpid()
@@ -113,19 +113,19 @@ def test_a_child_has_places_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_engine_that_is_thrown_away_gives_its_place_back() -> None:
-    """I11: although it can ask nothing more."""
+    """I11: it frees its slot although it can send no more commands."""
     admission = Admission(Busy(1, 9), wait=5)
     steps = admit(admission.intake, admission.policy)
     command: Command[object] = next(steps)
     while not isinstance(command, Wait):
-        command = steps.send(admission.script._answer(command))
+        command = steps.send(admission.script._result(command))
     assert admission.script.slots == 0
     steps.close()
     assert admission.script.slots == 1
 
 
 def test_a_duplicate_without_a_notification_polls_less_and_less_often() -> None:
-    """O-04: a message that was missed costs a second, and a long wait few calls."""
+    """O-04: a missed message costs a second, and a long wait few calls."""
     admission = Admission(*[Busy(1, 900)] * 1000, wait=60)
     admission.run()
     looks = [command.seconds for command in admission.script.asked if isinstance(command, Wait)]
@@ -149,14 +149,14 @@ async def test_a_signal_of_another_thread_wakes_a_task() -> None:
 
 @pytest.mark.anyio
 async def test_a_signal_that_does_not_come_ends_by_itself() -> None:
-    """I11."""
+    """I11: the wait has a timeout."""
     with anyio.fail_after(10):
         assert not await loops.signal().wait(0.01)
 
 
 @pytest.mark.anyio
 async def test_a_signal_may_come_twice_and_late() -> None:
-    """O-04: one that was given up meanwhile harms nobody."""
+    """O-04: a signal for a wait that was given up is harmless."""
     signal = loops.signal()
     assert not await signal.wait(0.001)
     signal.set()
@@ -166,7 +166,7 @@ async def test_a_signal_may_come_twice_and_late() -> None:
 
 @pytest.mark.parametrize("library", ["asyncio", "trio"])
 def test_a_signal_to_a_loop_that_has_ended_is_no_error(library: str) -> None:
-    """B-11: the thread that tells must go on."""
+    """B-11: the signalling thread must continue."""
 
     async def main() -> loops.Signal:
         return loops.signal()
@@ -178,13 +178,13 @@ def test_a_signal_to_a_loop_that_has_ended_is_no_error(library: str) -> None:
 
 
 class Polling(MemoryBackend):
-    """A backend that cannot be told."""
+    """A backend without notifications."""
 
     wait = Backend.wait
 
 
 class AsyncPolling(ThreadedBackend):
-    """The same, awaited."""
+    """An async backend without notifications."""
 
 
 def test_a_backend_that_cannot_be_notified_pauses() -> None:
@@ -197,7 +197,7 @@ def test_a_backend_that_cannot_be_notified_pauses() -> None:
 
 @pytest.mark.anyio
 async def test_tasks_that_wait_hold_no_threads() -> None:
-    """A hundred at once take no longer than one."""
+    """A hundred tasks that wait together take no longer than one."""
     backend: AsyncBackend = AsyncPolling(Polling())
     before = threading.active_count()
     with anyio.fail_after(10):
@@ -218,32 +218,32 @@ def _duplicate(wait: float = LONG) -> Admission:
 
 
 def _first_runs(backend: MemoryBackend) -> Complete:
-    """The first request has its lease; the completion that it will send."""
+    """Claim for the first request; return the completion that it will send."""
     first = _duplicate()
     attempt = Performer(backend).run(admit(first.intake, first.policy))
     return Complete(attempt.lease, FRAME)
 
 
 def test_a_duplicate_that_is_notified_claims_twice() -> None:
-    """O-04: once before it waits and once after, however long the first has run."""
+    """O-04: once before it waits and once after, however long the first request runs."""
     backend = Counting()
     completion = _first_runs(backend)
     duplicate = _duplicate()
     with ThreadPoolExecutor(1) as thread:
-        answer = thread.submit(Performer(backend).run, admit(duplicate.intake, duplicate.policy))
+        outcome = thread.submit(Performer(backend).run, admit(duplicate.intake, duplicate.policy))
         eventually(lambda: backend.waits == 1)
         backend.complete(completion)
-        assert isinstance(answer.result(10), Response)
+        assert isinstance(outcome.result(10), Response)
     assert backend.claims == 1 + 2
 
 
 @pytest.mark.anyio
 async def test_a_task_that_is_notified_claims_twice() -> None:
-    """O-04."""
+    """O-04: the async form."""
     backend = Counting()
     aio = AsyncPerformer(AsyncCounting(backend))
     completion = _first_runs(backend)
-    answers: list[object] = []
+    results: list[object] = []
 
     async def nobody() -> None:
         return None
@@ -254,7 +254,7 @@ async def test_a_task_that_is_notified_claims_twice() -> None:
     async def one() -> None:
         duplicate = _duplicate()
         duplicate.intake.identify, duplicate.intake.receive = nobody, body
-        answers.append(await aio.run(admit(duplicate.intake, duplicate.policy)))
+        results.append(await aio.run(admit(duplicate.intake, duplicate.policy)))
 
     with anyio.fail_after(10):
         async with anyio.create_task_group() as group:
@@ -263,21 +263,21 @@ async def test_a_task_that_is_notified_claims_twice() -> None:
             while backend.waits < 10:
                 await anyio.sleep(0.001)
             backend.complete(completion)
-    assert [type(answer) for answer in answers] == [Response] * 10
+    assert [type(result) for result in results] == [Response] * 10
     assert backend.claims == 1 + 2 * 10
 
 
 def test_of_many_threads_that_wait_two_may() -> None:
-    """The rest get their 409 at once, and keep no thread from other requests."""
+    """The others get their 409 at once, and keep no thread from other requests."""
     backend = Counting()
     performer = Performer(backend)
     completion = _first_runs(backend)
 
     def one(_: int) -> int:
         duplicate = _duplicate()
-        answer = performer.run(admit(duplicate.intake, duplicate.policy))
-        assert isinstance(answer, Response)
-        return answer.status
+        response = performer.run(admit(duplicate.intake, duplicate.policy))
+        assert isinstance(response, Response)
+        return response.status
 
     with ThreadPoolExecutor(8) as threads:
         statuses = [threads.submit(one, number) for number in range(8)]
@@ -289,7 +289,7 @@ def test_of_many_threads_that_wait_two_may() -> None:
 
 @pytest.mark.anyio
 async def test_a_task_that_is_cancelled_while_it_waits_leaves_nothing_behind() -> None:
-    """O-04, I11: a client that leaves is not waited for."""
+    """O-04, I11: the wait of a client that left is cancelled."""
     memory = MemoryBackend()
     _first_runs(memory)
     (record,) = memory.scan()
@@ -299,10 +299,10 @@ async def test_a_task_that_is_cancelled_while_it_waits_leaves_nothing_behind() -
 
 
 def test_a_wait_for_a_record_that_completed_does_not_wait() -> None:
-    """O-04: its end was told before."""
+    """O-04: the notification was sent before."""
     memory = MemoryBackend()
     memory.complete(_first_runs(memory))
     (record,) = memory.scan()
     memory.wait(Wait(record.record_id, 100.0, 100.0))
-    answer = memory.claim(Claim(record.record_id, record.fingerprint, b"x" * 16, 30, 60))
-    assert answer == Finished(FRAME)
+    result = memory.claim(Claim(record.record_id, record.fingerprint, b"x" * 16, 30, 60))
+    assert result == Finished(FRAME)

@@ -1,4 +1,4 @@
-"""However a request ends, its lease is renewed no longer: a key that nobody runs would be taken for ``max_run``."""
+"""However a request ends, its lease is not renewed any more: otherwise its key would be blocked for ``max_run``."""
 
 from __future__ import annotations
 
@@ -33,48 +33,48 @@ LEASE = 0.6
 
 
 class TimeLimit(BaseException):
-    """As gevent's is."""
+    """An exception like gevent's ``Timeout``, which is no ``Exception``."""
 
 
-class Befallen(MemoryBackend):
-    """The memory backend; something befalls a call of it, once or each time."""
+class HookedBackend(MemoryBackend):
+    """The memory backend with hooks that run in its calls: ``hooks`` once, ``hooks_each`` each time."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.befalls: dict[type, Callable[[Any], object]] = {}
-        self.befalls_each: dict[type, Callable[[Any], object]] = {}
+        self.hooks: dict[type, Callable[[Any], object]] = {}
+        self.hooks_each: dict[type, Callable[[Any], object]] = {}
 
-    def _befall(self, command: Any) -> None:
-        self.befalls.pop(type(command), lambda _: None)(command)
-        self.befalls_each.get(type(command), lambda _: None)(command)
+    def _run_hooks(self, command: Any) -> None:
+        self.hooks.pop(type(command), lambda _: None)(command)
+        self.hooks_each.get(type(command), lambda _: None)(command)
 
     def claim(self, c: Claim, /) -> Any:
-        answer = super().claim(c)
-        self._befall(c)
-        return answer
+        result = super().claim(c)
+        self._run_hooks(c)
+        return result
 
     def renew(self, c: Renew, /) -> Any:
-        self._befall(c)
+        self._run_hooks(c)
         return super().renew(c)
 
     def complete(self, c: Complete, /) -> Any:
-        self._befall(c)
+        self._run_hooks(c)
         return super().complete(c)
 
     def fail(self, c: Fail, /) -> None:
-        self._befall(c)
+        self._run_hooks(c)
         super().fail(c)
 
     def release(self, c: Release, /) -> None:
-        self._befall(c)
+        self._run_hooks(c)
         super().release(c)
 
 
 class Site:
-    """One adapter with a view that does what the test says."""
+    """One adapter with a view that calls the test's function."""
 
     def __init__(self) -> None:
-        self.backend = Befallen()
+        self.backend = HookedBackend()
         self.app: Any = None
         self.act: Callable[[], int] = lambda: 201
         self.heard: Callable[[events.Event], object] = lambda _: None
@@ -96,7 +96,7 @@ class Site:
         return sum(len(each._watched) for each in beats if each._backend is self.backend)
 
     def send(self, body: bytes = b"") -> None:
-        """One request with a key, whatever becomes of it."""
+        """Send one request with a key, however it ends."""
         with suppress(Exception, TimeLimit, asyncio.CancelledError):
             self.app(body)
 
@@ -212,17 +212,17 @@ def _raises(error: BaseException) -> Callable[..., Any]:
 def _takes_over(site: Site) -> Callable[[Any], None]:
     """Another worker begins the second attempt while this process stands still."""
 
-    def befall(claim: Claim) -> None:
+    def take_over(claim: Claim) -> None:
         time.sleep(1.2 * LEASE)
-        answer = site.backend.claim(replace(claim, owner=os.urandom(16)))
-        assert isinstance(answer, Leased)
+        result = site.backend.claim(replace(claim, owner=os.urandom(16)))
+        assert isinstance(result, Leased)
 
-    return befall
+    return take_over
 
 
 @pytest.mark.parametrize("status", [201, 302, 401, 409, 500])
 def test_a_view_that_returns(site: Site, status: int) -> None:
-    """L-01: whether its response is kept or not."""
+    """L-01: whether its response is stored or not."""
     site.act = lambda: status
     site.send()
     assert (site.runs, site.seen, site.watched) == (1, 1, 0)
@@ -237,7 +237,7 @@ def test_a_view_that_raises(site: Site, error: BaseException) -> None:
 
 
 def test_requests_for_which_no_view_runs(site: Site) -> None:
-    """L-01: a replay, and a key that is used for another body."""
+    """L-01: a replay, and a key that is reused for another body."""
     site.send()
     site.send()
     site.send(b"another")
@@ -245,11 +245,11 @@ def test_requests_for_which_no_view_runs(site: Site) -> None:
 
 
 def test_a_stage_in_doubt(site: Site) -> None:
-    """L-01, S-04: what stops a view."""
+    """L-01, S-04: the doubt is raised in the view."""
 
     def act() -> int:
         with idem.stage("charge", external=True):
-            raise ConnectionError("who knows")
+            raise ConnectionError("the connection was lost")
 
     site.act = act
     site.send()
@@ -258,7 +258,7 @@ def test_a_stage_in_doubt(site: Site) -> None:
 
 
 def test_a_claim_whose_listener_ends_the_request(site: Site) -> None:
-    """L-01, L-11: between the claim and the view; the claim is given back, and the next request runs."""
+    """L-01, L-11: between the claim and the view; the claim is released, and the next request runs."""
 
     def heard(event: events.Event) -> None:
         if isinstance(event, events.Claimed):
@@ -275,17 +275,17 @@ def test_a_claim_whose_listener_ends_the_request(site: Site) -> None:
 
 def test_a_handler_that_must_not_begin(site: Site) -> None:
     """L-01, L-10: another attempt has taken over."""
-    site.backend.befalls[Claim] = _takes_over(site)
+    site.backend.hooks[Claim] = _takes_over(site)
     site.send()
     assert (site.runs, site.watched) == (0, 0)
 
 
 @pytest.mark.parametrize("error", [BackendUnavailable("down"), ValueError("a"), TimeLimit()], ids=repr)
 def test_a_question_before_the_handler_that_fails(site: Site, error: BaseException) -> None:
-    """L-01, L-10: nobody can tell whose the lease is; nothing runs."""
-    site.backend.befalls[Claim] = lambda _: time.sleep(1.2 * LEASE)
+    """L-01, L-10: the owner of the lease is unknown, so nothing runs."""
+    site.backend.hooks[Claim] = lambda _: time.sleep(1.2 * LEASE)
     # Each time: the heartbeat may renew before the question asks.
-    site.backend.befalls_each[Renew] = _raises(error)
+    site.backend.hooks_each[Renew] = _raises(error)
     site.send()
     eventually(lambda: site.watched == 0)
     assert (site.runs, site.watched) == (0, 0)
@@ -294,10 +294,10 @@ def test_a_question_before_the_handler_that_fails(site: Site, error: BaseExcepti
 @pytest.mark.parametrize("status", [201, 409, 500])
 @pytest.mark.parametrize("error", [BackendUnavailable("down"), ValueError("a"), TimeLimit()], ids=repr)
 def test_an_end_that_is_not_recorded_at_once(site: Site, status: int, error: BaseException) -> None:
-    """L-01, L-08: it is renewed until it is on record in the background, and no longer."""
+    """L-01, L-08: the lease is renewed until the end is recorded in the background, and no longer."""
     site.act = lambda: status
     for verb in (Complete, Release, Fail):
-        site.backend.befalls[verb] = _raises(error)
+        site.backend.hooks[verb] = _raises(error)
     site.send()
     eventually(lambda: site.watched == 0)
     assert site.runs == 1
@@ -306,7 +306,7 @@ def test_an_end_that_is_not_recorded_at_once(site: Site, status: int, error: Bas
 def test_a_lease_that_is_lost_while_the_view_runs(site: Site) -> None:
     """L-01, L-03."""
     claims: list[Claim] = []
-    site.backend.befalls[Claim] = claims.append
+    site.backend.hooks[Claim] = claims.append
 
     def act() -> int:
         site.backend.delete(claims[0].record_id)

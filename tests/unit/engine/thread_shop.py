@@ -1,4 +1,4 @@
-"""Applications that charge in threads, those who cancel their requests, and what must hold then."""
+"""Applications that charge in threads, cancellers of their requests, and the checks that all tests share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from starlette.routing import Route
 from open_idempotency import idem
 from open_idempotency.starlette import IdempotencyMiddleware
 
-# Starlette leaves its iterators to the garbage collector, also where they are cancelled, and trio says so.
+# Starlette leaves its iterators to the garbage collector, also cancelled ones; trio warns about it.
 LEFT_BY_STARLETTE = "ignore:Async generator 'starlette:ResourceWarning"
 UNRAISABLE = "ignore:Exception ignored in. <async_generator object BaseHTTP:pytest.PytestUnraisableExceptionWarning"
 
@@ -36,7 +36,7 @@ PATIENCE = 10.0
 
 
 class Shop:
-    """What the endpoints of one test do in threads: arrive, wait for the gate, charge."""
+    """The endpoints of one test: in a thread they arrive, wait for the gate, and charge."""
 
     def __init__(self) -> None:
         self.arrived = threading.Event()
@@ -71,7 +71,7 @@ def with_generator_dependency(shop: Shop) -> Any:
     def charged() -> Iterator[dict[str, int]]:
         order: dict[str, int] = {}
         yield order
-        if order:  # a replay ends dependencies too, and there nothing was ordered
+        if order:  # a replay ends dependencies too, without an order
             shop.charge()
 
     # Earlier versions always end it before the response is sent.
@@ -140,18 +140,18 @@ APPLICATIONS = [
 ]  # fmt: skip
 
 
-# Those who cancel
+# Cancellers of requests
 
 
 class Canceller:
-    """Around an application: ``cancel`` cancels the request that is on its way, which gets 504 then."""
+    """A layer around an application: ``cancel`` cancels the current request, which gets 504."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
         self.stop: Callable[[], object] = lambda: None
 
     async def cancel(self) -> None:
-        """Cancel it now; where it was cancelled already, once more."""
+        """Cancel the request; after the first call, cancel it again."""
         self.stop()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -163,7 +163,7 @@ class Canceller:
 
 
 class ByServer(Canceller):
-    """As servers cancel: the request's task."""
+    """Cancels the request's task, as servers do."""
 
     async def ends(self, scope: Any, receive: Any, send: Any) -> bool:
         task = asyncio.ensure_future(self.app(scope, receive, send))
@@ -173,7 +173,7 @@ class ByServer(Canceller):
 
 
 class ByTimeout(Canceller):
-    """By ``asyncio.timeout``."""
+    """Cancels by ``asyncio.timeout``."""
 
     async def ends(self, scope: Any, receive: Any, send: Any) -> bool:
         try:
@@ -186,7 +186,7 @@ class ByTimeout(Canceller):
 
 
 class ByWaitFor(Canceller):
-    """By ``asyncio.wait_for``, whose limit cannot be changed: the loop's clock is put forward instead."""
+    """Cancels by ``asyncio.wait_for``, whose limit cannot be changed: the loop's clock is moved instead."""
 
     limit = 10 * PATIENCE
 
@@ -204,7 +204,7 @@ class ByWaitFor(Canceller):
 
 
 class ByScope(Canceller):
-    """By a scope of anyio's or trio's."""
+    """Cancels by a cancel scope of anyio or trio."""
 
     async def ends(self, scope: Any, receive: Any, send: Any) -> bool:
         with anyio.CancelScope() as limit:
@@ -222,7 +222,7 @@ async def pass_on(request: Request, call_next: Any) -> Response:
 
 
 def protected(app: Any, layers: str = "", backend: Any = "memory://") -> Any:
-    """The application with our middleware, and Starlette's own around or beneath it."""
+    """The application with the library's middleware, and Starlette's own around it or beneath it."""
     if "beneath" in layers:
         app = BaseHTTPMiddleware(app, pass_on)
     app = IdempotencyMiddleware(app, backend)
@@ -237,24 +237,24 @@ async def post(app: Any, key: str) -> httpx.Response:
 
 @asynccontextmanager
 async def begun(app: Any, key: str, shop: Shop) -> AsyncIterator[list[httpx.Response]]:
-    """A request whose thread waits for the gate; at the end of the block it is waited for, and in the list."""
-    answers: list[httpx.Response] = []
+    """Start a request whose thread waits for the gate; at the end of the block its response is in the list."""
+    responses: list[httpx.Response] = []
 
     async def ask() -> None:
-        answers.append(await post(app, key))
+        responses.append(await post(app, key))
 
     async with anyio.create_task_group() as group:
         group.start_soon(ask)
         with anyio.fail_after(PATIENCE):
             while not shop.arrived.is_set():
                 await anyio.sleep(0.005)
-        yield answers
+        yield responses
 
 
 async def cancelled_and_retried(app: Canceller, shop: Shop) -> None:
-    """What must hold: nothing runs beside the thread, and its response is what a later retry gets."""
+    """Check that nothing runs beside the thread, and that a later retry gets its response."""
     key = str(uuid4())
-    async with begun(app, key, shop) as answers:
+    async with begun(app, key, shop) as responses:
         for _ in range(2):
             await app.cancel()
             await anyio.sleep(0.01)
@@ -262,6 +262,6 @@ async def cancelled_and_retried(app: Canceller, shop: Shop) -> None:
         shop.gate.set()
     later = await post(app.app, key)
     assert (beside.status_code, beside.json()["retryable"]) == (409, True)
-    assert answers[0].status_code == 504
+    assert responses[0].status_code == 504
     assert (later.status_code, later.headers.get("idempotent-replayed")) == (201, "true")
     assert (shop.charges, shop.attempts) == (1, [1])

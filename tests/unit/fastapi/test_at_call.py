@@ -1,4 +1,4 @@
-"""FastAPI: the claim is made where the endpoint is called, behind its dependencies (O-18)."""
+"""FastAPI: the claim is made when the endpoint is called, after its dependencies (O-18)."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ bearer = OAuth2PasswordBearer("token")
 
 
 class User(BaseModel):
-    """What ``current_user`` finds."""
+    """The result of ``current_user``."""
 
     id: int
     name: str
 
 
 async def current_user(token: Annotated[str, Depends(bearer)]) -> User:
-    """Known by a token that expires."""
+    """The user of a token that expires."""
     if token not in TOKENS:
         raise HTTPException(401, "the token has expired", {"WWW-Authenticate": "Bearer"})
     name = TOKENS[token]
@@ -75,7 +75,7 @@ def shop(backend: Any = "memory://", **fields: Any) -> FastAPI:
 
 
 def charging(app: FastAPI) -> FastAPI:
-    """The application with an endpoint for those who are logged in."""
+    """The application with an endpoint for logged-in users."""
 
     @app.post("/charges", status_code=201)
     async def create(user: CurrentUser) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def new_key() -> str:
 async def post(
     app: Any, path: str = "/charges", *, token: str | None = None, key: str | None = None, **options: Any
 ) -> httpx.Response:
-    """One POST, in process; an error that the application raises gets a response as from a server."""
+    """One POST, in process; an error that the application raises becomes a response, as on a server."""
     headers: dict[str, str] = dict(options.pop("headers", {}))
     if token is not None:
         headers["authorization"] = f"Bearer {token}"
@@ -107,11 +107,11 @@ def is_replay(response: httpx.Response) -> bool:
     return response.headers.get("idempotent-replayed") == "true"
 
 
-# Who the caller is
+# The caller
 
 
 async def test_a_refreshed_token_gets_the_replay() -> None:
-    """O-18a: ``user=`` is who it is, whatever the token."""
+    """O-18a: ``user=`` identifies the caller, whatever the token."""
     app, key = charging(shop(user=current_user)), new_key()
     first, second = await post(app, token="first", key=key), await post(app, token="refreshed", key=key)
     assert (first.status_code, second.status_code, is_replay(second)) == (201, 201, True)
@@ -127,7 +127,7 @@ async def test_another_user_with_the_same_key_has_another_record() -> None:
 
 
 async def test_an_expired_token_is_the_dependencys_401_and_no_replay() -> None:
-    """O-18: with and without ``user=``; nothing is claimed, and nothing is recorded for it."""
+    """O-18: with and without ``user=``; nothing is claimed or recorded for the 401."""
     for fields in ({"user": current_user}, {}):
         backend = MemoryBackend()
         app, key = charging(shop(backend, **fields)), new_key()
@@ -144,7 +144,7 @@ async def test_an_expired_token_is_the_dependencys_401_and_no_replay() -> None:
 
 
 async def test_the_dependency_is_solved_once_with_its_overrides() -> None:
-    """O-18a: it is FastAPI that solves it."""
+    """O-18a: FastAPI solves it."""
     app, key, asked = charging(shop(user=current_user)), new_key(), []
 
     def nobody_else() -> User:
@@ -193,7 +193,7 @@ IDENTITIES: dict[str, tuple[Any, Any]] = {
 
 @pytest.mark.parametrize("form", IDENTITIES)
 async def test_what_names_a_user(form: str) -> None:
-    """O-18a: text, an integer or a UUID, or something that has one as its identity, id or sub."""
+    """O-18a: text, an integer or a UUID, or an object that has one as its ``identity``, ``id`` or ``sub``."""
     who: list[Any] = []
 
     def user() -> Any:
@@ -214,7 +214,7 @@ async def test_what_names_a_user(form: str) -> None:
 
 @pytest.mark.parametrize("value", [None, "", True, 1.5, object(), {}, {"sub": ""}, {"sub": None}, []])
 async def test_a_user_dependency_that_names_nobody_is_an_error(value: Any) -> None:
-    """O-18a: it says what to do; nothing runs in a shared scope."""
+    """O-18a: the error says what to do; callers never share a scope."""
 
     def user() -> Any:
         return value
@@ -232,11 +232,11 @@ async def test_a_user_dependency_that_names_nobody_is_an_error(value: Any) -> No
         with pytest.raises(ScopeUnknown, match=r"user|value|sub"):
             await client.post("/charges", headers={"idempotency-key": new_key()})
     assert app.state.runs == []
-    assert (await post(app)).status_code == 200  # without a key nobody asks
+    assert (await post(app)).status_code == 200  # without a key the caller is not identified
 
 
 async def test_a_route_without_the_dependency_has_its_usual_caller() -> None:
-    """O-18a: the credentials in its headers."""
+    """O-18a: the caller of the credentials in the headers."""
     app, key = charging(shop(user=current_user)), new_key()
 
     @app.post("/open")
@@ -263,7 +263,7 @@ def test_a_wrong_user_is_an_error_at_start(fields: dict[str, Any], complaint: st
 
 
 def test_only_this_middleware_takes_a_user() -> None:
-    """O-18a: it is no field of a policy."""
+    """O-18a: ``user`` is no field of a policy."""
     from open_idempotency import IdempotencyPolicy
     from open_idempotency.asgi import IdempotencyMiddleware as Plain
     from open_idempotency.wsgi import IdempotencyMiddleware as Wsgi
@@ -280,7 +280,7 @@ def test_only_this_middleware_takes_a_user() -> None:
 
 
 def test_a_user_that_no_route_depends_on_keeps_the_application_from_starting() -> None:
-    """O-18a: such as a copy of the dependency, or what it returns."""
+    """O-18a: such as a copy of the dependency, or its result."""
     from tests.unit.starlette.test_starlette_start import refused
 
     assert "no covered route depends on nested_user" in refused(charging(shop(user=nested_user)))
@@ -305,7 +305,7 @@ async def post_raising(app: Any) -> httpx.Response:
 
 
 async def test_a_missing_key_of_a_stream_and_what_stands_around_it() -> None:
-    """O-18b, O-06: the problem replaces the stand-in, whose mark never leaves."""
+    """O-18b, O-06: the problem replaces the placeholder response, whose mark never leaves."""
     app = shop(required=True)
     app.add_api_route("/function", lambda: 1, methods=["POST"])
 
@@ -322,17 +322,17 @@ async def test_a_missing_key_of_a_stream_and_what_stands_around_it() -> None:
     assert app.state.runs == []
 
 
-# What makes no claim
+# Requests without a claim
 
 
 class Order(BaseModel):
-    """A body."""
+    """The body of an order."""
 
     sku: str
 
 
 async def test_validation_errors_never_claim() -> None:
-    """O-18: the corrected request may come with the same key."""
+    """O-18: the corrected request may use the same key."""
     backend = MemoryBackend()
     app, key = shop(backend), new_key()
 
@@ -348,7 +348,7 @@ async def test_validation_errors_never_claim() -> None:
 
 
 async def test_a_missing_key_is_asked_for_behind_the_dependencies() -> None:
-    """O-18, O-06: whoever may not call the endpoint hears that first."""
+    """O-18, O-06: a caller without access gets that refusal first."""
     app = charging(shop(required=True))
     assert [(await post(app, token=token)).status_code for token in ("unknown", "first")] == [401, 400]
     assert [(await post(app, token=token, key='"')).status_code for token in ("unknown", "first")] == [400, 400]
@@ -356,7 +356,7 @@ async def test_a_missing_key_is_asked_for_behind_the_dependencies() -> None:
 
 
 async def test_what_stands_before_the_endpoint_makes_no_claim() -> None:
-    """O-18: a middleware inside, a path or a method that no route takes."""
+    """O-18: an inner middleware responds, or no route accepts the path or the method."""
     backend = MemoryBackend()
     app = FastAPI()
 
@@ -375,7 +375,7 @@ async def test_what_stands_before_the_endpoint_makes_no_claim() -> None:
 
 @pytest.mark.parametrize("required", [False, True])
 async def test_a_success_without_a_claim_is_warned_of_once(required: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """O-18: a request to which no endpoint has responded is not protected, and needs no key."""
+    """O-18: a response that no endpoint made is not protected, and needs no key."""
     app = FastAPI()
 
     @app.middleware("http")
@@ -391,7 +391,7 @@ async def test_a_success_without_a_claim_is_warned_of_once(required: bool, caplo
 
 
 async def test_idem_in_a_dependency_is_an_error_that_says_where_it_belongs() -> None:
-    """O-18, S-03: what runs before the claim is not protected by it. Without a key stages run plainly."""
+    """O-18, S-03: code that runs before the claim is not protected. Without a key stages run plainly."""
 
     def stage() -> str:
         return idem.run("session", lambda: "opened")
@@ -407,11 +407,11 @@ async def test_idem_in_a_dependency_is_an_error_that_says_where_it_belongs() -> 
     assert (await post(app)).json() == "opened"
 
 
-# What a replay is
+# Replays
 
 
 async def test_dependencies_with_yield_end_as_ever_on_a_replay() -> None:
-    """O-18b: none sees an exception; what they add to the response is not added to the stored one."""
+    """O-18b: no dependency sees an exception; headers that they add are not added to the stored response."""
     app, key, seen = shop(), new_key(), []
 
     async def opened(response: Response, tasks: BackgroundTasks) -> AsyncIterator[int]:
@@ -446,7 +446,7 @@ async def test_dependencies_with_yield_end_as_ever_on_a_replay() -> None:
 
 
 async def test_a_mismatch_ends_dependencies_as_ever_too() -> None:
-    """O-18b, O-05: a refusal is returned, not raised."""
+    """O-18b, O-05: the refusal is returned, not raised."""
     app, key, seen = shop(), new_key(), []
 
     async def opened() -> AsyncIterator[None]:
@@ -468,7 +468,7 @@ async def test_a_mismatch_ends_dependencies_as_ever_too() -> None:
 
 
 async def test_an_error_of_a_dependencys_end_is_the_response_to_a_replay() -> None:
-    """O-18b: the record stays as it is."""
+    """O-18b: the record does not change."""
     app, key, fails = shop(), new_key(), []
 
     async def opened() -> AsyncIterator[None]:
@@ -519,7 +519,7 @@ async def test_middleware_inside_sees_a_response_and_changes_nothing_of_the_stor
 
 
 class Again:
-    """A middleware inside that calls the application again after a refusal or an error."""
+    """An inner middleware that calls the application again after a refusal or an error."""
 
     def __init__(self, app: Any, copies: bool) -> None:
         self.app = app
@@ -548,7 +548,7 @@ class Again:
 
 @pytest.mark.parametrize("copies", [False, True])
 async def test_middleware_inside_that_calls_again_gets_no_second_claim(copies: bool) -> None:
-    """O-18: a refusal stays a refusal, and an attempt goes on under its own claim, with a copied scope as well."""
+    """O-18: a refusal stays a refusal, and an attempt continues under its own claim, also with a copied scope."""
     app, key, runs = FastAPI(), new_key(), []
     begun, done = anyio.Event(), anyio.Event()
     app.add_middleware(Again, copies=copies)
@@ -579,7 +579,7 @@ async def test_middleware_inside_that_calls_again_gets_no_second_claim(copies: b
 
 
 async def test_middleware_inside_that_makes_a_new_response_of_the_body() -> None:
-    """O-18b, R-01: what was stored is sent, and not put into a new response for a second time."""
+    """O-18b, R-01: the stored response is sent as it is, and not wrapped in a new response a second time."""
     app, key = FastAPI(), new_key()
 
     @app.middleware("http")
@@ -600,7 +600,7 @@ async def test_middleware_inside_that_makes_a_new_response_of_the_body() -> None
 
 
 class Later:
-    """A middleware inside that responds at once, and leaves the request to a task of its own."""
+    """An inner middleware that responds at once, and leaves the request to a task of its own."""
 
     def __init__(self, app: Any, group: list[Any], when: Any, at_once: bool = False) -> None:
         self.app = app
@@ -628,7 +628,7 @@ class Later:
 
 
 async def test_an_endpoint_that_is_called_when_its_request_is_over_holds_no_key() -> None:
-    """O-18, L-01: nobody would settle such a claim. The success without one is warned about."""
+    """O-18, L-01: no code would settle such a claim. The success without a claim is warned about."""
     backend = MemoryBackend()
     app, key, group, when, done = FastAPI(), new_key(), [], anyio.Event(), anyio.Event()
     app.add_middleware(Later, group=group, when=when)
@@ -650,7 +650,7 @@ async def test_an_endpoint_that_is_called_when_its_request_is_over_holds_no_key(
 
 
 async def test_a_request_that_is_over_before_its_body_is_whole_makes_no_claim() -> None:
-    """O-18, O-04: what is known of the body by then would be taken for all of it, and its retry for another request."""
+    """O-18, O-04: the partial body would count as the whole body, and a retry as another request."""
     backend, group = MemoryBackend(), []
     app, key, whole = FastAPI(), new_key(), anyio.Event()
     app.add_middleware(Later, group=group, when=whole, at_once=True)
@@ -689,7 +689,7 @@ async def test_a_failed_endpoint_runs_again() -> None:
 
 
 async def test_forms_and_files_are_teed() -> None:
-    """O-18: FastAPI has read them before the claim; the fingerprint is that of their parts, whatever the boundary."""
+    """O-18: FastAPI has read them before the claim; the fingerprint covers their parts, whatever the boundary."""
     app, key = shop(spool_bytes=70_000), new_key()
 
     @app.post("/charges", status_code=201)
@@ -705,7 +705,7 @@ async def test_forms_and_files_are_teed() -> None:
 
 
 async def test_a_body_that_only_the_endpoint_reads_reaches_it_whole() -> None:
-    """O-18: it is read for the fingerprint, and given to the endpoint then."""
+    """O-18: it is read for the fingerprint, and then given to the endpoint."""
     app, key = shop(spool_bytes=70_000), new_key()
 
     @app.post("/charges")
@@ -719,7 +719,7 @@ async def test_a_body_that_only_the_endpoint_reads_reaches_it_whole() -> None:
 
 
 async def test_a_body_that_is_read_in_part_before_the_claim() -> None:
-    """O-18: a dependency has the first bytes, and the endpoint the others."""
+    """O-18: a dependency gets the first bytes, and the endpoint the others."""
     app, key = shop(), new_key()
 
     async def first_piece(request: Request) -> bytes:
@@ -735,7 +735,7 @@ async def test_a_body_that_is_read_in_part_before_the_claim() -> None:
 
 
 async def by_hand(app: Any, path: str, pieces: Sequence[bytes], headers: dict[str, str]) -> tuple[int, bytes, int]:
-    """One POST without a client, which would leave generators behind: status, body, and how often was received."""
+    """One POST without a client, which would leave generators open: status, body, number of ``receive`` calls."""
     scope = {
         "type": "http", "method": "POST", "path": path, "query_string": b"", "root_path": "",
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
@@ -758,7 +758,7 @@ async def by_hand(app: Any, path: str, pieces: Sequence[bytes], headers: dict[st
 
 
 async def test_a_body_over_the_limit_is_refused() -> None:
-    """O-18, O-07: although FastAPI has read it by then."""
+    """O-18, O-07: the request is refused although FastAPI has read its body by then."""
     app = shop(max_request_bytes=1000)
 
     @app.post("/charges")
@@ -773,7 +773,7 @@ async def test_a_body_over_the_limit_is_refused() -> None:
 
 
 async def test_what_is_known_without_the_body_is_refused_before_a_byte_of_it() -> None:
-    """O-18, O-06, O-07: a malformed key, a declared length; by the rules of the router, as they are included."""
+    """O-18, O-06, O-07: a malformed key, and a declared length; the rules of included routers apply."""
     app, router, read = shop(max_request_bytes=10), APIRouter(), []
 
     @router.post("/charges")
@@ -804,7 +804,7 @@ async def test_what_is_known_without_the_body_is_refused_before_a_byte_of_it() -
 
 
 async def test_a_base_http_middleware_inside_that_reads_the_body() -> None:
-    """O-18: the endpoint runs in another task then."""
+    """O-18: the endpoint then runs in another task."""
 
     class Reading(BaseHTTPMiddleware):
         async def dispatch(self, request: Request, call_next: Callable[[Request], Any]) -> Any:
@@ -893,7 +893,7 @@ STREAMS = [
 
 @pytest.mark.parametrize("form", STREAMS)
 async def test_streams_are_replayed(form: Callable[[list[int]], Any]) -> None:
-    """O-18: FastAPI calls endpoints that are generators in another place."""
+    """O-18: FastAPI calls generator endpoints from another function."""
     app, key = shop(), new_key()
     endpoint, options = form(app.state.runs)
     app.add_api_route("/charges", endpoint, methods=["POST"], **options)
@@ -907,7 +907,7 @@ async def test_streams_are_replayed(form: Callable[[list[int]], Any]) -> None:
 
 
 async def test_a_route_class_of_ones_own_and_nested_routers() -> None:
-    """O-18: what it does before its endpoint it does for a replay too."""
+    """O-18: the code that it runs before its endpoint runs for a replay too."""
     seen: list[str] = []
 
     class Noting(APIRoute):
@@ -937,7 +937,7 @@ async def test_a_route_class_of_ones_own_and_nested_routers() -> None:
 
 
 async def test_an_exempt_endpoint_is_called_as_without_the_middleware() -> None:
-    """O-18: with its body, and without a record."""
+    """O-18: it gets its body, and no record is made."""
     backend = MemoryBackend()
     app, key = shop(backend), new_key()
 
@@ -954,7 +954,7 @@ async def test_an_exempt_endpoint_is_called_as_without_the_middleware() -> None:
 
 
 async def test_duplicates_at_one_moment_run_once() -> None:
-    """O-18, O-03: both are behind their dependencies before one of them has claimed."""
+    """O-18, O-03: both pass their dependencies before either has claimed."""
     app, key = shop(wait=5), new_key()
 
     behind, gate = [], anyio.Event()
@@ -982,11 +982,11 @@ async def test_duplicates_at_one_moment_run_once() -> None:
     assert (len(responses), app.state.runs) == (5, [1])
 
 
-# A release that is not known
+# An unknown release of FastAPI
 
 
 def test_a_release_that_is_not_known_is_claimed_in_front_with_a_warning() -> None:
-    """O-18: the private part that is missing is named by no error of a request, and requests are protected."""
+    """O-18: no request fails because the private part is missing, and requests are protected."""
     script = """
 import asyncio, logging, sys
 logging.basicConfig(level=logging.WARNING, stream=sys.stdout)

@@ -1,4 +1,4 @@
-"""``key=`` under FastAPI: its dependencies, its own reading of bodies, and its description."""
+"""``key=`` under FastAPI: its dependencies, its own reading of bodies, and its OpenAPI description."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEY = "evt_1PxQ4f2eZvKYlo2C0123"
 
 @pytest.fixture(autouse=True)
 def own_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rules are known to a process; those of these tests say that a key may be anywhere."""
+    """Rules are registered for the process; those of this file say that a key may be anywhere, so they are removed."""
     monkeypatch.setattr(rules, "registry", rules.RuleRegistry())
 
 
@@ -77,7 +77,7 @@ def _app(**fields: Any) -> tuple[FastAPI, list[str], WatchedBackend]:
 
 
 def test_a_body_that_fastapi_has_parsed_gives_the_key_and_a_body_that_nobody_reads() -> None:
-    """H-15: the endpoint's own model, and an endpoint without a body."""
+    """H-15: an endpoint with a model, and an endpoint that does not read the body."""
     app, ran, _ = _app()
     for path in ("/events", "/unread"):
         ran.clear()
@@ -87,14 +87,14 @@ def test_a_body_that_fastapi_has_parsed_gives_the_key_and_a_body_that_nobody_rea
 
 
 def test_a_body_that_fastapi_refuses_makes_no_claim() -> None:
-    """H-18, O-18: 422 of the framework's validation, as on any route."""
+    """H-18, O-18: the client gets the 422 of FastAPI's validation, as on any route."""
     app, ran, backend = _app()
     assert _post(app, "/events", {"id": KEY, "amount": "x"}).status_code == 422
     assert (ran, backend.verbs) == ([], [])
 
 
 def test_stages_of_a_dependency_run_plainly_on_a_route_that_no_key_can_protect() -> None:
-    """H-20: that another route has key= changes nothing for a request without a key."""
+    """H-20: the ``key=`` of another route does not affect a request without a key."""
     app, ran, _ = _app()
     assert _post(app, "/orders", {"id": KEY}).status_code == 200
     assert ran == ["dependency", "view"]
@@ -137,7 +137,7 @@ def test_a_request_whose_stream_goes_on_after_the_claim_arrives_whole() -> None:
 
 
 def test_the_description_has_no_header_where_the_key_is_elsewhere() -> None:
-    """H-14, H-21: it says in the 400 where the key is; a header that is sent back is among those of responses."""
+    """H-14, H-21: the 400 describes where the key is; an echoed key is described among the headers of responses."""
     app, _, _ = _app(echo_key=True)
     document_idempotency(app)
     paths = app.openapi()["paths"]

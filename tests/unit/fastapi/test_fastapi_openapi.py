@@ -1,4 +1,4 @@
-"""What FastAPI's OpenAPI description says of covered operations, and that it says nothing of the others."""
+"""FastAPI's OpenAPI description of covered operations; other operations are described as before."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ REF = {"schema": {"$ref": "#/components/schemas/IdempotencyProblem"}}
 
 
 def create(order: dict[str, Any]) -> dict[str, Any]:
-    """An endpoint with a body, so that FastAPI describes a 422 of its own."""
+    """An endpoint with a body, for which FastAPI describes a 422 of its own."""
     return order
 
 
 def shop(**fields: Any) -> FastAPI:
-    """An application that describes itself."""
+    """An application with a description."""
     app = FastAPI()
     app.add_middleware(IdempotencyMiddleware, backend="memory://", **fields)
     document_idempotency(app)
@@ -54,7 +54,7 @@ def header(operation: dict[str, Any], name: str = "Idempotency-Key") -> dict[str
 
 
 def is_described(operation: dict[str, Any]) -> bool:
-    """Whether the header is there, and our responses, or neither."""
+    """Whether the header and the library's responses are described; both or neither."""
     there = header(operation) is not None
     for status in ("400", "409", "413", "422", "503"):
         content = operation["responses"].get(status, {}).get("content", {})
@@ -80,9 +80,9 @@ def test_fastapis_own_validation_error_stays() -> None:
     """O-05: one status, two media types."""
     app = shop()
     app.add_api_route("/charges", create, methods=["POST"])
-    answer = described(app)["responses"]["422"]
-    assert answer["content"]["application/json"] == {"schema": {"$ref": "#/components/schemas/HTTPValidationError"}}
-    assert answer["description"].startswith("Validation Error. ")
+    response = described(app)["responses"]["422"]
+    assert response["content"]["application/json"] == {"schema": {"$ref": "#/components/schemas/HTTPValidationError"}}
+    assert response["description"].startswith("Validation Error. ")
 
 
 def test_what_the_application_says_of_a_status_stays() -> None:
@@ -90,13 +90,13 @@ def test_what_the_application_says_of_a_status_stays() -> None:
     app = shop()
     said = {409: {"description": "Sold out", "content": {"application/problem+json": {"example": {"a": 1}}}}}
     app.add_api_route("/charges", create, methods=["POST"], responses=said)
-    answer = described(app)["responses"]["409"]
-    assert answer["content"] == {"application/problem+json": {"example": {"a": 1}}}
-    assert answer["description"].startswith("Sold out. ")
+    response = described(app)["responses"]["409"]
+    assert response["content"] == {"application/problem+json": {"example": {"a": 1}}}
+    assert response["description"].startswith("Sold out. ")
 
 
 def test_a_header_that_the_endpoint_declares_is_not_described_twice() -> None:
-    """It becomes required where the route requires it."""
+    """The parameter becomes required where the route requires a key."""
 
     def endpoint(idempotency_key: Annotated[str | None, Header(description="ours")] = None) -> None:
         """Reads the key."""
@@ -109,7 +109,7 @@ def test_a_header_that_the_endpoint_declares_is_not_described_twice() -> None:
 
 
 def test_operations_that_are_not_covered_have_none_of_it() -> None:
-    """By method, and by rule; their own 422 is as it was."""
+    """Not covered by method, or by rule; FastAPI's own 422 is unchanged."""
     app = shop()
     for method in ("POST", "PATCH", "PUT", "DELETE", "GET"):
         app.add_api_route("/charges", lambda order=None: order, methods=[method])
@@ -120,7 +120,7 @@ def test_operations_that_are_not_covered_have_none_of_it() -> None:
 
 
 def test_without_a_middleware_nothing_is_described() -> None:
-    """On covered routes only."""
+    """Only covered routes are described."""
     app = FastAPI()
     app.add_api_route("/charges", create, methods=["POST"])
     before = app.openapi()
@@ -130,7 +130,7 @@ def test_without_a_middleware_nothing_is_described() -> None:
 
 
 def test_rules_of_routes_and_routers_are_described() -> None:
-    """What the middleware does is what is said."""
+    """The description says what the middleware does."""
     app = shop()
     router = APIRouter(prefix="/api", dependencies=[Depends(IdempotencyRule(required=True))])
     router.add_api_route("/charges", create, methods=["POST"])
@@ -150,14 +150,14 @@ def test_rules_of_routes_and_routers_are_described() -> None:
 
 
 def test_a_route_that_is_not_shown_stays_so() -> None:
-    """And does no harm."""
+    """A route with ``include_in_schema=False`` is no error."""
     app = shop()
     app.add_api_route("/charges", create, methods=["POST"], include_in_schema=False)
     assert app.openapi()["paths"] == {}
 
 
 def test_of_two_routes_with_one_path_the_described_one_counts() -> None:
-    """FastAPI describes the later one."""
+    """FastAPI describes the later route."""
     app = shop()
     app.add_api_route("/charges", create, methods=["POST"], operation_id="one")
     app.add_api_route("/charges", exempt(lambda: None), methods=["POST"], operation_id="two")
@@ -166,7 +166,7 @@ def test_of_two_routes_with_one_path_the_described_one_counts() -> None:
 
 
 def test_a_policy_speaks_for_a_middleware_outside() -> None:
-    """``policy=``, where another application's middleware covers this one."""
+    """``policy=`` describes an application that another application's middleware covers."""
     app = FastAPI()
     document_idempotency(app, IdempotencyPolicy(required=True))
     app.add_api_route("/charges", create, methods=["POST"])
@@ -176,7 +176,7 @@ def test_a_policy_speaks_for_a_middleware_outside() -> None:
 
 
 def test_the_innermost_middleware_is_described() -> None:
-    """It is the one that protects."""
+    """The innermost middleware protects."""
     inner = Middleware(IdempotencyMiddleware, "memory://", policy=IdempotencyPolicy(header="X-Inner"), required=True)
     app = FastAPI(middleware=[Middleware(IdempotencyMiddleware, "memory://"), inner])
     document_idempotency(app)
@@ -188,7 +188,7 @@ def test_the_innermost_middleware_is_described() -> None:
 
 
 def test_problems_of_a_renderer_have_no_schema_of_ours() -> None:
-    """``render_problem=`` makes them whatever it likes."""
+    """``render_problem=`` may return any body."""
     app = shop(render_problem=lambda problem: Response(problem.status, [], b"no"))
     app.add_api_route("/charges", create, methods=["POST"])
     operation = described(app)
@@ -198,7 +198,7 @@ def test_problems_of_a_renderer_have_no_schema_of_ours() -> None:
 
 
 def test_responses_in_stripes_shape_have_stripes_statuses() -> None:
-    """``compat="stripe"`` responds a reused key with 400, and its errors are no problem documents."""
+    """With ``compat="stripe"`` a reused key gets 400, and errors are no problem documents."""
     app = shop(compat="stripe")
     app.add_api_route("/charges", create, methods=["POST"])
     responses = described(app)["responses"]
@@ -209,7 +209,7 @@ def test_responses_in_stripes_shape_have_stripes_statuses() -> None:
 
 
 def asked(app: FastAPI, method: str, path: str, body: Any = None) -> Any:
-    """What the application responds, in process."""
+    """The description that the application serves, in process."""
 
     async def request() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
@@ -219,7 +219,7 @@ def asked(app: FastAPI, method: str, path: str, body: Any = None) -> Any:
 
 
 def test_the_description_is_served_and_grows_with_the_routes() -> None:
-    """FastAPI keeps the description that it has made."""
+    """FastAPI caches the description."""
     app = shop()
     app.add_api_route("/charges", create, methods=["POST"])
     assert is_described(asked(app, "GET", "/openapi.json")["paths"]["/charges"]["post"])
@@ -230,7 +230,7 @@ def test_the_description_is_served_and_grows_with_the_routes() -> None:
 
 
 def test_the_schema_is_that_of_a_problem() -> None:
-    """RFC 9457: a problem as it is sent has the members that are described, of their types."""
+    """RFC 9457: RFC 9457: a problem as it is sent has the described members, with their types."""
     app = shop(required=True)
     app.add_api_route("/charges", create, methods=["POST"])
     schema = app.openapi()["components"]["schemas"]["IdempotencyProblem"]
@@ -241,7 +241,7 @@ def test_the_schema_is_that_of_a_problem() -> None:
     assert schema["required"] == list(sent)
 
 
-# What is said of keys, and of headers of responses
+# The description of keys, and of headers of responses
 
 
 def described_key(**fields: Any) -> dict[str, Any]:
@@ -259,14 +259,14 @@ PATTERNS = {profile: described_key(profile=profile)["schema"]["pattern"] for pro
 @pytest.mark.parametrize("profile", PATTERNS)
 @given(st.data())
 def test_a_key_that_the_description_allows_is_taken(profile: str, data: st.DataObject) -> None:
-    """H-14: a client that is made of the description is never refused for the form of its keys."""
+    """H-14: a client generated from the description is never refused for the form of its keys."""
     written = data.draw(st.from_regex(PATTERNS[profile], fullmatch=True).filter(lambda text: "\n" not in text))
     assert parse_value(written.encode(), profile)
 
 
 @given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=40), st.booleans())
 def test_a_key_as_clients_send_it_is_allowed_where_it_is_taken(key: str, quoted: bool) -> None:
-    """H-14: bare, or in quotes, which have to be there in the profile ``strict``."""
+    """H-14: bare, or in quotes, which the profile ``strict`` requires."""
     written = f'"{key}"' if quoted else key
     for profile, pattern in PATTERNS.items():
         try:
@@ -280,19 +280,19 @@ def test_a_key_as_clients_send_it_is_allowed_where_it_is_taken(key: str, quoted:
 
 @pytest.mark.parametrize("profile", PATTERNS)
 def test_the_examples_of_keys_are_keys(profile: str) -> None:
-    """H-14: quoted and bare; quoted alone in the profile ``strict``."""
+    """H-14: quoted and bare; only quoted in the profile ``strict``."""
     examples = {name: each["value"] for name, each in described_key(profile=profile)["examples"].items()}
     assert set(examples) == ({"quoted", "bare"} if profile == "lenient" else {"quoted"})
     assert len({parse_value(value.encode(), profile) for value in examples.values()}) == 1
 
 
 def test_the_key_is_described_as_what_the_other_documents_say() -> None:
-    """H-12, H-14: a key of a caller of whom nothing is known needs 16 characters."""
+    """H-12, H-14: a key of an anonymous caller needs 16 characters."""
     assert "Without credentials it needs at least 16 characters" in described_key()["description"]
 
 
 def test_a_replay_is_distinguished_by_a_header_that_is_described() -> None:
-    """H-14: on responses of the application, and Retry-After on the problems that may pass."""
+    """H-14: on responses of the application; Retry-After on the problems that may be retried."""
     app = shop(max_live_keys=5)
     app.add_api_route("/charges", create, methods=["POST"], status_code=201)
     responses = described(app)["responses"]
@@ -305,7 +305,7 @@ def test_a_replay_is_distinguished_by_a_header_that_is_described() -> None:
 
 
 def test_headers_that_the_application_describes_stay() -> None:
-    """H-14."""
+    """H-14: nothing is overwritten."""
     app = shop()
     said: Any = {201: {"headers": {"idempotent-replayed": {"description": "Again"}}}}
     app.add_api_route("/charges", create, methods=["POST"], status_code=201, responses=said)
@@ -315,14 +315,14 @@ def test_headers_that_the_application_describes_stay() -> None:
 
 
 def test_a_response_that_is_described_elsewhere_stays() -> None:
-    """H-14: other operations share it."""
+    """H-14: other operations share it by a reference."""
     operation = {"responses": {"201": {"$ref": "#/a"}, "503": {"$ref": "#/b"}}}
     _openapi.document(operation, IdempotencyPolicy(), {})
     assert (operation["responses"]["201"], operation["responses"]["503"]) == ({"$ref": "#/a"}, {"$ref": "#/b"})
 
 
 def test_the_description_names_every_status_of_a_problem_that_any_application_may_get() -> None:
-    """H-14: 429 comes with a quota; 401 and 403 are the application's ``scope=``, and 500 its transaction."""
+    """H-14: 429 comes with a quota, 401 and 403 with the application's ``scope=``, and 500 with its transaction."""
     ours = {str(status) for _, _, status in ALL} - {"401", "403", "500"}
     operation: dict[str, Any] = {}
     _openapi.document(operation, IdempotencyPolicy(max_live_keys=1), {})

@@ -1,4 +1,4 @@
-"""What the tests of the Flask extension share: one route, one request, one look at the record."""
+"""Helpers of the Flask extension's tests: one route, one request, one look at the record."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEADERS = {"Idempotency-Key": KEY}
 
 
 class Clock:
-    """Time that stands still until it is moved."""
+    """A clock that stands still until it is moved."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -32,7 +32,7 @@ def view(app: Flask, function: Callable[..., Any], **options: Any) -> None:
 
 
 def post(app: Flask, path: str = "/charges", client: FlaskClient | None = None, **options: Any) -> Any:
-    """One POST with the key; the response, its body read and closed."""
+    """One POST with the key; return the response, with its body read and closed."""
     options.setdefault("headers", HEADERS)
     with (client or app.test_client()).post(path, **options) as response:
         response.get_data()

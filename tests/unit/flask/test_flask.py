@@ -33,7 +33,7 @@ from tests.unit.flask.flask_shop import HEADERS, KEY, post, replayed, view
 
 
 def test_the_backend_and_the_fields_come_from_the_configuration(app: Flask) -> None:
-    """app.config["IDEMPOTENCY_BACKEND"], one key for each field."""
+    """``app.config["IDEMPOTENCY_BACKEND"]``, and one key for each policy field."""
     app.config.update(IDEMPOTENCY_BACKEND="memory://", IDEMPOTENCY_LEASE=45, IDEMPOTENCY_METHODS=["PUT"])
     Idempotency().init_app(app)
     engine = app.extensions["open_idempotency"]
@@ -43,7 +43,7 @@ def test_the_backend_and_the_fields_come_from_the_configuration(app: Flask) -> N
 
 @pytest.mark.parametrize("late", [{"IDEMPOTENCY_REQUIRED": True}, {"IDEMPOTENCY_TTL": 90}])
 def test_a_setting_that_changes_after_it_was_read_is_an_error(late: dict[str, Any]) -> None:
-    """O-24: it would do nothing, and look as if it did. The first request names it, and each later one."""
+    """O-24: the change would silently have no effect. The first request raises the error, and each later one does."""
     app = Flask("shop")
     app.config["IDEMPOTENCY_TTL"] = 3600
     app.testing = True
@@ -56,7 +56,7 @@ def test_a_setting_that_changes_after_it_was_read_is_an_error(late: dict[str, An
 
 
 def test_arguments_take_the_place_of_the_configuration(app: Flask, backend: MemoryBackend) -> None:
-    """Explicit arguments override."""
+    """Explicit arguments override the configuration."""
     app.config.update(IDEMPOTENCY_BACKEND="unknown://", IDEMPOTENCY_LEASE=45, IDEMPOTENCY_TTL=90)
     Idempotency(app, backend, lease=50)
     engine = app.extensions["open_idempotency"]
@@ -64,7 +64,7 @@ def test_arguments_take_the_place_of_the_configuration(app: Flask, backend: Memo
 
 
 def test_a_whole_policy_takes_the_place_of_all_configured_fields(app: Flask, backend: MemoryBackend) -> None:
-    """policy=IdempotencyPolicy(...), and fields over it."""
+    """``policy=IdempotencyPolicy(...)``, with further fields applied to it."""
     app.config["IDEMPOTENCY_TTL"] = 90
     Idempotency(app, backend, policy=IdempotencyPolicy(lease=50), required=True)
     policy = app.extensions["open_idempotency"].policy
@@ -80,27 +80,27 @@ def test_a_whole_policy_takes_the_place_of_all_configured_fields(app: Flask, bac
     ],
 )
 def test_a_wrong_configuration_is_refused_at_start(app: Flask, config: dict[str, Any], named: str) -> None:
-    """ConfigurationError, naming the field."""
+    """A ConfigurationError names the field."""
     app.config.update({"IDEMPOTENCY_BACKEND": "memory://", **config})
     with pytest.raises(ConfigurationError, match=named):
         Idempotency(app)
 
 
 def test_an_unknown_argument_is_refused_before_there_is_an_application() -> None:
-    """Unknown policy field."""
+    """The error names the unknown policy field."""
     with pytest.raises(ConfigurationError, match="laese"):
         Idempotency(laese=3)
 
 
 def test_one_application_is_initialised_once(app: Flask, backend: MemoryBackend) -> None:
-    """O-01: twice would claim each request twice."""
+    """O-01: a second extension would claim each request twice."""
     extension = Idempotency(app, backend)
     with pytest.raises(ConfigurationError, match="already"):
         extension.init_app(app)
 
 
 def test_one_extension_serves_several_applications(runs: list[Any]) -> None:
-    """init_app; each application has an engine of its own, and its own memory where that is the backend."""
+    """With ``init_app`` each application has an engine of its own, and its own memory backend."""
     extension = Idempotency(backend="memory://")
     for name in ("one", "two"):
         app = Flask(name)
@@ -111,7 +111,7 @@ def test_one_extension_serves_several_applications(runs: list[Any]) -> None:
 
 
 def test_without_flask_the_import_names_the_command() -> None:
-    """A missing extra names the pip command."""
+    """The error for a missing extra names the install command."""
     code = "import sys; sys.modules['flask'] = None\nimport open_idempotency.flask"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "pip install 'open-idempotency[flask]'" in done.stderr
@@ -122,7 +122,7 @@ def test_without_flask_the_import_names_the_command() -> None:
 
 
 def test_a_repeat_is_replayed(app: Flask, backend: MemoryBackend, runs: list[Any]) -> None:
-    """O-01, O-02: the view ran once."""
+    """O-01, O-02: the view runs once."""
 
     def charge() -> Any:
         runs.append(request.get_json())
@@ -138,7 +138,7 @@ def test_a_repeat_is_replayed(app: Flask, backend: MemoryBackend, runs: list[Any
 
 
 def test_a_request_without_a_key_runs_each_time(app: Flask, backend: MemoryBackend, runs: list[Any]) -> None:
-    """S-03: stages run plainly, also in a streamed body, and no backend is called."""
+    """S-03: stages run plainly, also in a streamed body, and the backend is not called."""
 
     def charge() -> Any:
         assert not idem.active
@@ -159,7 +159,7 @@ def test_a_request_without_a_key_runs_each_time(app: Flask, backend: MemoryBacke
 def test_a_request_without_a_view_is_not_covered(
     app: Flask, backend: MemoryBackend, path: str, method: str, status: int
 ) -> None:
-    """There is nothing to run, so nothing is claimed and no key is required."""
+    """No view runs, so nothing is claimed and no key is required."""
     view(app, lambda: "x")
     Idempotency(app, backend, required=True, methods=["POST", "DELETE"])
     assert app.test_client().open(path, method=method, headers=HEADERS).status_code == status
@@ -167,7 +167,7 @@ def test_a_request_without_a_view_is_not_covered(
 
 
 def test_an_exempt_view_is_not_covered(app: Flask, backend: MemoryBackend, runs: list[Any]) -> None:
-    """Per-route exempt."""
+    """A single route may be exempt."""
     view(app, exempt(lambda: runs.append(1) or "x"))
     Idempotency(app, backend)
     assert not any(replayed(post(app)) for _ in range(2))
@@ -175,7 +175,7 @@ def test_an_exempt_view_is_not_covered(app: Flask, backend: MemoryBackend, runs:
 
 
 def test_a_view_has_its_own_policy_fields(app: Flask, backend: MemoryBackend) -> None:
-    """Required, and any policy field, by decorator; the other views keep theirs."""
+    """The decorator sets ``required`` and other policy fields; other views keep theirs."""
     view(app, idempotent(required=True, header="X-Key")(lambda: "x"))
     app.add_url_rule("/other", view_func=lambda: "y", methods=["POST"], endpoint="other")
     Idempotency(app, backend)
@@ -186,7 +186,7 @@ def test_a_view_has_its_own_policy_fields(app: Flask, backend: MemoryBackend) ->
 
 
 def test_a_class_based_view_in_a_blueprint_has_its_own_rule(app: Flask, backend: MemoryBackend) -> None:
-    """The mark is on the class."""
+    """The class is marked."""
 
     @idempotent(methods=["PUT"])
     class Charges(MethodView):
@@ -213,7 +213,7 @@ def test_a_class_based_view_in_a_blueprint_has_its_own_rule(app: Flask, backend:
 
 
 def test_nothing_is_claimed_before_authentication(app: Flask, backend: MemoryBackend, runs: list[Any]) -> None:
-    """Every before_request function runs first, whenever it was registered, also for a replay."""
+    """Every ``before_request`` function runs first, whenever it was registered, also for a replay."""
     view(app, lambda: runs.append(1) or "x")
     Idempotency(app, backend)
 
@@ -233,7 +233,7 @@ def test_nothing_is_claimed_before_authentication(app: Flask, backend: MemoryBac
 
 
 def test_users_of_flask_login_do_not_share_responses(app: Flask, backend: MemoryBackend, runs: list[Any]) -> None:
-    """The framework's verified identity."""
+    """The user that Flask-Login verified is the caller."""
 
     class User(UserMixin):
         def __init__(self, name: str) -> None:
@@ -255,7 +255,7 @@ def test_users_of_flask_login_do_not_share_responses(app: Flask, backend: Memory
 
 
 def test_the_servers_user_is_the_caller_without_flask_login(app: Flask, backend: MemoryBackend) -> None:
-    """REMOTE_USER, verified by the server; a guessable key is enough then."""
+    """The server verified REMOTE_USER; short keys are allowed then."""
     view(app, lambda: "x")
     Idempotency(app, backend)
     for user in ("ann", "bob"):
@@ -265,7 +265,7 @@ def test_the_servers_user_is_the_caller_without_flask_login(app: Flask, backend:
 
 @pytest.mark.parametrize("times", [0, 1, 2], ids=["unused", "after a request", "after a replay"])
 def test_an_application_is_freed_when_its_last_reference_goes(times: int) -> None:
-    """Flask promises that of itself, and the extension adds no reference cycle."""
+    """Flask itself guarantees that, and the extension adds no reference cycle."""
     gc.disable()
     try:
         app = Flask(__name__)
@@ -296,7 +296,7 @@ def test_the_wsgi_method_alone_keeps_its_application_alive() -> None:
 
 
 def test_wrappers_of_other_extensions_are_called_as_ever() -> None:
-    """One that stood there before is inside, one that came later is outside; each calls on."""
+    """An earlier wrapper is inside, a later one is outside; each calls the next one."""
     app = Flask(__name__)
     called: list[str] = []
 

@@ -18,14 +18,14 @@ KEY = {"Idempotency-Key": "8e03978e-40d5-43e8-bc93-6894a57f9324"}
 
 
 class User(UserMixin):
-    """Whoever has this name."""
+    """A user of Flask-Login with this name."""
 
     def __init__(self, name: str) -> None:
         self.id = name
 
 
 class Shop:
-    """An application whose view does something to its caller, and counts."""
+    """An application with a view that changes its caller, and counts its runs."""
 
     def __init__(self, act: Callable[[], object], fails: bool = False, **fields: Any) -> None:
         self.act = act
@@ -48,7 +48,7 @@ class Shop:
         return f"run {self.runs}", 500 if self.fails and self.runs == 1 else 201
 
     def charge(self) -> str:
-        """A stage."""
+        """A stage that counts its runs."""
         self.charges += 1
         return "ch_1"
 
@@ -60,26 +60,26 @@ class Shop:
         return client
 
     def changes(self) -> list[bool]:
-        """What was reported changes."""
+        """The reported changes of callers."""
         return [event.followed for event in self.listener.seen if isinstance(event, events.CallerChanged)]
 
 
 def session_of(client: FlaskClient) -> str:
-    """The cookie."""
+    """The session cookie."""
     cookie = client.get_cookie("session")
     assert cookie is not None
     return cookie.value
 
 
 def register() -> None:
-    """A new user, who is logged in at once."""
+    """Log a new user in."""
     login_user(User("bob"))
 
 
 @pytest.mark.parametrize("session", ["old", "new"])
 @pytest.mark.parametrize("before", ["ada", None])
 def test_a_retry_finds_the_record_although_the_view_has_changed_the_caller(session: str, before: str | None) -> None:
-    """O-14: with the session that the view has begun, and with the one that the client still has."""
+    """O-14: with the session that the view has started, and with the one that the client still has."""
     shop = Shop(register)
     client = shop.client(before)
     old = session_of(client) if before else ""
@@ -101,7 +101,7 @@ def test_an_attempt_that_fails_behind_the_change_is_resumed() -> None:
 
 
 def test_nobody_else_finds_it() -> None:
-    """O-14: not the very user in another session, nor another in this one."""
+    """O-14: neither the same user in another session, nor another user in this session."""
     shop = Shop(register)
     client = shop.client("ada")
     client.post("/0", headers=KEY)
@@ -111,7 +111,9 @@ def test_nobody_else_finds_it() -> None:
 
 
 def test_a_logout_is_reported_as_one_that_no_session_knows(caplog: pytest.LogCaptureFixture) -> None:
-    """O-14: the session that is left names nobody, so a retry with it is a stranger's. With the old one it is not."""
+    """O-14: the remaining session names nobody, so a retry with it has another caller. A retry with the old session
+    finds the record.
+    """
     shop = Shop(logout_user)
     client = shop.client("ada")
     old = session_of(client)
@@ -139,7 +141,7 @@ def named_by_session(_: object) -> str:
 
 @pytest.mark.parametrize("session", ["old", "new"])
 def test_a_scope_that_reads_the_session_is_followed_too(session: str) -> None:
-    """O-14: without Flask-Login."""
+    """O-14: the application has no Flask-Login."""
     shop = Shop(lambda: flask.session.update(user="bob"), scope=named_by_session)
     client = shop.client()
     with client.session_transaction() as before:
@@ -155,7 +157,7 @@ def test_a_scope_that_reads_the_session_is_followed_too(session: str) -> None:
 
 
 def test_a_scope_that_has_nobody_to_name_any_more_is_reported() -> None:
-    """O-14: the view has logged its caller out, and ends as its caller's all the same."""
+    """O-14: the view has logged its caller out, and is settled under its caller's scope all the same."""
     shop = Shop(lambda: flask.session.pop("user"), scope=named_by_session)
     client = shop.client()
     with client.session_transaction() as before:
@@ -165,7 +167,7 @@ def test_a_scope_that_has_nobody_to_name_any_more_is_reported() -> None:
 
 
 def test_a_caller_who_cannot_be_identified_costs_no_outcome() -> None:
-    """O-14: the view has run, whatever its new user's name is; its response is recorded, and the log says the rest."""
+    """O-14: the view has run; its response is recorded, whatever the new user's name. The log reports it."""
     shop = Shop(lambda: login_user(User("\ud800")))
     client = shop.client("ada")
     before = session_of(client)

@@ -1,4 +1,4 @@
-"""Flask: who may no longer do something gets the refusal of the view's decorators, and no stored response (O-23)."""
+"""Flask: a caller who lost a permission gets the refusal of the view's decorators, and no stored response (O-23)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ roles: set[str] = set()
 
 
 def roles_required(role: str) -> Callable[[Any], Any]:
-    """As extensions for roles have it."""
+    """A decorator as extensions for roles have it."""
 
     def decorate(view: Any) -> Any:
         @functools.wraps(view)
@@ -36,7 +36,7 @@ def roles_required(role: str) -> Callable[[Any], Any]:
 
 
 def login_page(view: Any) -> Any:
-    """A decorator that sends its refusal, and does not raise it."""
+    """A decorator that returns its refusal, and does not raise it."""
 
     @functools.wraps(view)
     def check(*args: Any, **kwargs: Any) -> Any:
@@ -53,26 +53,26 @@ def _charge() -> tuple[dict[str, int], int]:
 @roles_required("clerk")
 @idempotent
 def by_role() -> Any:
-    """A function."""
+    """A function view."""
     return _charge()
 
 
 @login_page
 @idempotent(ttl=3600)
 def by_page() -> Any:
-    """A refusal that is a response."""
+    """A view whose refusal is a response."""
     return _charge()
 
 
 @roles_required("clerk")
 @idempotent
 def with_arguments(shop: str = "a") -> Any:
-    """A view with a part of the path."""
+    """A view with a variable in its path."""
     return _charge()
 
 
 class OnMethod(MethodView):
-    """The decorator is on the method."""
+    """A view with the decorator on the method."""
 
     @roles_required("clerk")
     @idempotent
@@ -82,7 +82,7 @@ class OnMethod(MethodView):
 
 
 class OnClass(MethodView):
-    """The decorator is the class's, and the mark is on the method."""
+    """A view with the decorator on the class, and the mark on the method."""
 
     decorators = [roles_required("clerk")]
 
@@ -119,7 +119,7 @@ def _client(view: Any) -> Any:
 
 @pytest.mark.parametrize(("view", "refused"), VIEWS.values(), ids=VIEWS)
 def test_who_may_no_longer_do_it_gets_the_views_refusal(view: Any, refused: int) -> None:
-    """O-23: no replay and no 422, though the caller and the key are the same."""
+    """O-23: neither a replay nor a 422, though the caller and the key are the same."""
     client = _client(view)
     first, again = (client.post("/charges", headers=KEY) for _ in range(2))
     assert (first.status_code, again.status_code, again.headers[REPLAYED]) == (201, 201, "true")
@@ -159,7 +159,7 @@ def test_a_coroutine_is_asked_as_well() -> None:
 
 
 def test_a_mark_above_all_decorators_asks_nothing() -> None:
-    """O-02: what stands below the mark is part of the view, which does not run for a replay."""
+    """O-02: decorators below the mark are part of the view, which does not run for a replay."""
 
     @idempotent
     @roles_required("clerk")
@@ -173,7 +173,7 @@ def test_a_mark_above_all_decorators_asks_nothing() -> None:
 
 
 def in_own_thread(view: Any) -> Any:
-    """A decorator that calls its view in a thread of its own, as those for time limits do."""
+    """A decorator that calls its view in a thread of its own, as decorators for time limits do."""
 
     @functools.wraps(view)
     def check(*args: Any, **kwargs: Any) -> Any:
@@ -184,7 +184,7 @@ def in_own_thread(view: Any) -> Any:
 
 
 def test_a_view_that_is_asked_in_another_thread_does_not_run() -> None:
-    """O-23, O-02: the thread has Flask's context, and none of ours."""
+    """O-23, O-02: the thread has Flask's context, and not the library's."""
 
     @in_own_thread
     @idempotent

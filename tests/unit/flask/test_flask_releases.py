@@ -1,4 +1,4 @@
-"""A release of Flask that no longer calls what the extension wraps is reported when an application is protected."""
+"""Releases of Flask that do not call the methods that the extension wraps: the application gets one warning."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _protect() -> None:
 
 
 def test_this_release_calls_what_is_wrapped(caplog: pytest.LogCaptureFixture) -> None:
-    """B-25."""
+    """B-25: the installed release calls the wrapped methods."""
     with caplog.at_level(logging.WARNING, "open_idempotency"):
         _protect()
     assert caplog.messages == []
@@ -53,7 +53,7 @@ def test_a_release_that_calls_others_is_reported_once(
 def test_what_another_library_has_wrapped_is_looked_through(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """B-25: tracing wraps the same methods."""
+    """B-25: tracing libraries wrap the same methods."""
     original = Flask.full_dispatch_request
 
     @functools.wraps(original)

@@ -1,4 +1,4 @@
-"""The Flask extension: request bodies and contexts, among everything else that reads and binds them."""
+"""The Flask extension: request bodies and contexts, together with other code that reads and binds them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.unit.flask.flask_shop import HEADERS, only_record, post, replayed, vi
 
 
 def test_forms_and_uploads_reach_the_view(app: Flask, backend: MemoryBackend, runs: list[Any]) -> None:
-    """R-09, O-05: the body is read for the fingerprint and still parsed, also from disk."""
+    """R-09, O-05: the body is read for the fingerprint and can still be parsed, also from disk."""
 
     def upload() -> str:
         runs.append((request.form["name"], request.files["file"].read()))
@@ -46,7 +46,7 @@ def test_forms_and_uploads_reach_the_view(app: Flask, backend: MemoryBackend, ru
 
 
 def test_a_form_that_was_parsed_early_is_part_of_the_request(app: Flask, backend: MemoryBackend) -> None:
-    """O-05: another body is another request, also where a before_request function has consumed it."""
+    """O-05: another body is another request, also if a ``before_request`` function has consumed the body."""
     view(app, lambda: request.form["a"])
     Idempotency(app, backend, spool_bytes=1)
     app.before_request(lambda: request.form.get("csrf") and None)
@@ -56,7 +56,7 @@ def test_a_form_that_was_parsed_early_is_part_of_the_request(app: Flask, backend
 
 
 def test_a_body_that_was_begun_early_goes_on_where_it_was(app: Flask, backend: MemoryBackend) -> None:
-    """R-09: hashing the spooled file does not move the reader in it."""
+    """R-09: hashing the spooled file does not move its read position."""
     view(app, lambda: request.stream.read())
     Idempotency(app, backend, spool_bytes=1)
 
@@ -68,7 +68,7 @@ def test_a_body_that_was_begun_early_goes_on_where_it_was(app: Flask, backend: M
 
 
 def test_a_body_that_a_signal_has_read_is_part_of_the_request(app: Flask, backend: MemoryBackend) -> None:
-    """O-05: request_started comes before anything of ours."""
+    """O-05: ``request_started`` is sent before the extension runs."""
     view(app, lambda: request.get_data())
     Idempotency(app, backend)
 
@@ -80,7 +80,7 @@ def test_a_body_that_a_signal_has_read_is_part_of_the_request(app: Flask, backen
 
 
 def test_a_form_that_a_signal_has_parsed_is_an_error(app: Flask, backend: MemoryBackend) -> None:
-    """O-05: its bytes are gone, and a request that cannot be compared must not run as if it were."""
+    """O-05: its bytes are gone, and a request that cannot be compared must not run."""
     view(app, lambda: "x")
     Idempotency(app, backend)
 
@@ -93,7 +93,7 @@ def test_a_form_that_a_signal_has_parsed_is_an_error(app: Flask, backend: Memory
 
 
 def test_a_body_over_the_limit_is_refused(app: Flask, backend: MemoryBackend, runs: list[Any]) -> None:
-    """O-07: 413 as a problem; without a key it runs."""
+    """O-07: a 413 problem; without a key the request runs."""
     view(app, lambda: runs.append(1) or request.get_data())
     Idempotency(app, backend, max_request_bytes=3)
     refused = post(app, data=b"abcd")
@@ -112,7 +112,7 @@ def test_a_chunked_body_over_the_limit_is_refused(app: Flask, backend: MemoryBac
 
 
 def test_flasks_own_limit_stays_flasks_own_error(app: Flask, backend: MemoryBackend) -> None:
-    """O-01: MAX_CONTENT_LENGTH gets a response as the application responds it, and claims nothing."""
+    """O-01: a body over MAX_CONTENT_LENGTH gets the application's own response, and claims nothing."""
     app.config["MAX_CONTENT_LENGTH"] = 3
     app.register_error_handler(413, lambda error: ("our own", 413))
     view(app, lambda: request.get_data())
@@ -146,7 +146,7 @@ def test_a_request_that_the_wsgi_middleware_protects_is_left_to_it(app: Flask, b
 
 
 def test_an_asynchronous_view_uses_the_awaited_verbs(app: Flask, backend: MemoryBackend, runs: list[Any]) -> None:
-    """S-08: flask[async]; its event loop lives for one view."""
+    """S-08: with ``flask[async]``, whose event loop lives for one view."""
 
     async def charge() -> str:
         await idem.arun("charge", lambda: runs.append(1))
@@ -162,7 +162,7 @@ def test_an_asynchronous_view_uses_the_awaited_verbs(app: Flask, backend: Memory
 
 
 def test_a_repeat_while_the_view_runs_is_refused(app: Flask, backend: MemoryBackend) -> None:
-    """O-03: 409, from another thread of the same server."""
+    """O-03: 409 in another thread of the same server."""
     inside, leave = threading.Event(), threading.Event()
 
     def charge() -> str:
@@ -172,8 +172,8 @@ def test_a_repeat_while_the_view_runs_is_refused(app: Flask, backend: MemoryBack
 
     view(app, charge)
     Idempotency(app, backend)
-    answers: list[Any] = []
-    worker = threading.Thread(target=lambda: answers.append(post(app)))
+    responses: list[Any] = []
+    worker = threading.Thread(target=lambda: responses.append(post(app)))
     worker.start()
     try:
         assert inside.wait(10)
@@ -182,11 +182,11 @@ def test_a_repeat_while_the_view_runs_is_refused(app: Flask, backend: MemoryBack
         leave.set()
         worker.join(10)
     assert (busy.status_code, "Retry-After" in busy.headers) == (409, True)
-    assert answers[0].text == "x"
+    assert responses[0].text == "x"
 
 
 def test_a_view_that_calls_another_application_keeps_its_own_request(app: Flask, backend: MemoryBackend) -> None:
-    """R-07: the inner request's context ends with it."""
+    """R-07: the context of the inner request ends with it."""
     inner = Flask("inner")
     view(inner, lambda: str(idem.key_for("x")))
     Idempotency(inner, MemoryBackend())
@@ -203,7 +203,7 @@ def test_a_view_that_calls_another_application_keeps_its_own_request(app: Flask,
 
 
 def test_a_test_client_that_preserves_its_context_settles_at_once(app: Flask, backend: MemoryBackend) -> None:
-    """R-03: `with client:` delays the teardown, not the record."""
+    """R-03: ``with client:`` delays the teardown, not the record."""
     view(app, lambda: "x")
     Idempotency(app, backend)
     with app.test_client() as client:
@@ -225,7 +225,7 @@ def test_a_length_that_is_a_number_is_no_error_of_ours(app: Flask, backend: Memo
 def test_a_teardown_function_that_raises_keeps_no_attempt_running(
     app: Flask, backend: MemoryBackend, early: bool
 ) -> None:
-    """L-04: an attempt without a response ends, whichever function raises before or after the extension's own part."""
+    """L-04: an attempt without a response ends, whichever function raises before or after the extension's own."""
 
     def teardown(error: BaseException | None) -> None:
         raise LookupError

@@ -28,7 +28,7 @@ from tests.unit.flask.flask_shop import HEADERS, KEY, Clock, only_record, post, 
 
 
 def test_a_replay_is_what_was_stored_and_the_moments_own_fields(app: Flask, backend: MemoryBackend) -> None:
-    """R-01, R-02: after_request functions run for each response, but only what is never stored gets through."""
+    """R-01, R-02: ``after_request`` functions run for each response, but only headers that are never stored differ."""
     view(app, lambda: ("body", 201))
     Idempotency(app, backend)
     count = iter(range(9))
@@ -76,7 +76,7 @@ def _other_body(response: Response) -> None:
 def test_a_replay_that_is_changed_in_one_thing_is_sent_as_it_was_stored(
     app: Flask, backend: MemoryBackend, change: Callable[[Response], None]
 ) -> None:
-    """R-01: one that nobody has changed is sent as it was made, so each thing has to be looked at."""
+    """R-01: an unchanged replay is sent without being rebuilt, so each property has to be compared."""
     view(app, lambda: ("body", 201))
     Idempotency(app, backend)
 
@@ -92,7 +92,7 @@ def test_a_replay_that_is_changed_in_one_thing_is_sent_as_it_was_stored(
 
 
 def test_a_replay_that_nobody_changes_is_made_once(app: Flask, backend: MemoryBackend) -> None:
-    """R-01: what is counted here is time."""
+    """R-01: an unchanged replay costs one response object."""
     made: list[int] = []
 
     class Counted(Response):
@@ -113,7 +113,7 @@ def test_a_replay_that_nobody_changes_is_made_once(app: Flask, backend: MemoryBa
 def test_after_request_functions_registered_earlier_are_part_of_the_response(
     app: Flask, backend: MemoryBackend
 ) -> None:
-    """R-01: the response is stored as it leaves, whatever the order of set-up."""
+    """R-01: the response is stored as it leaves, whatever the order of registration."""
     app.after_request(lambda response: response.headers.add("X-Early", "1") or response)
     view(app, lambda: "x")
     Idempotency(app, backend)
@@ -123,7 +123,7 @@ def test_after_request_functions_registered_earlier_are_part_of_the_response(
 def test_an_aborted_request_is_stored_as_its_error_handler_responds(
     app: Flask, backend: MemoryBackend, runs: list[Any]
 ) -> None:
-    """A deliberate 4xx is an outcome."""
+    """A 4xx that the view raises is an outcome."""
 
     def refuse() -> str:
         runs.append(1)
@@ -176,7 +176,7 @@ def test_a_failed_view_runs_again_with_its_stages(app: Flask, backend: MemoryBac
 def test_an_error_that_leaves_the_application_lets_go_of_the_record(
     app: Flask, backend: MemoryBackend, error: type[BaseException]
 ) -> None:
-    """L-04: no response settles it: tests, the debugger, gunicorn's timeout."""
+    """L-04: no response settles it: in tests, in the debugger, at gunicorn's timeout."""
     app.testing = True
 
     def charge() -> str:
@@ -191,7 +191,7 @@ def test_an_error_that_leaves_the_application_lets_go_of_the_record(
 
 
 def test_an_after_request_function_that_raises_fails_the_attempt(app: Flask, backend: MemoryBackend) -> None:
-    """L-04: the client gets the 500, so that is what the record says."""
+    """L-04: the client gets a 500, and the record says so."""
     view(app, lambda: "x")
     Idempotency(app, backend)
 
@@ -204,11 +204,11 @@ def test_an_after_request_function_that_raises_fails_the_attempt(app: Flask, bac
 
 
 def test_a_worker_that_wakes_late_sends_the_new_owners_response(app: Flask, runs: list[Any]) -> None:
-    """L-03: noticed at the end, at a stage, or in the error handler's response."""
+    """L-03: the loss is noticed at the end, at a stage, or in the error handler's response."""
     clock = Clock()
     backend = MemoryBackend(clock=clock)
     late: dict[str, Callable[[], Any]] = {
-        "answer": lambda: "first",
+        "response": lambda: "first",
         "stage": lambda: idem.save_stage("late"),
         "error": lambda: abort(418),
         "stream": lambda: iter(["first"]),
@@ -232,7 +232,7 @@ def test_a_worker_that_wakes_late_sends_the_new_owners_response(app: Flask, runs
 
 
 class NeverCompletes(MemoryBackend):
-    """A backend that is down at the worst moment."""
+    """A backend that is down whenever a response is recorded."""
 
     def complete(self, c: Complete, /) -> Completed:
         raise BackendUnavailable("down")
@@ -240,7 +240,7 @@ class NeverCompletes(MemoryBackend):
 
 @pytest.mark.parametrize("make", [lambda: "x", lambda: iter(["x"])])
 def test_a_response_that_could_not_be_recorded_says_so(app: Flask, make: Callable[[], Any]) -> None:
-    """L-08: it goes out, marked."""
+    """L-08: the response is sent, with a mark."""
     view(app, make)
     Idempotency(app, NeverCompletes(), record_within=0)
     response = post(app)
@@ -271,7 +271,7 @@ def test_a_stream_is_replayed_and_has_its_request(
 
 
 def test_a_stream_flows_while_its_generator_runs(app: Flask, backend: MemoryBackend) -> None:
-    """R-03: and its last chunk leaves when the record is complete."""
+    """R-03: its last chunk leaves when the record is complete."""
     view(app, lambda: iter(["a", "b", "c"]))
     Idempotency(app, backend)
     response = app.test_client().post("/charges", headers=HEADERS, buffered=False)
@@ -304,7 +304,7 @@ def test_a_client_that_leaves_a_stream_does_not_stop_it(app: Flask, backend: Mem
 
 @pytest.mark.parametrize("good", [0, 2])
 def test_a_stream_that_raises_fails_the_attempt(app: Flask, backend: MemoryBackend, good: int) -> None:
-    """L-04: before anything has left, or in the middle."""
+    """L-04: before any byte has left, or in the middle."""
 
     def charge() -> Any:
         def body() -> Iterator[str]:
@@ -335,7 +335,7 @@ def test_a_stream_that_raises_fails_the_attempt(app: Flask, backend: MemoryBacke
 
 
 def test_a_sent_file_is_replayed(app: Flask, backend: MemoryBackend, runs: list[Any]) -> None:
-    """R-07: send_file, in direct passthrough; its file is closed once."""
+    """R-07: ``send_file``, in direct passthrough; its file is closed once."""
 
     class File(io.BytesIO):
         def close(self) -> None:
@@ -357,7 +357,7 @@ def test_a_sent_file_is_replayed(app: Flask, backend: MemoryBackend, runs: list[
 
 
 def test_a_bodiless_stream_is_complete_at_once(app: Flask, backend: MemoryBackend) -> None:
-    """R-01: 204 has no body, whatever the response holds."""
+    """R-01: a 204 has no body, whatever the response object holds."""
 
     def never() -> Iterator[str]:
         raise AssertionError("nobody reads it")

@@ -1,4 +1,4 @@
-"""The rules of Flask views: of which several count, and when a wrong one is told."""
+"""The rules of Flask views: which of several rules applies, and when a wrong rule is reported."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def hasty(**fields: Any) -> Any:
 
 @idempotent(required=True, wait=3)
 class Charges(MethodView):
-    """A rule for all methods, which two of them add to."""
+    """A class with a rule for all methods, and two methods that add to it."""
 
     def post(self) -> str:
         """Response."""
@@ -53,7 +53,7 @@ class Charges(MethodView):
 
 
 def test_a_method_adds_to_what_its_class_says() -> None:
-    """The nearest rule decides, and what it does not say stays."""
+    """The nearest rule sets its fields; other fields keep the values of the wider rule."""
     app = protected(methods=["POST", "PATCH", "PUT"])
     app.add_url_rule("/charges", view_func=Charges.as_view("charges"))
     client = app.test_client()
@@ -61,7 +61,7 @@ def test_a_method_adds_to_what_its_class_says() -> None:
 
 
 class Contradicting(MethodView):
-    """Sound each for itself: the class's rule and its method's."""
+    """A class whose rule and whose method's rule are valid alone, and contradict each other."""
 
     @idempotent(ttl=99)
     def post(self) -> str:
@@ -71,7 +71,7 @@ class Contradicting(MethodView):
 
 @idempotent(lease=100)
 class Slow(Contradicting):
-    """And they are not together."""
+    """A class whose two rules contradict each other."""
 
 
 WRONG: dict[str, Any] = {"function": hasty, "class and method": lambda: Slow.as_view("slow")}
@@ -79,7 +79,7 @@ WRONG: dict[str, Any] = {"function": hasty, "class and method": lambda: Slow.as_
 
 @pytest.mark.parametrize("form", WRONG)
 def test_a_view_whose_rule_contradicts_is_refused_where_it_is_added(form: str) -> None:
-    """Told when the module is imported, with the view's name."""
+    """The error is raised when the module is imported, with the view's name."""
     app = protected()
     with pytest.raises(ConfigurationError, match=r"@idempotent on the view 'wrong': ttl: "):
         app.add_url_rule("/x", "wrong", WRONG[form](), methods=["POST"])
@@ -100,7 +100,7 @@ def test_views_that_are_there_already_are_looked_at_when_the_application_is_init
 
 
 def test_a_rule_that_came_after_its_route_is_reported_at_the_first_request(caplog: pytest.LogCaptureFixture) -> None:
-    """Once, and the other views are served."""
+    """The error is logged once, and the other views are served."""
     app = protected()
 
     @idempotent(ttl=1)
@@ -120,7 +120,7 @@ def test_a_rule_that_came_after_its_route_is_reported_at_the_first_request(caplo
 
 
 def test_a_contradiction_for_methods_that_are_never_covered_is_none() -> None:
-    """A rule with sound fields, and a view without any."""
+    """A rule with valid fields, and a view without any rule."""
     app = protected()
     app.get("/x")(lambda: "done")
     app.post("/y")(hasty(ttl=60))

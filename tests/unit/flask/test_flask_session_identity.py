@@ -1,4 +1,4 @@
-"""Callers whom Flask's session names, without any authentication that is known (O-19, and O-14 for them)."""
+"""Callers whom Flask's session names, without Flask-Login (O-19; O-14 for them)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ REPLAYED = "Idempotent-Replayed"
 
 
 def nothing() -> None:
-    """A view that leaves the session alone."""
+    """A view that does not touch the session."""
 
 
 class Shop:
-    """An application whose users log in by ``session["user_id"]``; its view may do something to the session."""
+    """An application whose users log in by ``session["user_id"]``, and whose view may change the session."""
 
     def __init__(self, act: Callable[[], object] = nothing, **fields: Any) -> None:
         self.act = act
@@ -40,7 +40,7 @@ class Shop:
         Idempotency(self.app, backend="memory://", on_event=self.listener, **fields)
 
     def log_in(self, name: str) -> str:
-        """As an application of the documented pattern does: clear, and name the user."""
+        """Log in by the documented pattern: clear the session, and name the user."""
         flask.session.clear()
         flask.session["user_id"] = name
         return name
@@ -53,7 +53,7 @@ class Shop:
         return f"run {self.runs}", 500 if self.runs <= self.fails else 201
 
     def charge(self) -> str:
-        """A stage."""
+        """A stage that counts its runs."""
         self.charges += 1
         return "ch_1"
 
@@ -68,19 +68,19 @@ class Shop:
         return client
 
     def of_kind(self, kind: type[events.Event]) -> list[Any]:
-        """The events of this kind."""
+        """The events of this class."""
         return [event for event in self.listener.seen if isinstance(event, kind)]
 
 
 def cookie_of(client: FlaskClient) -> str:
-    """The text of its session."""
+    """The text of the session cookie."""
     cookie = client.get_cookie("session")
     assert cookie is not None
     return cookie.value
 
 
 def test_two_users_of_a_session_with_one_key_are_two_callers() -> None:
-    """O-19: and a visitor is a third one."""
+    """O-19: a visitor is a third caller."""
     shop = Shop()
     ann, bob, visitor = shop.client("ann"), shop.client("bob"), shop.client()
     assert [who.post("/0", headers=KEY).data for who in (ann, bob, visitor)] == [b"run 1", b"run 2", b"run 3"]
@@ -90,12 +90,12 @@ def test_two_users_of_a_session_with_one_key_are_two_callers() -> None:
 
 
 def test_a_user_may_send_short_keys() -> None:
-    """O-19: it is nobody anonymous."""
+    """O-19: the user is not anonymous."""
     assert Shop().client("ann").post("/0", headers={"Idempotency-Key": "1"}).status_code == 201
 
 
 def test_a_session_that_is_signed_anew_is_the_same_caller(monkeypatch: pytest.MonkeyPatch) -> None:
-    """O-19: Flask sends a permanent session anew with each response, with another signature each second."""
+    """O-19: Flask sends a permanent session with each response, with a new signature each second."""
     shop = Shop()
     client = shop.client("ann", _permanent=True)
     first, before = client.post("/0", headers=KEY), cookie_of(client)
@@ -108,14 +108,14 @@ def test_a_session_that_is_signed_anew_is_the_same_caller(monkeypatch: pytest.Mo
 
 
 def test_a_user_who_logs_in_anew_is_the_same_caller() -> None:
-    """O-19: in another browser, too."""
+    """O-19: also in another browser."""
     shop = Shop()
     first = shop.client("ann").post("/0", headers=KEY)
     assert shop.client("ann", basket=[1]).post("/0", headers=KEY).data == first.data
 
 
 def test_after_a_logout_a_caller_is_a_visitor() -> None:
-    """O-19: and does not see what the user did."""
+    """O-19: the visitor does not see the user's responses."""
     shop = Shop()
     client = shop.client("ann")
     client.post("/0", headers=KEY)
@@ -125,7 +125,7 @@ def test_after_a_logout_a_caller_is_a_visitor() -> None:
 
 
 def test_the_session_does_not_count_as_accessed() -> None:
-    """O-01, O-19: the response does not begin to vary by cookie, and no cookie is set."""
+    """O-01, O-19: the response gets no ``Vary: Cookie``, and no cookie is set."""
     shop = Shop()
     client = shop.client("ann")
     for _ in range(2):
@@ -135,10 +135,10 @@ def test_the_session_does_not_count_as_accessed() -> None:
 
 
 def test_flask_logins_user_comes_first() -> None:
-    """O-19: ``_user_id`` in the session is what Flask-Login verifies; another entry does not make another caller."""
+    """O-19: Flask-Login verifies ``_user_id`` in the session; another entry does not make another caller."""
 
     class User(UserMixin):
-        """Whoever has this name."""
+        """A user of Flask-Login with this name."""
 
         def __init__(self, name: str) -> None:
             self.id = name
@@ -157,32 +157,32 @@ def test_flask_logins_user_comes_first() -> None:
 
 
 class Kept(dict[str, Any], SessionMixin):
-    """A session on the server, by the key in its cookie."""
+    """A session on the server, with the key that is in its cookie."""
 
     key = ""
 
 
 class OnServer(SessionInterface):
-    """Sessions on the server, as Flask-Session has them: the cookie holds a random key, and no user."""
+    """Sessions on the server, like Flask-Session: the cookie holds a random key, and no user."""
 
     def __init__(self) -> None:
         self.kept: dict[str, dict[str, Any]] = {}
 
     def open_session(self, app: flask.Flask, request: flask.Request) -> Kept:
-        """What is kept by the key in the cookie."""
+        """Load the session by the key in the cookie."""
         session = Kept(self.kept.get(request.cookies.get("session", ""), {}))
         session.key = request.cookies.get("session") or f"key-{len(self.kept)}"
         return session
 
     def save_session(self, app: flask.Flask, session: Any, response: flask.Response) -> None:
-        """Keep it, under a new key each time."""
+        """Store the session, under a new key each time."""
         key = f"key-{len(self.kept)}"
         self.kept[key] = dict(session)
         response.set_cookie("session", key)
 
 
 def test_sessions_on_a_server_name_callers_as_well() -> None:
-    """O-19: whatever keeps them, and whatever key they have."""
+    """O-19: whatever stores them, and whatever key they have."""
     shop = Shop()
     shop.app.session_interface = OnServer()
     ann, bob = shop.client("ann"), shop.client("bob")
@@ -232,7 +232,7 @@ def test_other_entries_by_configuration_and_by_rule() -> None:
 
 
 def test_a_session_that_names_nobody_is_warned_about_once(caplog: pytest.LogCaptureFixture) -> None:
-    """O-19a: with the cookie, the entries of the session and the cure; and never with a value."""
+    """O-19a: with the cookie, the entries of the session and the cure, and never with a value."""
     shop = Shop()
     for name in ("ann", "bob"):
         shop.client(username=name).post("/0", headers=KEY)
@@ -244,7 +244,7 @@ def test_a_session_that_names_nobody_is_warned_about_once(caplog: pytest.LogCapt
 
 
 def test_callers_who_are_meant_to_be_one_are_not_warned_about() -> None:
-    """O-19b: nor distinguished."""
+    """O-19b: they are not distinguished either."""
     shop = Shop(scope="anonymous")
     for name in ("ann", "bob"):
         assert shop.client(name).post("/0", headers=KEY).data == b"run 1"
@@ -256,7 +256,7 @@ def test_callers_who_are_meant_to_be_one_are_not_warned_about() -> None:
 
 
 def register() -> None:
-    """A new user, who is logged in at once."""
+    """Log a new user in."""
     flask.session.clear()
     flask.session["user_id"] = "bob"
 
@@ -264,7 +264,7 @@ def register() -> None:
 @pytest.mark.parametrize("session", ["old", "new"])
 @pytest.mark.parametrize("before", ["ann", None])
 def test_a_retry_finds_the_record_although_the_view_has_changed_the_caller(session: str, before: str | None) -> None:
-    """O-14, O-19: a login is not made twice."""
+    """O-14, O-19: the login is not made twice."""
     shop = Shop(register)
     client = shop.client(before)
     old = cookie_of(client) if before else ""
@@ -287,7 +287,7 @@ def test_an_attempt_that_fails_behind_the_change_is_resumed() -> None:
 
 
 def test_nobody_else_finds_it() -> None:
-    """O-14, O-19: not the very user in another session, nor another in this one."""
+    """O-14, O-19: neither the same user in another session, nor another user in this session."""
     shop = Shop(register)
     client = shop.client("ann")
     client.post("/0", headers=KEY)
@@ -298,7 +298,7 @@ def test_nobody_else_finds_it() -> None:
 
 @pytest.mark.parametrize("leave", [lambda: flask.session.clear(), lambda: flask.session.update(user_id=None)])
 def test_a_logout_is_reported_as_one_that_no_session_knows(leave: Callable[[], object]) -> None:
-    """O-14, O-19: with the session that is left a retry is a visitor's. With the old one it is not."""
+    """O-14, O-19: a retry with the remaining session is a visitor's. A retry with the old session finds the record."""
     shop = Shop(leave)
     client = shop.client("ann")
     old = cookie_of(client)
@@ -310,7 +310,7 @@ def test_a_logout_is_reported_as_one_that_no_session_knows(leave: Callable[[], o
 
 @pytest.mark.parametrize("before", ["ann", None])
 def test_a_change_of_something_else_is_none_of_the_caller(before: str | None) -> None:
-    """O-14, O-19: a basket, a login of the same user."""
+    """O-14, O-19: such as a basket, or a login of the same user."""
     shop = Shop(lambda: flask.session.update(basket=1, **({"user_id": before} if before else {})))
     client = shop.client(before)
     first = client.post("/0", headers=KEY)
@@ -321,7 +321,7 @@ def test_a_change_of_something_else_is_none_of_the_caller(before: str | None) ->
 
 
 def test_a_new_caller_of_whom_nothing_can_be_said_costs_no_outcome() -> None:
-    """O-14, O-19: the view has run, and its response is on record, whatever it has put into the session."""
+    """O-14, O-19: the view has run, and its response is recorded, whatever it has put into the session."""
     shop = Shop(lambda: flask.session.update(user_id=None, user={"name": "Ann"}))
     client = shop.client("ann")
     old = cookie_of(client)

@@ -1,4 +1,4 @@
-"""Rules by path of the plain ASGI and WSGI middleware: which rule a path has, and that nobody spells his way around."""
+"""Rules by path of the plain ASGI and WSGI middleware: which rule a path has; no spelling of a path bypasses it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Asgi:
     def __call__(
         self, path: str, method: str = "POST", key: str | None = None, root: str = "", body: bytes = b"", **more: str
     ) -> int:
-        """The status of the response to one request, whose path is written as in a URL."""
+        """Send one request, whose path is written as in a URL; return the status."""
         fields = {**more, **({} if key is None else {"idempotency-key": key})}
         headers = [(name.replace("_", "-").encode(), value.encode()) for name, value in fields.items()]
         scope = {"type": "http", "method": method, "path": root + unquote(path), "raw_path": (root + path).encode()}
@@ -72,7 +72,7 @@ class Wsgi:
     def __call__(
         self, path: str, method: str = "POST", key: str | None = None, root: str = "", body: bytes = b"", **more: str
     ) -> int:
-        """The status of the response to one request, whose path is written as in a URL."""
+        """Send one request, whose path is written as in a URL; return the status."""
         fields = {"HTTP_" + name.upper(): value for name, value in more.items()}
         decoded = unquote(path, "latin-1")
         request = environ(body, key=key, REQUEST_METHOD=method, PATH_INFO=decoded, SCRIPT_NAME=root, **fields)
@@ -80,7 +80,7 @@ class Wsgi:
 
 
 def stages_here() -> str:
-    """Whether the application may save stages, and where they go: nowhere, nowhere but run, or on record."""
+    """Whether the application may save stages, and where they go: refused, run without a record, or recorded."""
     here = running.get()
     if here is None:
         return "no"
@@ -93,7 +93,7 @@ Adapter = Callable[..., Any]
 
 @both
 def test_a_path_can_require_a_key(adapter: Adapter) -> None:
-    """O-06: by path rule; all others have the middleware's own policy."""
+    """O-06: all other paths have the middleware's own policy."""
     send = adapter({"/payments/*": REQUIRED})
     assert [send(path) for path in ("/payments/1", "/payments", "/refunds", "/paymentsx")] == [400, 400, 200, 200]
     assert send("/payments/1", key=KEY) == 200
@@ -101,7 +101,7 @@ def test_a_path_can_require_a_key(adapter: Adapter) -> None:
 
 @both
 def test_a_path_can_be_exempt(adapter: Adapter) -> None:
-    """S-03: whatever it carries; there is no request to save stages for, and the backend is not asked."""
+    """S-03: whatever the request carries; there is no request to save stages for, and the backend is not called."""
     backend = MemoryBackend()
     send = adapter({"POST /ping": exempt}, required=True, backend=backend)
     assert [send("/ping"), send("/ping", key=KEY), send("/ping", method="PATCH"), send("/other")] == [
@@ -121,7 +121,7 @@ def test_a_rule_may_be_for_one_method(adapter: Adapter) -> None:
 
 @both
 def test_a_path_opts_another_method_in(adapter: Adapter) -> None:
-    """PUT and DELETE opt in, here for one path alone."""
+    """PUT and DELETE are covered for one path alone."""
     send = adapter({"/charges/{id}": {"methods": ["PUT"], "required": True}})
     assert [send("/charges/1", method="PUT"), send("/charges/1"), send("/other", method="PUT")] == [400, 200, 200]
     assert send.active == ["no", "no"]
@@ -129,7 +129,7 @@ def test_a_path_opts_another_method_in(adapter: Adapter) -> None:
 
 @both
 def test_a_path_has_a_header_of_its_own(adapter: Adapter) -> None:
-    """Any policy field."""
+    """A rule may set any policy field."""
     send = adapter({"/hooks/*": {"header": "X-Request-Key", "required": True}})
     assert [send("/hooks/a", key=KEY), send("/hooks/a", x_request_key=KEY)] == [400, 200]
 
@@ -143,13 +143,13 @@ def test_a_request_body_is_bounded_by_its_paths_own_limit(adapter: Adapter) -> N
 
 @both
 def test_get_has_no_rule(adapter: Adapter) -> None:
-    """Never covered."""
+    """GET is never covered."""
     assert adapter({"/*": REQUIRED})("/payments", method="GET") == 200
 
 
 @both
 def test_the_mount_point_is_no_part_of_the_path(adapter: Adapter) -> None:
-    """root_path and SCRIPT_NAME; rules are written as the application's own routes are."""
+    """With ``root_path`` and SCRIPT_NAME; rules are written like the application's own routes."""
     send = adapter({"/payments/*": REQUIRED})
     assert [send("/payments/1", root="/api"), send("/api/payments/1"), send("/payments", root="/api/v1")] == [
         400,
@@ -159,14 +159,14 @@ def test_the_mount_point_is_no_part_of_the_path(adapter: Adapter) -> None:
 
 
 def test_a_root_path_that_a_server_has_taken_off_is_no_part_either() -> None:
-    """Some servers put it before the path, some do not."""
+    """Some servers include the root path in the path, some do not."""
     rules = PathRules({"/payments": REQUIRED}, Coverages(engine_of()))
     assert rules.find("POST", "/payments", b"/payments", "/api")
     assert rules.find("POST", "/api/payments", b"/api/payments", "/api")
     assert not rules.find("POST", "/apix/payments", b"/apix/payments", "/api")
 
 
-# Nobody dodges a rule
+# No spelling bypasses a rule
 
 REQUIRED_ANYWAY = [
     "/payments/", "//payments", "/payments//", "/PAYMENTS", "/Payments/1", "/payments%2F1", "/payments%2f1",
@@ -179,7 +179,7 @@ REQUIRED_ANYWAY = [
 @both
 @pytest.mark.parametrize("path", REQUIRED_ANYWAY)
 def test_an_odd_spelling_does_not_escape_a_required_key(adapter: Adapter, path: str) -> None:
-    """O-06: whichever way an application reads it."""
+    """O-06: however the application reads the path."""
     assert adapter({"/payments/*": REQUIRED})(path) == 400
 
 
@@ -192,20 +192,20 @@ NOT_EXEMPT = [
 @both
 @pytest.mark.parametrize("path", NOT_EXEMPT)
 def test_an_odd_spelling_does_not_borrow_an_exemption(adapter: Adapter, path: str) -> None:
-    """The reading that protects more counts."""
+    """Of two readings of a path, the one that protects more applies."""
     assert adapter({"/hooks/*": exempt}, required=True)(path) == 400
     assert adapter({"/hooks/*": {"required": False}}, required=True)(path) == 400
 
 
 def test_an_encoded_slash_may_be_one_character_of_a_segment() -> None:
-    """An application that routes what was sent does not take ``/hooks%2Fx`` for ``/hooks/x``."""
+    """An application that routes the raw path does not treat ``/hooks%2Fx`` as ``/hooks/x``."""
     assert Asgi({"/hooks/*": exempt}, required=True)("/hooks%2Fx") == 400
     assert Asgi({"/{name}": REQUIRED})("/a%2Fb") == 400
 
 
 @both
 def test_ordinary_spellings_are_exempt(adapter: Adapter) -> None:
-    """What is encoded for good reasons is no trick."""
+    """Ordinary percent-encoding is accepted."""
     send = adapter({"/hooks/*": exempt}, required=True)
     assert [send(path) for path in ("/hooks", "/hooks/", "/hooks/a%20b", "/hooks/caf%C3%A9", "/hooks/Ab")] == [200] * 5
 
@@ -217,13 +217,13 @@ def test_a_path_beyond_ascii_is_written_decoded(adapter: Adapter) -> None:
 
 
 def test_a_path_of_any_length_is_looked_at_in_bounded_depth() -> None:
-    """No deeper than the deepest pattern."""
+    """A path is not split deeper than the deepest pattern."""
     rules = PathRules({"/{a}/{b}/*": REQUIRED}, Coverages(engine_of()))
     assert rules.find("POST", "/a" * 50_000)
     assert not rules.find("POST", "/" * 50_000)
 
 
-# Which of several
+# Which of several rules applies
 
 
 def fields(rules: dict[str, Any], path: str, method: str = "POST", **policy: Any) -> IdempotencyPolicy | None:
@@ -234,7 +234,7 @@ def fields(rules: dict[str, Any], path: str, method: str = "POST", **policy: Any
 
 
 def test_the_most_specific_rule_decides_and_adds_to_the_wider_ones() -> None:
-    """In whatever order they are written."""
+    """The order in which the rules are written does not matter."""
     rules = {
         "POST /payments/refunds": {"wait": 4},
         "/payments/refunds": {"wait": 3, "ttl": 60},
@@ -254,7 +254,7 @@ def _four(policy: IdempotencyPolicy | None) -> tuple[float, float, float, bool]:
 
 
 def test_the_earlier_segment_counts_more() -> None:
-    """Of two patterns that cross."""
+    """For two patterns that overlap."""
     rules = {"/a/*": {"wait": 1}, "/{any}/b": {"wait": 2}}
     policy = fields(rules, "/a/b")
     assert policy is not None
@@ -262,7 +262,7 @@ def test_the_earlier_segment_counts_more() -> None:
 
 
 def test_an_exemption_ends_what_was_said_farther_out() -> None:
-    """And a rule within it covers again, with the middleware's own policy."""
+    """A rule within the exemption covers again, with the middleware's own policy."""
     rules = {"/*": REQUIRED, "/hooks/*": exempt, "/hooks/paid": {"wait": 2}}
     assert fields(rules, "/hooks/x") is None
     policy = fields(rules, "/hooks/paid")
@@ -271,14 +271,14 @@ def test_an_exemption_ends_what_was_said_farther_out() -> None:
 
 
 def test_a_rule_object_says_its_fields_by_name() -> None:
-    """The same object that FastAPI takes for a dependency."""
+    """FastAPI takes the same object as a dependency."""
     policy = fields({"/charges": IdempotencyRule(ttl=60)}, "/charges")
     assert policy is not None
     assert policy.ttl == 60
     assert fields({"/charges": IdempotencyRule(exempt=True)}, "/charges") is None
 
 
-# What is wrong is told at start
+# Wrong rules are reported at start
 
 WRONG = [
     ({"/x": {"requird": True}}, r"rules\['/x'\]: requird: .* did you mean required"),
@@ -316,7 +316,7 @@ def test_a_wrong_rule_is_named_at_once(adapter: Adapter, rules: Any, complaint: 
 
 
 def test_rules_that_never_meet_do_not_contradict() -> None:
-    """Only what can come together is tried together."""
+    """Only rules that can apply together are validated together."""
     PathRules(
         {"/a/*": {"ttl": 60}, "/b": {"lease": 61}, "POST /c": {"ttl": 60}, "PATCH /c": {"lease": 61}}, coverages()
     )
@@ -324,16 +324,16 @@ def test_rules_that_never_meet_do_not_contradict() -> None:
 
 
 def coverages() -> Coverages:
-    """Those of a policy as it is by default."""
+    """The coverages of a default policy."""
     return Coverages(engine_of())
 
 
-# Two of ours around one another
+# Two middlewares, one inside the other
 
 
 @both
 def test_an_inner_middleware_with_another_header_leaves_the_request_alone(adapter: Adapter) -> None:
-    """The outer one protects, so stages are its attempt's, and an exemption inside says nothing of it."""
+    """The outer one protects, so stages belong to its attempt, and an exemption inside has no effect on it."""
     inner = adapter({"/ping": exempt}, header="X-Other", backend="memory://")
     backend = MemoryBackend()
     outer = adapter(None, backend=backend)
@@ -344,12 +344,12 @@ def test_an_inner_middleware_with_another_header_leaves_the_request_alone(adapte
 
 
 def test_what_is_remembered_of_a_path_is_not_said_of_another_spelling() -> None:
-    """One decoded path, two ways of sending it; both again, when each is known."""
+    """One decoded path has two spellings; each is looked up again after both are cached."""
     app = Asgi({"/payments/{id}": REQUIRED})
     assert [app(path) for path in ("/payments/a/b", "/payments/a%2Fb") * 2] == [200, 400, 200, 400]
 
 
 def test_a_path_of_any_length_has_its_rule() -> None:
-    """What is too long to be remembered is looked up each time."""
+    """A path that is too long for the cache is looked up each time."""
     app = Asgi({"/payments/{id}": REQUIRED})
     assert [app("/payments/" + "x" * length) for length in (10, 240, 250, 5_000)] == [400] * 4

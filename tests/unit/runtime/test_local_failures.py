@@ -1,4 +1,4 @@
-"""Which errors count as those of a backend, and that no others do."""
+"""Local failures (no threads, no memory) count as those of a backend; bugs do not."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def _scanned(backend: Any) -> list[Any]:
 
 @pytest.mark.parametrize(("error", "said"), _HERE, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_failure_in_the_process_counts_as_an_unavailable_backend(error: Exception, said: str) -> None:
-    """B-10a: sync and async, with the cause, and with what to do where that is known."""
+    """B-10a: sync and async; the error has its cause, and a cure where one is known."""
     assert is_local(error)
     clock = ManualClock()
     for call in _calls(clock):
@@ -75,7 +75,7 @@ def test_a_failure_in_the_process_counts_as_an_unavailable_backend(error: Except
 
 @pytest.mark.parametrize("error", _BUGS, ids=repr)
 def test_our_own_bugs_stay_what_they_are(error: Exception) -> None:
-    """B-10a: nothing tries them again, and nothing hides them."""
+    """B-10a: they are neither retried nor hidden."""
     assert not is_local(error)
     clock = ManualClock()
     for call in _calls(clock):
@@ -86,33 +86,33 @@ def test_our_own_bugs_stay_what_they_are(error: Exception) -> None:
 
 
 class _Unable(MemoryBackend):
-    """Cannot be told of ends."""
+    """A backend without notifications."""
 
     def wait(self, c: Wait, /) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def test_a_wait_that_fails_is_a_pause() -> None:
-    """B-10a, O-04: waiting never raises; the next claim says more."""
+    """B-10a, O-04: waiting never raises; the next claim decides."""
     _Unable().wait(Wait(b"1" * 32, 0.01, 0.01))
 
 
 class _Failing(MemoryBackend):
-    """Has no memory for a completion."""
+    """A backend without memory for a completion."""
 
     def complete(self, c: Complete, /) -> Completed:
         raise MemoryError
 
 
 class _AsyncFailing(ThreadedBackend):
-    """The same, async."""
+    """An async backend without memory for a completion."""
 
     async def complete(self, c: Complete, /) -> Completed:
         raise MemoryError
 
 
 class _Described(_Failing):
-    """Something of the application's stands around the verb."""
+    """A backend with a wrapper of the application around a verb."""
 
     @wraps(_Failing.complete)
     def complete(self, c: Complete, /) -> Completed:
@@ -120,7 +120,7 @@ class _Described(_Failing):
 
 
 def test_what_is_put_around_a_verb_stays_without_its_guard() -> None:
-    """B-10a: only the guard itself is left out, by who stands for it."""
+    """B-10a: only the guard itself is removed."""
     failing, described = _Failing(), _Described()
     lease = failing.claim(claim_of(b"1" * 32)).lease
     with pytest.raises(BackendUnavailable):
@@ -134,7 +134,7 @@ def test_what_is_put_around_a_verb_stays_without_its_guard() -> None:
 
 @pytest.mark.parametrize("library", ["sync", "asyncio"])
 def test_a_request_meets_no_local_failure(library: str) -> None:
-    """B-10a: a performer carries the timed verbs out without their guards, and stands for them."""
+    """B-10a: a performer calls the timed verbs without their guards, and guards them itself."""
     failing = _Failing()
     lease = failing.claim(claim_of(b"1" * 32)).lease
 

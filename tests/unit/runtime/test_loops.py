@@ -20,20 +20,20 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_the_running_library_is_known(anyio_backend: str) -> None:
-    """In a task it is the one that runs, in a thread of its own none."""
+    """asyncio or trio in a task; none in a thread."""
     assert loops.current_library() == anyio_backend
     assert await loops.in_thread(loops.current_library) is None
 
 
 async def test_a_thread_returns_or_raises() -> None:
-    """in_thread is the call itself, elsewhere."""
+    """``in_thread`` calls the function, in a thread."""
     assert await loops.in_thread(divmod, 7, 2) == (3, 1)
     with pytest.raises(ZeroDivisionError):
         await loops.in_thread(divmod, 7, 0)
 
 
 async def test_a_cancelled_thread_is_waited_for(anyio_backend: str) -> None:
-    """Not abandoned: its effect is there when the cancellation goes on, and the cancellation does."""
+    """The thread is not abandoned: its effect has happened when the cancellation continues."""
     began, go_on, ended = threading.Event(), threading.Event(), threading.Event()
 
     def work() -> None:
@@ -101,7 +101,7 @@ async def test_a_cleanup_ends_although_its_task_is_being_cancelled() -> None:
 
 
 async def test_a_cleanup_raises_what_it_raised() -> None:
-    """Its error is the caller's."""
+    """The caller gets the error of the cleanup."""
 
     async def cleanup() -> None:
         raise KeyError("mine")
@@ -127,7 +127,7 @@ async def test_a_cleanup_that_hangs_is_ended() -> None:
 
 
 async def test_a_cancellation_during_a_cleanup_is_not_delivered_behind_its_scope() -> None:
-    """anyio delivers a cancellation again and again within its scope; what comes after the scope is not cancelled."""
+    """anyio delivers a cancellation repeatedly within its scope; code after the scope is not cancelled."""
     reported: list[str] = []
     scope = anyio.CancelScope()
     waiting = anyio.Event()
@@ -160,7 +160,7 @@ def _asyncio(main: Callable[[], Awaitable[None]]) -> None:
 
 
 def test_repeated_cancellations_do_not_interrupt_a_cleanup() -> None:
-    """Task.cancel, again while the cleanup runs: the first one is on its way out."""
+    """``Task.cancel()`` is called again while the cleanup for the first call runs."""
 
     async def main() -> None:
         go_on = asyncio.Event()
@@ -214,18 +214,18 @@ def test_a_timeout_with_a_cleanup_inside_still_strikes() -> None:
 
 
 def test_outside_of_a_loop_there_is_no_library() -> None:
-    """None, without importing one."""
+    """The result is None, and no library is imported."""
     assert loops.current_library() is None
 
 
 @pytest.fixture
 def two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An executor of its own, which may have two threads."""
+    """An executor with at most two threads."""
     monkeypatch.setattr(on_asyncio, "_executors", PerProcess(lambda: ThreadPoolExecutor(2)))
 
 
 class _NoThreads:
-    """``threading.Thread.start`` of a process that may have no more threads."""
+    """``threading.Thread.start`` in a process that may start no more threads."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object] = lambda: None) -> None:
         self._patch = monkeypatch
@@ -245,7 +245,7 @@ class _NoThreads:
 def test_a_call_that_was_refused_for_want_of_a_thread_is_not_made_later(
     two_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """B-10a: the executor keeps it, and would make it when one of its threads is free: a late claim."""
+    """B-10a: the executor keeps the call, and would make it when a thread is free: a late claim."""
     go_on, made = threading.Event(), threading.Event()
 
     async def test() -> None:
@@ -294,10 +294,10 @@ from open_idempotency.backends.sqlite import SqliteBackend
 
 async def serve():
     backend = SqliteBackend(sys.argv[1], coalesce=False).to_async()
-    answer = await backend.claim(Claim(os.urandom(32), b"fingerprint", os.urandom(16), 30.0, 600.0))
+    result = await backend.claim(Claim(os.urandom(32), b"fingerprint", os.urandom(16), 30.0, 600.0))
     claimed.set()
     threading.main_thread().join()
-    print(await backend.complete(Complete(answer.lease, b"response")), flush=True)
+    print(await backend.complete(Complete(result.lease, b"response")), flush=True)
 
 claimed = threading.Event()
 threading.Thread(target=lambda: asyncio.run(serve())).start()
@@ -307,7 +307,7 @@ claimed.wait(20)
 
 @pytest.mark.skipif((3, 12) <= sys.version_info < (3, 12, 2), reason="there no thread can be started at that time")
 def test_a_server_in_a_thread_completes_after_the_main_thread_has_ended(tmp_path: Path) -> None:
-    """B-10a: from then on no executor takes calls any more."""
+    """B-10a: executors take no more calls from then on."""
     command = [sys.executable, "-c", _AFTER_THE_MAIN_THREAD, str(tmp_path / "records.db")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.stdout == "Completed(recreated=False)\n", ended.stderr

@@ -10,7 +10,7 @@ from open_idempotency._runtime.processes import PerProcess
 
 
 def test_a_value_is_made_once() -> None:
-    """B-11: lazily, on first use."""
+    """B-11: it is made lazily, on first use."""
     made: list[object] = []
 
     def make() -> object:
@@ -23,7 +23,7 @@ def test_a_value_is_made_once() -> None:
 
 
 def test_a_popped_value_is_made_anew() -> None:
-    """B-11: closing is not the end."""
+    """B-11: a closed value can be replaced."""
     values = PerProcess(object)
     first = values.get()
     assert values.pop() is first

@@ -1,4 +1,4 @@
-"""Hops: blocking calls of an asyncio loop in threads that are used again."""
+"""``run_in_thread``: sync calls of an asyncio loop in threads that are reused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SECONDS = 20.0
 
 @pytest.fixture(autouse=True)
 def threads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The idle threads; none at first."""
+    """The list of idle threads, empty at first."""
     idle: PerProcess[list[Any]] = PerProcess(list)
     monkeypatch.setattr(loop_threads, "_idle", idle)
     return idle.get()
@@ -41,11 +41,11 @@ def fail(message: str) -> None:
 
 
 def test_a_call_in_a_thread_gets_its_result() -> None:
-    """With its result, or its error."""
+    """The caller gets the result, or the error."""
 
     async def test() -> None:
-        answer, thread = await run_in_thread(lambda number: (2 * number, threading.get_ident()), 21)
-        assert answer == 42
+        result, thread = await run_in_thread(lambda number: (2 * number, threading.get_ident()), 21)
+        assert result == 42
         assert thread != threading.get_ident()
         with pytest.raises(ValueError, match="wrong"):
             await run_in_thread(fail, "wrong")
@@ -54,7 +54,7 @@ def test_a_call_in_a_thread_gets_its_result() -> None:
 
 
 def test_a_thread_is_used_again(threads: list[Any]) -> None:
-    """LIMITS: one after the other they share one; it is free before its caller goes on."""
+    """LIMITS: consecutive calls share one thread, which is free before its caller continues."""
 
     async def test() -> None:
         assert len({await run_in_thread(lambda _: threading.get_ident(), None) for _ in range(20)}) == 1
@@ -64,7 +64,7 @@ def test_a_thread_is_used_again(threads: list[Any]) -> None:
 
 
 def test_a_thread_that_blocks_holds_up_nobody() -> None:
-    """I11: each call at the same moment has a thread."""
+    """I11: each concurrent call has a thread."""
     barrier = threading.Barrier(5, timeout=_SECONDS)
 
     async def test() -> None:
@@ -74,7 +74,7 @@ def test_a_thread_that_blocks_holds_up_nobody() -> None:
 
 
 def test_a_cancelled_call_is_waited_for() -> None:
-    """L-04: however often it is cancelled, what was begun ends before the cancellation goes on."""
+    """L-04: however often it is cancelled, a call that has begun ends before the cancellation continues."""
     begun, release, ended = threading.Event(), threading.Event(), threading.Event()
 
     def call(_: None) -> None:
@@ -98,7 +98,7 @@ def test_a_cancelled_call_is_waited_for() -> None:
 
 
 def test_a_loop_that_is_gone_is_not_notified(threads: list[Any]) -> None:
-    """B-11: the thread goes on to serve others."""
+    """B-11: the thread continues to serve other loops."""
     begun, release = threading.Event(), threading.Event()
 
     def call(_: None) -> None:
@@ -122,7 +122,7 @@ def test_a_loop_that_is_gone_is_not_notified(threads: list[Any]) -> None:
 
 
 def test_an_idle_thread_ends(threads: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """I11: threads do not pile up."""
+    """I11: threads do not accumulate."""
     monkeypatch.setattr(loop_threads, "_IDLE", 0.01)
 
     async def test() -> None:

@@ -1,4 +1,4 @@
-"""A runner that ends while a request has code in a thread: it cancels its tasks when no event loop runs any more."""
+"""A runner that ends while a request has code in a thread: it cancels its tasks after the event loop has stopped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENCE = 10.0
 
 
 def test_a_runner_that_ends_its_tasks_waits_for_their_threads() -> None:
-    """L-09: as ``asyncio.run`` does; the response is recorded, and the other tasks are cancelled as well."""
+    """L-09: as with ``asyncio.run``; the response is recorded, and the other tasks are cancelled as well."""
     arrived, gate = threading.Event(), threading.Event()
     charges: list[str] = []
     others: list[str] = []

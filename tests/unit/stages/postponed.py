@@ -15,7 +15,7 @@ class Line:
 
 @dataclass
 class Order:
-    """An order with everything that nests."""
+    """An order that nests lists, dicts, tuples and optionals."""
 
     id: str
     lines: list[Line]
@@ -25,12 +25,12 @@ class Order:
 
 
 def make_line() -> Line:
-    """A function with a postponed annotation."""
+    """A function with a postponed return annotation."""
     return Line("a", 2)
 
 
 async def make_order() -> Order | None:
-    """A coroutine function with a postponed annotation."""
+    """A coroutine function with a postponed return annotation."""
     return None
 
 

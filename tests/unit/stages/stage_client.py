@@ -1,4 +1,4 @@
-"""A client that sends one request again and again, and functions that count their calls, for the tests of ``idem``."""
+"""Helpers of the tests of ``idem``: a client that repeats one request, and functions that count their calls."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ KEY = b"0123456789abcdef"
 
 
 class Client:
-    """A client that sends one request again and again, each time as the next attempt."""
+    """A client that sends one request repeatedly, each time as the next attempt."""
 
     def __init__(self, **fields: Any) -> None:
         self.engine: Engine = engine_of(**fields)
 
     @contextmanager
     def request(self, key: bytes = KEY, body: bytes = b"{}") -> Iterator[Attempt]:
-        """One attempt: bound while the block runs, failed at its end."""
+        """One attempt: current while the block runs, failed at its end."""
         fields = [(b"idempotency-key", key)] if key else []
         intake = Intake(request_of(), fields, new_owner(), lambda: None, lambda: body_of(body))
         attempt = self.engine.sync.run(admit(intake, self.engine.policy))
@@ -38,7 +38,7 @@ class Client:
 
     @contextmanager
     def bound(self, attempt: Attempt) -> Iterator[None]:
-        """The code of this attempt; of one that has ended, a worker that does not know it yet."""
+        """Run code as this attempt, also after it has ended, like a worker that does not know it yet."""
         phase, attempt.phase = attempt.phase, Phase.RUNNING
         mark = running.set((attempt, self.engine))
         try:
@@ -48,14 +48,14 @@ class Client:
             attempt.phase = phase
 
     def again(self) -> Response:
-        """The response to the request where no further attempt is admitted."""
+        """The response to a further request when no further attempt is admitted."""
         intake = Intake(request_of(), [(b"idempotency-key", KEY)], new_owner(), lambda: None, lambda: body_of(b"{}"))
-        answer = self.engine.sync.run(admit(intake, self.engine.policy))
-        assert isinstance(answer, Response)
-        return answer
+        response = self.engine.sync.run(admit(intake, self.engine.policy))
+        assert isinstance(response, Response)
+        return response
 
     def forget(self) -> None:
-        """Every record is lost."""
+        """Delete every record."""
         for record in list(self.engine.backend.scan()):
             self.engine.backend.delete(record.record_id)
 
@@ -74,5 +74,5 @@ class Counted:
         return self.result
 
     async def awaited(self) -> Any:
-        """The same as a coroutine function."""
+        """The same function as a coroutine function."""
         return self()

@@ -34,7 +34,7 @@ REPLAYED = "Idempotent-Replayed"
 
 
 class Shop:
-    """A SQLite database with the ledger's tables and one of orders."""
+    """A SQLite database with the ledger's tables and a table of orders."""
 
     def __init__(self, folder: Path) -> None:
         self.url = f"sqlite:///{folder}/shop.db"
@@ -44,32 +44,32 @@ class Shop:
             self.run(statement)
 
     def run(self, statement: str) -> Any:
-        """A statement, committed; its first row."""
+        """Run and commit a statement; return its first row."""
         with self.engine.begin() as connection:
             result = connection.execute(text(statement or "SELECT 1"))
             return result.first() if result.returns_rows else None
 
     @property
     def orders(self) -> int:
-        """How many are committed."""
+        """The number of committed orders."""
         return int(self.run("SELECT count(*) FROM orders")[0])
 
     def lose(self) -> None:
-        """The cache was flushed."""
+        """Delete the records, as a flushed cache does."""
         for record in list(self.backend.scan()):
             self.backend.delete(record.record_id)
 
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Any:
-    """A new one."""
+    """A new shop."""
     made = Shop(tmp_path)
     yield made
     made.engine.dispose()
 
 
 def place(session: Session) -> int:
-    """A row; its number."""
+    """Insert an order; return its number."""
     result: Any = session.execute(text("INSERT INTO orders DEFAULT VALUES RETURNING number"))
     return int(result.scalar_one())
 
@@ -78,7 +78,7 @@ def place(session: Session) -> int:
 
 
 def flask_client(shop: Shop, respond: Callable[[int], Any], **fields: Any) -> Any:
-    """A client of an application whose one view makes an order and responses as ``respond`` does."""
+    """A client of an application whose view inserts an order and responds as ``respond`` does."""
     app = flask.Flask("shop")
 
     @app.post("/")
@@ -91,7 +91,7 @@ def flask_client(shop: Shop, respond: Callable[[int], Any], **fields: Any) -> An
 
 
 def in_flask(number: int) -> flask.Response:
-    """A response with two fields of one name."""
+    """A response with two headers of one name."""
     response = flask.make_response({"order": number}, 201)
     response.headers.add("X-Part", "one")
     response.headers.add("X-Part", "two")
@@ -99,7 +99,7 @@ def in_flask(number: int) -> flask.Response:
 
 
 def test_flask_replays_although_the_record_was_lost(shop: Shop) -> None:
-    """S-06, R-01: status, body and fields; no second order."""
+    """S-06, R-01: status, body and headers are the same; there is no second order."""
     client = flask_client(shop, in_flask)
     first = client.post("/", headers=KEY)
     shop.lose()
@@ -111,7 +111,7 @@ def test_flask_replays_although_the_record_was_lost(shop: Shop) -> None:
 
 
 def test_the_record_is_complete_again_after_a_replay_from_the_ledger(shop: Shop) -> None:
-    """S-06: a third request needs no ledger."""
+    """S-06: a third request does not need the ledger."""
     client = flask_client(shop, in_flask)
     first = client.post("/", headers=KEY)
     shop.lose()
@@ -122,7 +122,7 @@ def test_the_record_is_complete_again_after_a_replay_from_the_ledger(shop: Shop)
 
 
 def test_another_body_is_refused_although_the_record_was_lost(shop: Shop) -> None:
-    """S-06, O-05."""
+    """S-06, O-05: the fingerprint is in the ledger."""
     client = flask_client(shop, in_flask)
     client.post("/", headers=KEY, data=b"one")
     shop.lose()
@@ -151,7 +151,7 @@ def test_sealed_responses_are_sealed_in_the_ledger_too(shop: Shop) -> None:
     ids=["a dict", "a stream", "nothing"],
 )
 def test_what_is_no_whole_response_rolls_back(shop: Shop, respond: Callable[[int], Any]) -> None:
-    """Bad input: the message says what makes one."""
+    """Bad input: the message says how to make a whole response."""
     client = flask_client(shop, respond)
     client.application.testing = True
     with pytest.raises(TypeError, match="make_response"):
@@ -186,7 +186,7 @@ def test_without_a_key_strict_stages_asks_for_one(shop: Shop) -> None:
 
 
 def test_flask_a_stale_worker_sends_what_it_has_committed(shop: Shop) -> None:
-    """S-06c: its heartbeat has heard behind the COMMIT that somebody has taken over."""
+    """S-06c: its heartbeat noticed after the COMMIT that another worker has taken over."""
     app = flask.Flask("shop")
 
     @app.post("/")
@@ -197,34 +197,34 @@ def test_flask_a_stale_worker_sends_what_it_has_committed(shop: Shop) -> None:
         return response
 
     Idempotency(app, shop.backend)
-    answer = app.test_client().post("/", headers=KEY)
-    assert (answer.status_code, answer.json) == (201, {"order": 1})
+    response = app.test_client().post("/", headers=KEY)
+    assert (response.status_code, response.json) == (201, {"order": 1})
 
 
 # FastAPI
 
 
 async def in_fastapi_although_lost(number: int) -> Response:
-    """The response of a worker that is taken over while it commits."""
+    """The response of a worker that loses its lease while it commits."""
     here()[0].lost = number > 0
     return JSONResponse({"order": number}, 201)
 
 
 def test_fastapi_a_stale_worker_whose_response_is_not_committed_gets_409(shop: Shop) -> None:
-    """L-03: nothing of it counts."""
-    (answer,) = anyio.run(fastapi_answers, shop, [b""], in_fastapi_although_lost)
-    assert (answer.status_code, shop.orders) == (409, 0)
+    """L-03: its response is discarded."""
+    (response,) = anyio.run(fastapi_responses, shop, [b""], in_fastapi_although_lost)
+    assert (response.status_code, shop.orders) == (409, 0)
 
 
 async def in_fastapi(number: int) -> Response:
-    """JSON, and two fields of one name."""
+    """A JSON response with two headers of one name."""
     response = JSONResponse({"order": number}, 201)
     response.headers.append("X-Part", "one")
     response.headers.append("X-Part", "two")
     return response
 
 
-async def fastapi_answers(
+async def fastapi_responses(
     shop: Shop, bodies: list[bytes], respond: Callable[[int], Any] = in_fastapi, **fields: Any
 ) -> list[Any]:
     """The responses to these bodies with one key; the record is lost after each."""
@@ -240,20 +240,20 @@ async def fastapi_answers(
     view.__annotations__ = {"request": Request}
     app.post("/")(view)
     app.add_middleware(IdempotencyMiddleware, backend=shop.backend, **fields)
-    answers = []
+    responses = []
     try:
         async with AsyncClient(transport=ASGITransport(app), base_url="http://shop") as client:
             for body in bodies:
-                answers.append(await client.post("/", content=body, headers=KEY))
+                responses.append(await client.post("/", content=body, headers=KEY))
                 shop.lose()
     finally:
         await engine.dispose()
-    return answers
+    return responses
 
 
 def test_fastapi_replays_although_the_record_was_lost(shop: Shop) -> None:
-    """S-06, R-01: with SQLAlchemy's awaited session."""
-    first, again = anyio.run(fastapi_answers, shop, [b"", b""])
+    """S-06, R-01: with SQLAlchemy's async session."""
+    first, again = anyio.run(fastapi_responses, shop, [b"", b""])
     assert (first.status_code, again.status_code, first.content) == (201, 201, again.content)
     assert again.headers.get_list("x-part") == ["one", "two"]
     assert (REPLAYED in first.headers, again.headers[REPLAYED]) == (False, "true")
@@ -261,20 +261,20 @@ def test_fastapi_replays_although_the_record_was_lost(shop: Shop) -> None:
 
 
 def test_fastapi_refuses_another_body_although_the_record_was_lost(shop: Shop) -> None:
-    """S-06, O-05."""
-    answers = anyio.run(fastapi_answers, shop, [b"one", b"other", b"one"])
-    assert [answer.status_code for answer in answers] == [201, 422, 201]
+    """S-06, O-05: the fingerprint is in the ledger."""
+    responses = anyio.run(fastapi_responses, shop, [b"one", b"other", b"one"])
+    assert [response.status_code for response in responses] == [201, 422, 201]
     assert shop.orders == 1
 
 
 def test_a_stream_of_starlettes_rolls_back(shop: Shop) -> None:
-    """Bad input."""
+    """Bad input: a stream is no whole response."""
 
     async def stream(number: int) -> Response:
         return StreamingResponse(iter([b"part"]))
 
     with pytest.raises(TypeError, match="StreamingResponse"):
-        anyio.run(fastapi_answers, shop, [b""], stream)
+        anyio.run(fastapi_responses, shop, [b""], stream)
     assert shop.orders == 0
 
 
@@ -282,14 +282,14 @@ def test_a_stream_of_starlettes_rolls_back(shop: Shop) -> None:
 
 
 def attempt_in(shop: Shop, client: Client, status: int = 201, **fields: Any) -> Any:
-    """One attempt at a request that makes an order; the block."""
+    """One attempt that inserts an order; yields the block."""
     with client.request(**fields), Session(shop.engine) as session, session.begin(), idem.atomic(session) as block:
         block.respond(PlainTextResponse(f"order {place(session)}", status))
     return block
 
 
 def test_entering_raises_if_an_earlier_attempt_has_responded(shop: Shop) -> None:
-    """S-06: whatever became of its record."""
+    """S-06: the state of its record does not matter."""
     client = Client()
     assert attempt_in(shop, client).kept
     client.forget()
@@ -299,7 +299,7 @@ def test_entering_raises_if_an_earlier_attempt_has_responded(shop: Shop) -> None
 
 
 def test_a_key_of_another_request_is_refused_on_entering(shop: Shop) -> None:
-    """S-06."""
+    """S-06: the ledger has another fingerprint for it."""
     client = Client()
     with client.request(body=b"one") as first:
         pass
@@ -313,7 +313,7 @@ def test_a_key_of_another_request_is_refused_on_entering(shop: Shop) -> None:
 
 
 def test_a_response_that_is_not_kept_is_reported(shop: Shop) -> None:
-    """S-06: so that the caller can roll back, as a retry runs again."""
+    """S-06: the caller can roll back, as a retry runs again."""
     client = Client()
     assert attempt_in(shop, client, 503).kept is False
     assert attempt_in(shop, client, 201).kept is True
@@ -321,7 +321,7 @@ def test_a_response_that_is_not_kept_is_reported(shop: Shop) -> None:
 
 
 def test_a_superseded_attempt_does_not_enter(shop: Shop) -> None:
-    """S-05, L-03: nothing of the stale worker's commits."""
+    """S-05, L-03: no row of the stale worker commits."""
     client = Client()
     with client.request() as stale:
         pass
@@ -332,7 +332,7 @@ def test_a_superseded_attempt_does_not_enter(shop: Shop) -> None:
 
 
 def test_an_attempt_that_lost_its_lease_in_the_block_cannot_leave_it(shop: Shop) -> None:
-    """S-06, S-07: the heartbeat has noticed; the rows are rolled back."""
+    """S-06, S-07: the heartbeat has noticed the loss; the rows are rolled back."""
     client = Client()
 
     def lose_it() -> None:
@@ -376,5 +376,5 @@ def test_what_is_no_transaction_is_refused(shop: Shop) -> None:
 
 def test_a_response_of_the_core_is_returned_as_it_is() -> None:
     """S-06: for a WSGI or ASGI application without a framework."""
-    answer = CoreResponse(201, [(b"a", b"b")], b"body")
-    assert response_of(answer) is answer
+    response = CoreResponse(201, [(b"a", b"b")], b"body")
+    assert response_of(response) is response

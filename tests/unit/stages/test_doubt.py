@@ -1,4 +1,4 @@
-"""Stages in doubt (S-04) through ``idem`` sync and async, on a real engine."""
+"""Stages in doubt (S-04) through ``idem``, sync and async, on a real engine."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from tests.unit.stages.stage_client import Client, Counted
 
 
 class Died(BaseException):
-    """The worker dies: nothing after it is recorded."""
+    """The worker dies: nothing after this exception is recorded."""
 
 
 class Declined(Exception):
-    """The other side said no, so nothing happened."""
+    """The other system refused, so nothing happened."""
 
 
 @pytest.fixture
 def listener() -> Listener:
-    """Hears the events of ``client``."""
+    """Collects the events of ``client``."""
     return Listener()
 
 
 @pytest.fixture
 def client(listener: Listener) -> Client:
-    """A client of a backend of its own."""
+    """A client with its own backend."""
     return Client(on_event=listener)
 
 
 def die() -> None:
-    """An effect whose worker dies before it is recorded."""
+    """An effect whose worker dies before the stage is recorded."""
     raise Died
 
 
@@ -52,7 +52,7 @@ def interrupted(client: Client, effect: Callable[..., Any] = die, **terms: Any) 
 
 
 def doubts(listener: Listener) -> list[tuple[str, str]]:
-    """What was decided of which stage."""
+    """The reported doubts: the stage, and the outcome of each."""
     return [(e.stage, e.finding) for e in listener.seen if isinstance(e, events.InDoubt)]
 
 
@@ -66,7 +66,7 @@ def test_the_intent_is_on_record_before_the_effect(client: Client) -> None:
 
 
 def test_a_stage_that_is_not_external_records_no_intent(client: Client) -> None:
-    """S-04: no further round trip unless it is asked for."""
+    """S-04: it costs no further round trip."""
     with client.request() as attempt:
         seen = []
         idem.run("charge", lambda: seen.append(dict(attempt.stages)))
@@ -74,7 +74,7 @@ def test_a_stage_that_is_not_external_records_no_intent(client: Client) -> None:
 
 
 def test_an_intent_is_no_stage_of_the_view(client: Client) -> None:
-    """``stages`` and ``load`` show what views recorded."""
+    """``stages`` and ``load`` show only the stages that views recorded."""
     interrupted(client)
     with client.request():
         assert idem.stages == ()
@@ -82,7 +82,7 @@ def test_an_intent_is_no_stage_of_the_view(client: Client) -> None:
 
 
 def test_a_doubt_is_raised_unless_something_else_is_asked_for(client: Client, listener: Listener) -> None:
-    """S-04: ``on_doubt="raise"``."""
+    """S-04: ``on_doubt="raise"`` is the default."""
     interrupted(client)
     effect = Counted()
     with client.request(), pytest.raises(OutcomeUnknown) as caught:
@@ -101,7 +101,7 @@ def test_a_stage_that_may_be_repeated_is_and_is_in_doubt_again(client: Client, l
 
 
 def test_what_the_other_side_found_is_recorded(client: Client, listener: Listener) -> None:
-    """S-04: Found; the next attempt asks nobody."""
+    """S-04: ``reconcile`` returns Found; the next attempt does not call it."""
     interrupted(client)
     with client.request():
         assert idem.run("charge", Counted(), reconcile=lambda: Found({"id": "ch_1"})) == {"id": "ch_1"}
@@ -113,7 +113,7 @@ def test_what_the_other_side_found_is_recorded(client: Client, listener: Listene
 
 
 def test_what_is_found_need_not_be_a_value_that_can_be_kept(client: Client) -> None:
-    """S-02a: the stage is done, and the next attempt asks again."""
+    """S-02a: the stage is done, and the next attempt calls ``reconcile`` again."""
     interrupted(client)
     for _ in range(2):
         effect, found = Counted(), object()
@@ -123,7 +123,7 @@ def test_what_is_found_need_not_be_a_value_that_can_be_kept(client: Client) -> N
 
 
 def test_the_other_side_is_asked_with_the_arguments_of_the_stage(client: Client) -> None:
-    """S-04: the same arguments find what they would have made."""
+    """S-04: ``reconcile`` gets them, to find what the stage would have made."""
     asked: list[Any] = []
 
     def find(*args: Any, **kwargs: Any) -> Found[str]:
@@ -149,7 +149,7 @@ def test_a_stage_of_another_key_is_not_in_doubt(client: Client) -> None:
 
 
 def test_unknown_may_be_asked_again(client: Client, listener: Listener) -> None:
-    """S-04: UNKNOWN; nothing runs until the other side can tell."""
+    """S-04: ``reconcile`` returns UNKNOWN; nothing runs until it returns something else."""
     interrupted(client)
     effect = Counted()
     with client.request(), pytest.raises(OutcomeUnknown) as caught:
@@ -157,11 +157,11 @@ def test_unknown_may_be_asked_again(client: Client, listener: Listener) -> None:
     assert (effect.calls, caught.value.retryable) == (0, True)
     with client.request():
         assert idem.run("charge", effect, reconcile=lambda: NOT_DONE) == "done"
-    assert [answer for _, answer in doubts(listener)] == ["unknown", "not_done"]
+    assert [outcome for _, outcome in doubts(listener)] == ["unknown", "not_done"]
 
 
 def test_another_result_of_reconcile_is_an_error_and_runs_nothing(client: Client) -> None:
-    """S-04: None from a function that forgot to return must not pass for "not done"."""
+    """S-04: a function that forgot to return gives None, which must not mean "not done"."""
     interrupted(client)
     effect = Counted()
     with client.request(), pytest.raises(TypeError, match="returned NoneType, not Found"):
@@ -170,7 +170,7 @@ def test_another_result_of_reconcile_is_an_error_and_runs_nothing(client: Client
 
 
 def test_an_error_of_reconcile_is_the_views_and_leaves_the_doubt(client: Client) -> None:
-    """S-04: the other side is down as well."""
+    """S-04: the other system is down as well."""
     interrupted(client)
     with client.request(), pytest.raises(Declined):
         idem.run("charge", Counted(), reconcile=Counted(Declined()))
@@ -179,7 +179,7 @@ def test_an_error_of_reconcile_is_the_views_and_leaves_the_doubt(client: Client)
 
 
 def test_an_exception_leaves_the_stage_in_doubt(client: Client) -> None:
-    """S-04: a time-out does not say that nothing happened, within the same attempt either."""
+    """S-04: a timeout does not say that nothing happened; this holds within the same attempt too."""
     with client.request():
         with pytest.raises(Declined):
             idem.run("charge", Counted(Declined()), external=True)
@@ -188,7 +188,7 @@ def test_an_exception_leaves_the_stage_in_doubt(client: Client) -> None:
 
 
 def test_an_exception_that_says_so_withdraws_the_intent(client: Client, listener: Listener) -> None:
-    """S-04: ``not_done=``; the stage may be begun and withdrawn any number of times."""
+    """S-04: with ``not_done=``; the stage may begin and be withdrawn any number of times."""
     for _ in range(3):
         interrupted(client, Counted(Declined()), external=True, not_done=(Declined,))
     with client.request():
@@ -205,14 +205,14 @@ def test_after_a_withdrawal_it_can_be_in_doubt_again(client: Client) -> None:
 
 
 def test_a_memoised_error_ends_the_doubt(client: Client) -> None:
-    """S-07 beside S-04."""
+    """S-07 beside S-04: a recorded error is a result."""
     for _ in range(2):
         with pytest.raises(Declined), client.request():
             idem.run("charge", Counted(Declined()), external=True, memo_errors=(Declined,))
 
 
 def test_a_block_is_done_where_the_other_side_found_it(client: Client) -> None:
-    """S-04 as a block."""
+    """S-04: the block form."""
     with pytest.raises(Died), client.request(), idem.stage("charge", external=True):
         raise Died
     with client.request():
@@ -222,7 +222,7 @@ def test_a_block_is_done_where_the_other_side_found_it(client: Client) -> None:
 
 
 def test_a_block_in_doubt_may_be_entered_again(client: Client) -> None:
-    """S-04: the refused stage was not used."""
+    """S-04: the refused stage does not count as used."""
     interrupted(client)
     with client.request():
         with pytest.raises(OutcomeUnknown), idem.stage("charge", external=True):
@@ -243,7 +243,7 @@ def test_without_a_key_nothing_is_recorded_and_nothing_is_in_doubt(client: Clien
 
 @pytest.mark.anyio
 async def test_the_async_form_records_asks_and_withdraws(client: Client) -> None:
-    """S-04, S-08: an awaited function, and a reconcile sync or async."""
+    """S-04, S-08: an async function, and a sync or async ``reconcile``."""
 
     async def found(order: str) -> Found[str]:
         return Found(f"found {order}")
@@ -273,7 +273,7 @@ async def test_the_async_form_records_asks_and_withdraws(client: Client) -> None
 
 
 def test_a_coroutine_cannot_be_asked_by_a_blocking_stage(client: Client) -> None:
-    """S-08: told before the stage is put on record."""
+    """S-08: the error is raised before the stage is recorded."""
 
     async def find() -> Found[str]:
         return Found("never")
@@ -295,7 +295,7 @@ def test_a_coroutine_cannot_be_asked_by_a_blocking_stage(client: Client) -> None
     ],
 )
 def test_terms_that_contradict_each_other_are_refused(client: Client, terms: dict[str, Any], message: str) -> None:
-    """S-04: before anything runs."""
+    """S-04: nothing runs before the error."""
     effect = Counted()
     with client.request(), pytest.raises(TypeError, match=message):
         idem.run("charge", effect, **terms)
@@ -303,7 +303,7 @@ def test_terms_that_contradict_each_other_are_refused(client: Client, terms: dic
 
 
 def test_a_resumed_doubt_asks_for_nothing_but_the_response() -> None:
-    """S-04: the intent on record stays, so running again costs no further round trip."""
+    """S-04: the intent stays on record, so running again costs no further round trip."""
     intent = Stage("charge", "\x1f1", encode_stage(StageKind.BEGUN, b"1"))
     script = Script()
     assert script.run(begin(attempt_of(intent), ("charge", ""), "rerun", None)) is None
@@ -311,7 +311,7 @@ def test_a_resumed_doubt_asks_for_nothing_but_the_response() -> None:
 
 
 def test_an_intent_whose_recording_is_interrupted_is_taken_back() -> None:
-    """S-04, L-04: it may have arrived, and nothing has begun; else every retry would be in doubt of nothing."""
+    """S-04, L-04: it may be on record although nothing has begun; every retry would be in doubt without a reason."""
     cancelled = asyncio.CancelledError()
     script = Script({SaveStage: [cancelled, StageSaved(b""), StageSaved(b"")]})
     with pytest.raises(asyncio.CancelledError):
@@ -322,7 +322,9 @@ def test_an_intent_whose_recording_is_interrupted_is_taken_back() -> None:
 
 
 def test_an_intent_that_follows_an_interrupted_one_counts() -> None:
-    """S-04: the first had not arrived, its withdrawal has; the next one is the last, and in doubt once it is begun."""
+    """S-04: the first intent was not recorded, its withdrawal was; the next intent counts, and is in doubt once the
+    effect begins.
+    """
     attempt = attempt_of(Stage("charge", "\x1f2", encode_stage(StageKind.WITHDRAWN, b"1")))
     begun = encode_stage(StageKind.BEGUN, b"1")
     script = Script({SaveStage: [StageSaved(begun)]})
@@ -333,7 +335,7 @@ def test_an_intent_that_follows_an_interrupted_one_counts() -> None:
 
 
 def test_after_an_interrupted_intent_the_same_attempt_may_begin_again() -> None:
-    """S-04: the backend was away, and the view tries once more."""
+    """S-04: the backend was unavailable, and the view tries once more."""
     attempt, down = attempt_of(), BackendUnavailable("down")
     impatient = attempt.policy.replace(record_within=0.001)
     attempt.policy = impatient

@@ -17,7 +17,7 @@ from tests.unit.stages.stage_client import Client, Counted
 
 @pytest.fixture
 def client() -> Client:
-    """A client of a backend of its own."""
+    """A client with its own backend."""
     return Client()
 
 
@@ -33,7 +33,7 @@ def test_a_stage_runs_once_over_all_attempts(client: Client) -> None:
 
 @pytest.mark.anyio
 async def test_an_awaited_stage_runs_once_over_all_attempts(client: Client) -> None:
-    """``arun``; with a coroutine function and with an ordinary one."""
+    """``arun``; with a coroutine function and with a sync function."""
     charge, reserve = Counted(1), Counted(2)
     for _ in range(2):
         with client.request():
@@ -43,7 +43,7 @@ async def test_an_awaited_stage_runs_once_over_all_attempts(client: Client) -> N
 
 
 def test_arguments_reach_the_function(client: Client) -> None:
-    """``idem.run(name, fn, *a, **k)``, also those that are called like our own."""
+    """``idem.run(name, fn, *a, **k)``, also arguments with the names of the library's own parameters."""
     with client.request():
         assert idem.run("a", lambda *a, **k: [a, k], 1, 2, x=3, name="n", function="f") == [
             [1, 2],
@@ -69,7 +69,7 @@ async def test_asave_stage_returns_the_first_value_ever_saved(client: Client) ->
 
 
 def test_a_block_asks_done_and_hands_over_a_value(client: Client) -> None:
-    """The block."""
+    """The block form of a stage."""
     seen = []
     for value in (1, 2):
         with client.request():
@@ -84,7 +84,7 @@ def test_a_block_asks_done_and_hands_over_a_value(client: Client) -> None:
 
 @pytest.mark.anyio
 async def test_an_awaited_block_asks_done_and_hands_over_a_value(client: Client) -> None:
-    """The block."""
+    """The async block form of a stage."""
     seen = []
     for value in (1, 2):
         with client.request():
@@ -103,7 +103,7 @@ def test_a_block_that_saves_nothing_is_done_with_none(client: Client) -> None:
 
 
 def test_a_decorated_function_is_a_stage(client: Client) -> None:
-    """The decorator; it keeps its name."""
+    """The decorator form; the function keeps its name."""
     calls = []
 
     @idem.stage("charge")
@@ -133,7 +133,7 @@ async def test_a_decorated_coroutine_function_is_a_stage(client: Client) -> None
 
 
 def test_a_method_can_be_decorated(client: Client) -> None:
-    """The key callable sees ``self``."""
+    """The ``key`` callable gets ``self``."""
 
     class Shop:
         def __init__(self, name: str) -> None:
@@ -164,7 +164,7 @@ def test_stages_are_known_by_name_and_key_and_not_by_position(client: Client) ->
 
 
 def test_one_stage_twice_in_one_attempt_is_a_conflict(client: Client) -> None:
-    """S-01: also where it is on record already."""
+    """S-01: also if the stage is on record already."""
     for _ in range(2):
         with client.request():
             idem.run("a", lambda: 1)
@@ -181,7 +181,7 @@ def test_a_stage_that_failed_may_be_run_again_within_the_attempt(client: Client)
 
 
 def test_a_stage_whose_value_was_not_kept_was_used_all_the_same(client: Client) -> None:
-    """S-01, S-02a: it is done."""
+    """S-01, S-02a: the stage is done."""
     with client.request():
         idem.save_stage("a", object())
         with pytest.raises(StageConflict):
@@ -222,7 +222,7 @@ def test_a_callable_key_is_for_decorators(client: Client) -> None:
 
 
 def test_nested_stages_are_recorded_each_for_itself(client: Client) -> None:
-    """S-07: the inner one stands even where the outer one fails."""
+    """S-07: the inner one stays recorded even if the outer one fails."""
     inner = Counted(1)
 
     def outer(fail: bool) -> int:
@@ -250,7 +250,7 @@ def test_the_facts_of_a_first_and_of_a_later_attempt(client: Client) -> None:
 
 
 def test_load_builds_a_declared_type(client: Client) -> None:
-    """S-02."""
+    """S-02: ``load`` takes a declared type."""
     with client.request():
         idem.run("line", make_line)
         assert idem.load("line", returns=Line) == Line("a", 2)
@@ -266,7 +266,7 @@ def test_key_for_is_the_same_on_every_attempt_and_differs_by_name_and_request(cl
 
 
 def test_key_for_without_a_key_is_the_same_within_the_request_only(client: Client) -> None:
-    """S-03."""
+    """S-03: another request gets another key."""
     keys = []
     for _ in range(2):
         with client.request(b""):

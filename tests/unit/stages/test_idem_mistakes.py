@@ -1,4 +1,4 @@
-"""What is easily written wrong with ``idem``, and what it says then, before anything has run."""
+"""Common mistakes with ``idem``, and the errors that report them before anything has run."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ from tests.unit.stages.stage_client import KEY, Client, Counted
 
 @pytest.fixture
 def client() -> Client:
-    """A client of a backend of its own."""
+    """A client with its own backend."""
     return Client()
 
 
 def charge(amount: int, key: str | None = None) -> str:
-    """A call to a provider that knows keys."""
+    """A call to a provider that accepts keys."""
     return f"{amount} with {key}"
 
 
 def test_a_key_that_may_be_the_functions_is_asked_about(client: Client) -> None:
-    """S-01: or the provider would get none, and nobody would know."""
+    """S-01: otherwise the provider would silently get no key."""
     with client.request(), pytest.raises(TypeError, match=r"key= is an argument of the stage.*functools\.partial"):
         idem.run("charge", charge, 500, key=idem.key_for("charge"))
 
 
 def test_a_partial_function_has_its_own(client: Client) -> None:
-    """S-01: both, each where it belongs."""
+    """S-01: with ``functools.partial`` both arguments reach the right place."""
     with client.request():
         assert idem.run("charge", functools.partial(charge, key="theirs"), 500, key="ours") == "500 with theirs"
         assert idem.stages[0].key == "ours"
 
 
 def test_an_argument_that_is_not_given_needs_no_question(client: Client) -> None:
-    """S-01: a function may have what names it likes."""
+    """S-01: a function may have parameters of any name."""
     with client.request():
         assert idem.run("charge", charge, 500) == "500 with None"
 
 
 @pytest.mark.anyio
 async def test_it_is_asked_in_coroutines_too(client: Client) -> None:
-    """S-08."""
+    """S-08: the same error in the async verbs."""
     with client.request(), pytest.raises(TypeError, match="external= is an argument of the stage"):
         await idem.arun("charge", lambda external: None, external=True)
 
@@ -69,13 +69,13 @@ def test_what_a_function_returned_is_no_function(client: Client, result: Any) ->
 
 @pytest.mark.anyio
 async def test_a_coroutine_is_no_function(client: Client) -> None:
-    """S-08: and is closed, so that nothing warns of it instead."""
+    """S-08: the coroutine is closed, so that Python does not warn about it."""
     with client.request(), pytest.raises(TypeError, match="pass the function and its arguments separately"):
         await idem.arun("charge", Counted().awaited())
 
 
 def test_a_decorator_without_a_name_says_how_it_is_written() -> None:
-    """S-01."""
+    """S-01: the error shows the right form."""
     stage: Any = idem.stage
     with pytest.raises(TypeError, match=r"@idem\.stage\('name'\)"):
 
@@ -84,10 +84,10 @@ def test_a_decorator_without_a_name_says_how_it_is_written() -> None:
 
 
 def test_a_class_as_transaction_is_refused(client: Client) -> None:
-    """S-05: it would be called, and make one that nobody commits."""
+    """S-05: it would be called, and make a transaction that nobody commits."""
 
     class Session:
-        """An application's."""
+        """A session class of an application."""
 
     with client.request(), pytest.raises(ConfigurationError, match="tx= is the class Session"):
         idem.stage("order", tx=Session)(Counted().__call__)()
@@ -95,13 +95,13 @@ def test_a_class_as_transaction_is_refused(client: Client) -> None:
 
 @pytest.mark.parametrize("form", [lambda tx: idem.stage("order", tx=tx), lambda tx: idem.atomic(tx)])
 def test_a_wrong_transaction_is_reported_without_a_key_too(client: Client, form: Callable[[Any], Any]) -> None:
-    """S-05: whoever tries without one hears of it, and not only production."""
+    """S-05: a developer who tries without a key sees the error, and not only production."""
     with client.request(key=b""), pytest.raises(ConfigurationError, match="tx= takes a SQLAlchemy Session"):
         form(object()).__enter__()
 
 
 def test_a_name_means_nothing_where_no_django_is_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """S-05: and is not repeated, as it may be a URL."""
+    """S-05: the error does not repeat the name, as it may be a URL."""
     from django.conf import settings
 
     from open_idempotency.ledger.transactions import transaction_of
@@ -114,7 +114,7 @@ def test_a_name_means_nothing_where_no_django_is_set_up(monkeypatch: pytest.Monk
 
 
 def test_a_declared_type_that_cannot_be_kept_is_reported_with_its_stage(client: Client) -> None:
-    """S-02a: before the call, and what to return instead."""
+    """S-02a: before the call, and with a type to return instead."""
     reserve = Counted()
     with client.request(), pytest.raises(StageValueError, match=r"stage 'reserve': .* Counted .* return a text"):
         idem.run("reserve", reserve, returns=Counted)
@@ -132,12 +132,12 @@ SUCCESS, REFUSAL = Response(201, [], b"paid"), Response(402, [], b"declined")
 
 
 def finished(client: Client, attempt: Attempt, response: Response = SUCCESS) -> Any:
-    """What becomes of the response of an attempt whose view has ended."""
+    """The fate or response of an attempt whose view has ended."""
     return client.engine.sync.run(finish(attempt, response))
 
 
 def never_awaited() -> Any:
-    """Python's own warning of a coroutine that nobody awaits, which comes at the end of the attempt."""
+    """Python's own warning about a coroutine that is never awaited; it comes at the end of the attempt."""
     return pytest.warns(RuntimeWarning, match="never awaited")
 
 
@@ -160,7 +160,7 @@ async def test_a_success_whose_stage_was_not_awaited_is_not_stored(verb: str) ->
 
 @pytest.mark.anyio
 async def test_a_refusal_may_leave_a_stage_unawaited(client: Client) -> None:
-    """O-36: it does not say that the effect has happened; Python warns."""
+    """O-36: a refusal does not claim that the effect has happened; Python warns."""
     with client.request() as attempt:
         idem.arun("charge", Counted().awaited)
         with never_awaited():
@@ -169,7 +169,7 @@ async def test_a_refusal_may_leave_a_stage_unawaited(client: Client) -> None:
 
 @pytest.mark.anyio
 async def test_a_view_that_raises_leaves_no_stage_behind(client: Client) -> None:
-    """O-36: the coroutine is let go where the attempt fails."""
+    """O-36: the coroutine is released when the attempt fails."""
     with client.request() as attempt:
         idem.arun("charge", Counted().awaited)
         with never_awaited():

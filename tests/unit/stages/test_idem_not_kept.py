@@ -1,4 +1,4 @@
-"""Stages whose value cannot be kept (S-02a) through ``idem`` sync and async, on a real engine."""
+"""Stages whose value cannot be stored (S-02a) through ``idem``, sync and async, on a real engine."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tests.unit.stages.stage_client import Client, Counted
 
 
 class Receipt:
-    """What a client library returns."""
+    """An object of a client library."""
 
 
 class Declined(Exception):
-    """A result, reported as an exception."""
+    """A result that is reported as an exception."""
 
 
 UNKEEPABLE = [Receipt(), Decimal("1.10"), datetime(2026, 1, 1, tzinfo=timezone.utc), "x" * 70_000, {1: 2}, float("nan")]
@@ -37,13 +37,13 @@ IDS = ["object", "decimal", "datetime", "too long", "numbered members", "nan"]
 
 @pytest.fixture
 def listener() -> Listener:
-    """Hears the events of ``client``."""
+    """Collects the events of ``client``."""
     return Listener()
 
 
 @pytest.fixture
 def client(listener: Listener) -> Client:
-    """A client of a backend of its own."""
+    """A client with its own backend."""
     return Client(on_event=listener)
 
 
@@ -106,7 +106,7 @@ AWAITED = [as_block_awaited, as_decorator_awaited, as_call_awaited]
 def test_the_effect_is_not_repeated_and_the_first_attempt_goes_on(
     client: Client, listener: Listener, form: Callable[..., Any], value: Any, terms: dict[str, Any]
 ) -> None:
-    """S-02a: it has the value itself; later attempts have none, and get 409."""
+    """S-02a: the first attempt has the value itself; later attempts have none, and get 409."""
     charge = Counted(value)
     with client.request() as attempt:
         assert form(charge, **terms) is value
@@ -119,15 +119,15 @@ def test_the_effect_is_not_repeated_and_the_first_attempt_goes_on(
             assert not caught.value.retryable
             assert attempt.interrupted is caught.value
     assert charge.calls == 1
-    (told,) = [event for event in listener.seen if isinstance(event, events.StageValueNotKept)]
-    assert (told.stage, told.kind == "", told.cure == "") == ("charge", False, False)
+    (reported,) = [event for event in listener.seen if isinstance(event, events.StageValueNotKept)]
+    assert (reported.stage, reported.kind == "", reported.cure == "") == ("charge", False, False)
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("value", UNKEEPABLE, ids=IDS)
 @pytest.mark.parametrize("form", AWAITED)
 async def test_the_same_awaited(client: Client, form: Callable[..., Any], value: Any) -> None:
-    """S-02a: in coroutines."""
+    """S-02a: the async forms."""
     charge = Counted(value)
     with client.request():
         assert await form(charge) is value
@@ -141,7 +141,7 @@ async def test_the_same_awaited(client: Client, form: Callable[..., Any], value:
 def test_a_default_is_what_later_attempts_get(
     client: Client, listener: Listener, form: Callable[..., Any], default: Any
 ) -> None:
-    """S-02a: whatever it is, also None; and nothing is wrong then."""
+    """S-02a: any default, also None; then nothing is reported."""
     charge = Counted(Receipt())
     with client.request():
         assert form(charge, default=default) is charge.result
@@ -156,7 +156,7 @@ def test_a_default_is_what_later_attempts_get(
 @pytest.mark.anyio
 @pytest.mark.parametrize("form", AWAITED)
 async def test_a_default_is_what_later_attempts_get_awaited(client: Client, form: Callable[..., Any]) -> None:
-    """S-02a: in coroutines."""
+    """S-02a: the async forms."""
     charge = Counted(Receipt())
     for expected in (charge.result, None, None):
         with client.request():
@@ -165,7 +165,7 @@ async def test_a_default_is_what_later_attempts_get_awaited(client: Client, form
 
 
 def test_a_default_changes_nothing_where_the_value_is_kept(client: Client) -> None:
-    """S-02: the value on record counts."""
+    """S-02: the recorded value counts."""
     for _ in range(2):
         with client.request():
             assert idem.run("charge", lambda: "ch_1", default="none") == "ch_1"
@@ -173,7 +173,7 @@ def test_a_default_changes_nothing_where_the_value_is_kept(client: Client) -> No
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_other_side_is_asked_for_the_value(client: Client, form: Callable[..., Any]) -> None:
-    """S-02a, S-04: ``reconcile`` finds it, each time that it is needed."""
+    """S-02a, S-04: ``reconcile`` finds the value, each time that it is needed."""
     charge, asked = Counted(Receipt()), Counted(Found("ch_1"))
     with client.request():
         assert form(charge, reconcile=asked) is charge.result
@@ -184,17 +184,17 @@ def test_the_other_side_is_asked_for_the_value(client: Client, form: Callable[..
     assert (charge.calls, asked.calls) == (1, 2)
 
 
-@pytest.mark.parametrize("answer", [NOT_DONE, UNKNOWN])
-def test_whatever_the_other_side_says_the_stage_does_not_run_again(client: Client, answer: Any) -> None:
-    """S-02a: the record knows that it is done. A later retry may find the value."""
+@pytest.mark.parametrize("outcome", [NOT_DONE, UNKNOWN])
+def test_whatever_the_other_side_says_the_stage_does_not_run_again(client: Client, outcome: Any) -> None:
+    """S-02a: the record says that the stage is done. A later retry may find the value."""
     charge = Counted(Receipt())
     with client.request():
-        idem.run("charge", charge, reconcile=lambda: answer)
+        idem.run("charge", charge, reconcile=lambda: outcome)
     with client.request(), pytest.raises(OutcomeUnknown) as caught:
-        idem.run("charge", charge, reconcile=lambda: answer)
+        idem.run("charge", charge, reconcile=lambda: outcome)
     assert (caught.value.retryable, charge.calls) == (True, 1)
     with client.request():
-        assert idem.run("charge", charge, reconcile=lambda: answer, default="none") == "none"
+        assert idem.run("charge", charge, reconcile=lambda: outcome, default="none") == "none"
 
 
 @pytest.mark.anyio
@@ -216,7 +216,7 @@ async def test_the_other_side_is_asked_in_coroutines(client: Client) -> None:
 def test_an_error_whose_arguments_cannot_be_kept_is_a_result_all_the_same(
     client: Client, listener: Listener, args: tuple[Any, ...]
 ) -> None:
-    """S-02a, S-07: later attempts do not run the stage, and no default makes a success of it."""
+    """S-02a, S-07: later attempts do not run the stage, and no default turns it into a success."""
     charge = Counted(Declined(*args))
     with client.request(), pytest.raises(Declined) as raised:
         idem.run("charge", charge, memo_errors=(Declined,), default="ok")
@@ -230,13 +230,13 @@ def test_an_error_whose_arguments_cannot_be_kept_is_a_result_all_the_same(
 
 @dataclass
 class Bill:
-    """A dataclass of what cannot be kept."""
+    """A dataclass with a field that cannot be stored."""
 
     receipt: Receipt
 
 
 def receipt() -> Receipt:
-    """A function whose declared type says that it cannot be kept."""
+    """A function whose declared type cannot be stored."""
     raise AssertionError("it must not run")
 
 
@@ -250,7 +250,7 @@ async def receipt_awaited() -> Receipt:
 def test_what_is_declared_and_cannot_be_kept_fails_before_the_effect(
     client: Client, key: bytes, terms: dict[str, Any]
 ) -> None:
-    """S-02a: with and without a key, and nothing is on record; ``returns=`` and what says more goes on."""
+    """S-02a: with and without a key, and nothing is recorded; ``returns=`` with a storable type works."""
     charge = Counted("ch_1")
     with client.request(key):
         for _ in range(2):
@@ -273,7 +273,7 @@ async def test_it_fails_before_the_effect_in_coroutines(client: Client) -> None:
 
 
 def test_a_declared_type_that_cannot_be_kept_is_let_through_with_a_default(client: Client) -> None:
-    """S-02a: whoever gives one knows."""
+    """S-02a: a default shows that the author knows."""
     charge = Counted(Receipt())
 
     def charged() -> Receipt:
@@ -287,7 +287,7 @@ def test_a_declared_type_that_cannot_be_kept_is_let_through_with_a_default(clien
 
 
 def test_it_is_an_error_in_the_log_that_says_what_to_do(client: Client, caplog: pytest.LogCaptureFixture) -> None:
-    """S-02a: stage, type and cure, and nothing of the value."""
+    """S-02a: the error has stage, type and cure, and nothing of the value."""
     with caplog.at_level(logging.ERROR, "open_idempotency"), client.request():
         idem.run("charge", lambda: {"card": Decimal("4111")})
     (record,) = caplog.records
@@ -298,7 +298,7 @@ def test_it_is_an_error_in_the_log_that_says_what_to_do(client: Client, caplog: 
 
 
 def test_without_a_key_it_is_reported_too(client: Client, listener: Listener) -> None:
-    """S-02a, S-03: whoever tries without one hears of it."""
+    """S-02a, S-03: a developer who tries without a key sees it."""
     value = Receipt()
     with client.request(b""):
         assert idem.run("charge", lambda: value) is value
@@ -306,7 +306,7 @@ def test_without_a_key_it_is_reported_too(client: Client, listener: Listener) ->
 
 
 def test_a_saved_stage_whose_value_cannot_be_kept_is_on_record(client: Client) -> None:
-    """S-02a: ``save_stage`` tells the view that it got this far, so ``load`` must not say that it did not."""
+    """S-02a: ``save_stage`` records that the view got this far, so ``load`` must not deny it."""
     value = Receipt()
     with client.request():
         assert idem.save_stage("charge", value) is value
@@ -322,7 +322,7 @@ def test_a_saved_stage_whose_value_cannot_be_kept_is_on_record(client: Client) -
 
 
 def test_two_stages_with_keys_of_their_own_do_not_stand_for_each_other(client: Client) -> None:
-    """S-01, S-02a."""
+    """S-01, S-02a: stages are identified by name and key."""
     with client.request():
         idem.run("charge", Receipt, returns=Any, key="a")
         idem.run("charge", lambda: 1, key="b")
@@ -355,13 +355,13 @@ def test_a_hostile_record_is_a_typed_error(payload: bytes) -> None:
 
 
 def test_a_default_is_not_for_a_transaction() -> None:
-    """S-02a, S-05: it rolls back instead."""
+    """S-02a, S-05: the transaction is rolled back instead."""
     with pytest.raises(TypeError, match="default="):
         idem.stage("charge", tx=object(), default=None)
 
 
 def test_a_default_that_may_be_the_functions_is_asked_about(client: Client) -> None:
-    """S-01."""
+    """S-01: the argument may be meant for the function."""
 
     def charge(default: int = 0) -> int:
         return default
@@ -371,7 +371,7 @@ def test_a_default_that_may_be_the_functions_is_asked_about(client: Client) -> N
 
 
 class Sealer(EncryptionKeys):
-    """Encrypts, as long as it has its keys."""
+    """Encrypts while it has its keys."""
 
     fails = False
 
@@ -404,7 +404,7 @@ def test_a_value_that_cannot_be_encrypted_is_not_kept(listener: Listener, form: 
 
 
 def test_where_plain_records_are_refused_nothing_runs_after_that(listener: Listener) -> None:
-    """S-02a, B-08b: 503, as the record cannot be trusted; the effect is not had again."""
+    """S-02a, B-08b: 503, as the record cannot be trusted; the effect does not happen again."""
     sealer = Sealer({"2026": b"n" * 32})
     client = Client(on_event=listener, encryption=sealer)
     charge = Counted("ch_1")
@@ -417,7 +417,7 @@ def test_where_plain_records_are_refused_nothing_runs_after_that(listener: Liste
 
 
 def test_an_intent_that_cannot_be_encrypted_keeps_the_effect_from_happening() -> None:
-    """S-02a, S-04: that is known before it."""
+    """S-02a, S-04: the failure is known before the effect."""
     sealer = Sealer({"2026": b"n" * 32})
     client = Client(encryption=sealer)
     charge = Counted("ch_1")
@@ -427,17 +427,17 @@ def test_an_intent_that_cannot_be_encrypted_keeps_the_effect_from_happening() ->
     assert charge.calls == 0
 
 
-# Secrets that would be stored as stars
+# Secrets that would be stored as asterisks
 
 
 class Wallet(pydantic.BaseModel):
-    """A model that may have a secret."""
+    """A model with an optional secret."""
 
     card: pydantic.SecretStr | None = None
 
 
 class Card(pydantic.BaseModel):
-    """A model that always has one."""
+    """A model with a required secret."""
 
     number: pydantic.SecretStr
 
@@ -451,7 +451,7 @@ SECRETS = [(CARD, Any), (Wallet(card=CARD), Wallet)]
 def test_a_resumed_request_gets_no_stars_as_its_secret(
     client: Client, listener: Listener, form: Callable[..., Any], value: Any, declared: Any
 ) -> None:
-    """S-09, S-02a: the attempt keeps the secret, the log says what to do, and a retry gets 409."""
+    """S-09, S-02a: the attempt has the secret, the log says what to do, and a retry gets 409."""
     charge = Counted(value)
     with client.request():
         assert form(charge, returns=declared) is value
@@ -470,7 +470,7 @@ def test_a_resumed_request_gets_no_stars_as_its_secret(
 async def test_a_resumed_request_gets_no_stars_as_its_secret_async(
     client: Client, form: Callable[..., Any], value: Any, declared: Any
 ) -> None:
-    """S-09, S-02a: in coroutines."""
+    """S-09, S-02a: the async form."""
     charge = Counted(value)
     with client.request():
         assert await form(charge, returns=declared) is value
@@ -491,7 +491,7 @@ def test_a_declared_type_with_a_hidden_secret_fails_before_the_effect(client: Cl
 
 
 def test_a_saved_stage_with_a_hidden_secret_is_reported(client: Client, listener: Listener) -> None:
-    """S-09: ``save_stage`` has no declared type."""
+    """S-09: ``save_stage`` has no declared type, so the secret is found when it is saved."""
     with client.request():
         assert idem.save_stage("charge", CARD) is CARD
     assert listener.kinds().count(events.StageValueNotKept) == 1
@@ -499,6 +499,6 @@ def test_a_saved_stage_with_a_hidden_secret_is_reported(client: Client, listener
 
 @pytest.mark.parametrize("key", [b"0123456789abcdef", b""])
 def test_a_plain_secret_is_a_value(client: Client, key: bytes) -> None:
-    """S-09: what the error advises to return."""
+    """S-09: the error advises to return it as plain text."""
     with client.request(key):
         assert idem.run("charge", lambda: CARD.get_secret_value()) == "4111"

@@ -1,4 +1,4 @@
-"""Where ``idem`` can be used, in which mode, in which threads, and what it says elsewhere."""
+"""Where ``idem`` can be used: inside of requests, sync or async, in which threads; and the errors elsewhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.unit.stages.stage_client import Client, Counted
 
 @pytest.fixture
 def client() -> Client:
-    """A client of a backend of its own."""
+    """A client with its own backend."""
     return Client()
 
 
@@ -64,7 +64,7 @@ async def test_outside_of_a_request_the_awaited_verbs_are_not_started() -> None:
 
 
 def test_outside_of_a_request_it_is_not_active() -> None:
-    """The one fact that never raises."""
+    """``active`` is the one fact that never raises."""
     assert idem.active is False
 
 
@@ -89,7 +89,7 @@ def test_every_stage_notices_a_lost_lease_before_its_effect(client: Client, use:
 
 
 def test_a_stage_whose_lease_was_lost_meanwhile_is_refused(client: Client) -> None:
-    """L-03, B-03: the backend says so, and the attempt remembers."""
+    """L-03, B-03: the backend refuses it, and the attempt remembers the loss."""
     with client.request() as attempt:
         assert attempt.lease is not None
         attempt.lease.token -= 1
@@ -129,13 +129,13 @@ async def test_a_blocking_verb_on_an_event_loop_is_a_clear_error(client: Client,
 
 @pytest.mark.parametrize("use", [lambda: idem.arun("a", Counted()), lambda: idem.asave_stage("a")])
 def test_an_awaited_verb_outside_of_an_event_loop_is_a_clear_error(client: Client, use: Any) -> None:
-    """S-08: at the call, since nobody may await it."""
+    """S-08: the call raises, since its coroutine may never be awaited."""
     with client.request(), pytest.raises(SyncAsyncMismatch, match="without the 'a'"):
         use()
 
 
 def test_a_coroutine_function_in_a_blocking_verb_is_a_clear_error(client: Client) -> None:
-    """S-08: and no coroutine is left unawaited."""
+    """S-08: no coroutine is left unawaited."""
     charge = Counted()
     with client.request():
         for function in (charge.awaited, functools.partial(charge.awaited), lambda: charge.awaited()):
@@ -146,7 +146,7 @@ def test_a_coroutine_function_in_a_blocking_verb_is_a_clear_error(client: Client
 
 @pytest.mark.anyio
 async def test_a_blocking_endpoint_in_a_thread_of_an_asynchronous_app_just_works(client: Client) -> None:
-    """S-08: the context goes with the thread."""
+    """S-08: the context is copied to the thread."""
     charge = Counted(1)
     for _ in range(2):
         with client.request():
@@ -165,7 +165,7 @@ def test_to_thread_carries_the_request(client: Client) -> None:
 
 
 def test_a_thread_without_the_context_is_not_started_and_with_it_works(client: Client) -> None:
-    """S-03: usable in threads that inherit the context."""
+    """S-03: ``idem`` works in threads that inherit the context."""
     with client.request(), ThreadPoolExecutor(1) as pool:
         context = contextvars.copy_context()
         assert pool.submit(context.run, idem.run, "a", lambda: 1).result(10) == 1
@@ -174,7 +174,7 @@ def test_a_thread_without_the_context_is_not_started_and_with_it_works(client: C
 
 
 def test_threads_of_one_request_record_their_stages_side_by_side(client: Client) -> None:
-    """S-01: none is lost."""
+    """S-01: no stage is lost."""
     together = threading.Barrier(8)
 
     def work(number: int) -> int:
@@ -190,7 +190,7 @@ def test_threads_of_one_request_record_their_stages_side_by_side(client: Client)
 
 
 def test_tasks_of_one_request_record_their_stages_side_by_side(client: Client) -> None:
-    """S-01."""
+    """S-01: no stage is lost."""
 
     async def work(number: int) -> None:
         await idem.arun("part", lambda: number, key=number)
@@ -204,7 +204,7 @@ def test_tasks_of_one_request_record_their_stages_side_by_side(client: Client) -
 
 
 def test_two_requests_in_two_contexts_do_not_see_each_other(client: Client) -> None:
-    """I10."""
+    """I10: each context has its own request."""
 
     def one(key: bytes) -> list[str]:
         with client.request(key):
@@ -216,7 +216,7 @@ def test_two_requests_in_two_contexts_do_not_see_each_other(client: Client) -> N
 
 
 def test_an_attempt_of_the_default_policy_shares_nothing_with_another() -> None:
-    """Per-request state is per request."""
+    """The state of a request belongs to that request."""
     one, other = Attempt(IdempotencyPolicy()), Attempt(IdempotencyPolicy())
     one.enter(("a", ""))
     other.enter(("a", ""))

@@ -18,7 +18,7 @@ from tests.unit.stages.stage_client import Client, Counted
 
 @pytest.fixture
 def client() -> Client:
-    """A client of a backend of its own."""
+    """A client with its own backend."""
     return Client()
 
 
@@ -40,7 +40,7 @@ def test_the_first_attempt_sees_the_value_as_json_has_it(client: Client) -> None
 
 
 def test_a_value_that_could_not_be_read_back_is_not_recorded(client: Client) -> None:
-    """S-02, S-02a: a saved value never changes, so it must not be a broken one."""
+    """S-02, S-02a: a saved value never changes, so it must be readable."""
     with client.request():
         assert idem.run("a", lambda: [1, 2, 3], returns=tuple[int, int]) == [1, 2, 3]
         assert [stage.value for stage in idem.stages] == [{"not_kept": "list"}]
@@ -54,7 +54,7 @@ class CardDeclined(Exception):
 
 
 class Expired(CardDeclined):
-    """A kind of it."""
+    """A subclass of the error."""
 
 
 def test_an_error_is_not_memoised_unless_asked(client: Client) -> None:
@@ -87,7 +87,7 @@ async def test_a_memoised_error_is_raised_again_awaited(client: Client) -> None:
 
 
 def test_a_memoised_error_of_a_subclass_comes_back_as_the_class_that_was_named(client: Client) -> None:
-    """S-07: types are never looked up by a stored name."""
+    """S-07: no class is looked up by a stored name."""
     charge = Counted(Expired("54"))
     with client.request(), pytest.raises(Expired):
         idem.run("charge", charge, memo_errors=(CardDeclined,))
@@ -114,7 +114,7 @@ def test_a_recorded_error_that_is_not_named_any_more_is_a_clear_error(client: Cl
 
 
 class Picky(Exception):
-    """An error that cannot be made from its ``args``."""
+    """An error that cannot be constructed from its ``args``."""
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(f"{code}: {reason}")
@@ -142,7 +142,7 @@ def test_a_recorded_error_that_cannot_be_made_again_any_more_is_a_clear_error(cl
 
 
 def test_a_memoised_error_is_among_the_stages(client: Client) -> None:
-    """``idem.stages``: one of them does not hide the others."""
+    """``idem.stages`` still lists the other stages."""
     with client.request():
         idem.save_stage("a", 1, key="k")
         with pytest.raises(CardDeclined):

@@ -1,4 +1,4 @@
-"""Stage values as JSON and back. Annotations here are real objects; ``postponed`` has the textual ones."""
+"""Stage values as JSON and back. Annotations here are objects; ``postponed`` has annotations as text."""
 
 import functools
 import json
@@ -115,19 +115,19 @@ def test_a_dataclass_inside_an_undeclared_list_is_refused_with_help() -> None:
 
 @dataclass
 class Special(Line):
-    """A subclass, whose additional field its parent would lose."""
+    """A subclass with a field that its parent lacks."""
 
     note: str = ""
 
 
 def test_a_subclass_of_the_declared_class_is_refused() -> None:
-    """S-02: what would not come back as it was."""
+    """S-02: it would come back as its parent."""
     with pytest.raises(StageValueError, match="Special needs a declared type"):
         encode(Special("a"), Line, LIMIT)
 
 
 def test_a_dataclass_in_a_union_of_several_types_comes_back_as_its_own() -> None:
-    """S-02: a mark tells the two apart."""
+    """S-02: a mark distinguishes the two types."""
     for value in (Line("a"), Special("a", note="b")):
         assert through(value, Line | Special) == value
         assert type(through(value, Line | Special)) is type(value)
@@ -135,7 +135,7 @@ def test_a_dataclass_in_a_union_of_several_types_comes_back_as_its_own() -> None
 
 @dataclass
 class Derived:
-    """A field that is computed, and one that is not compared."""
+    """A dataclass with a computed field outside of ``__init__``."""
 
     base: int
     double: int = field(init=False)
@@ -173,13 +173,13 @@ def test_a_generic_dataclass_of_plain_values_comes_back() -> None:
 
 
 def test_a_generic_dataclass_of_dataclasses_is_refused_with_help() -> None:
-    """S-02: its type variable says nothing."""
+    """S-02: its type variable names no class."""
     with pytest.raises(StageValueError, match="declared type"):
         encode(Page([Line("a")]), Page[Line], LIMIT)
 
 
 class Money(pydantic.BaseModel):
-    """A pydantic model with what JSON does not have, an alias, and a computed field that it forbids as input."""
+    """A pydantic model with types that JSON lacks, an alias, and a computed field that is forbidden as input."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
     amount: int = pydantic.Field(alias="amountMinor")
@@ -217,7 +217,7 @@ def test_a_stored_value_that_the_model_refuses_is_a_typed_error() -> None:
 
 
 class Ids(pydantic.RootModel[list[int]]):
-    """A model that is a plain list in JSON."""
+    """A model whose JSON is a plain list."""
 
 
 def test_a_root_model_comes_back() -> None:
@@ -227,7 +227,7 @@ def test_a_root_model_comes_back() -> None:
 
 @dataclass
 class Receipt:
-    """A dataclass that holds models."""
+    """A dataclass with models as fields."""
 
     paid: list[Money]
 
@@ -243,7 +243,7 @@ def test_models_inside_a_dataclass_come_back() -> None:
     ids=["nan", "inf", "int-name", "nested-int-name", "bytes", "set", "object", "datetime", "surrogate"],
 )
 def test_what_is_not_json_is_refused_when_it_is_saved(value: object) -> None:
-    """S-02: a clear error at save time."""
+    """S-02: the error is raised when the value is saved."""
     with pytest.raises(StageValueError, match=r"must be JSON, .* save a text"):
         encode(value, None, LIMIT)
 
@@ -258,7 +258,7 @@ def test_a_value_that_contains_itself_is_refused() -> None:
 
 @pytest.mark.parametrize(("size", "accepted"), [(8, True), (9, False)])
 def test_a_value_is_bounded_in_bytes(size: int, accepted: bool) -> None:
-    """S-02: the bound counts the JSON text's bytes, not its characters."""
+    """S-02: the bound counts the bytes of the JSON text, not its characters."""
     value = "é" * ((size - 2) // 2) + "x" * (size % 2)
     if accepted:
         assert len(encode(value, None, 8)[1]) == size
@@ -282,7 +282,7 @@ def test_any_stored_bytes_are_a_value_or_a_typed_error(payload: bytes, declared:
 
 @given(json_values, DECLARED | st.sampled_from([tuple[int, ...], Page[int]]))
 def test_any_stored_json_is_a_value_or_a_typed_error(value: object, declared: object) -> None:
-    """B-08b: whatever an older version recorded; without a declaration it is just itself."""
+    """B-08b: whatever an older version recorded; without a declaration it is returned as JSON."""
     try:
         read = decode(StageKind.VALUE, json.dumps(value).encode(), declared)
     except StageValueError:
@@ -298,19 +298,19 @@ def test_deep_stored_json_is_a_typed_error() -> None:
 
 
 def test_a_scalar_in_place_of_a_declared_object_comes_back_as_it_was() -> None:
-    """S-02: on the first attempt and on later ones alike; annotations are not enforced for plain values."""
+    """S-02: on the first attempt and on later ones; annotations are not enforced for plain values."""
     assert through("pending", Line) == "pending"
     assert through("ab", list[int]) == "ab"
     assert through("ab", tuple) == "ab"
 
 
 def plain() -> int:
-    """An annotated function."""
+    """A function with a return annotation."""
     return 1
 
 
 def nothing() -> None:
-    """A function without a value."""
+    """A function that returns None."""
 
 
 def unresolvable() -> "Nowhere":  # noqa: F821 (it is not defined on purpose)
@@ -325,7 +325,7 @@ class Callable:
 
 
 class Holder:
-    """A method."""
+    """A class with a method."""
 
     def line(self) -> Line:
         """A line."""
@@ -362,6 +362,6 @@ def test_plain_json_under_a_union_of_plain_types_comes_back_as_it_was(value: obj
 
 
 def test_stored_members_under_a_union_of_several_classes_are_a_typed_error() -> None:
-    """S-02: the two cannot be distinguished."""
+    """S-02: the classes cannot be distinguished."""
     with pytest.raises(StageValueError, match="distinguished"):
         decode(StageKind.VALUE, b'{"sku":"a"}', Line | Special)

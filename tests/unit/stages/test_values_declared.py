@@ -1,4 +1,4 @@
-"""Values that JSON does not have, by declared type: what comes back is what was there (S-02)."""
+"""Values that JSON does not have, by declared type: each comes back equal and of the same type (S-02)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BERLIN = ZoneInfo("Europe/Berlin")
 
 
 class Paint(enum.Enum):
-    """Values of every kind, some of which JSON does not have."""
+    """An enum with values of every kind, some of which JSON does not have."""
 
     RED = "red"
     ONE = 1
@@ -38,28 +38,28 @@ class Paint(enum.Enum):
 
 
 class Level(str, enum.Enum):
-    """Texts."""
+    """A text enum."""
 
     LOW = "low"
     HIGH = "high"
 
 
 class Right(enum.IntFlag):
-    """Numbers that add up."""
+    """A flag enum."""
 
     READ = 1
     WRITE = 2
 
 
 class Point(NamedTuple):
-    """A tuple with names."""
+    """A named tuple."""
 
     x: Decimal
     at: datetime | None = None
 
 
 class Row(TypedDict):
-    """A dict of known members."""
+    """A typed dict."""
 
     id: UUID
     day: NotRequired[date]
@@ -67,7 +67,7 @@ class Row(TypedDict):
 
 @dataclass
 class Leg:
-    """A dataclass of what JSON does not have."""
+    """A dataclass with types that JSON does not have."""
 
     id: UUID
     money: Decimal
@@ -78,7 +78,7 @@ class Leg:
 
 
 class Ticket(pydantic.BaseModel):
-    """A model of what JSON does not have, some of which pydantic's own JSON loses."""
+    """A model with types that JSON does not have, some of which pydantic's own JSON loses."""
 
     id: UUID
     raw: bytes
@@ -90,7 +90,7 @@ class Ticket(pydantic.BaseModel):
 
 
 class Encoded(pydantic.BaseModel):
-    """A model with bytes in base64, which only JSON reads back."""
+    """A model with bytes in base64, which can be read back only from JSON."""
 
     model_config = pydantic.ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", strict=True)
     raw: bytes
@@ -175,7 +175,7 @@ VALUES: list[tuple[object, object]] = [
     (LEG, Annotated[Leg, "leg"]),
     (Decimal(1), Amount),
     (Level.LOW, Literal["low"]),
-    # a wrong annotation of plain values is no harm
+    # a wrong annotation of a plain value is harmless
     ("x", UUID),
     (5, Decimal),
     ("nan", float),
@@ -196,7 +196,7 @@ def test_what_is_declared_comes_back_as_it_was(value: object, declared: object) 
 
 @pytest.mark.parametrize("value", [float("nan"), Decimal("NaN"), Decimal("sNaN123")])
 def test_what_is_no_number_comes_back_as_it_was(value: Any) -> None:
-    """S-02: it equals nothing, not even itself."""
+    """S-02: NaN equals nothing, not even itself."""
     back = through(value, type(value))
     assert (type(back), repr(back)) == (type(value), repr(value))
 
@@ -204,7 +204,7 @@ def test_what_is_no_number_comes_back_as_it_was(value: Any) -> None:
 @pytest.mark.parametrize("fold", [0, 1])
 @pytest.mark.parametrize("zone", [None, BERLIN])
 def test_the_hour_that_comes_twice_stays_the_one_it_was(fold: int, zone: ZoneInfo | None) -> None:
-    """S-02: fold and zone are kept, so that sums over a change of the clock come out the same."""
+    """S-02: fold and zone are stored, so that durations across a clock change are the same."""
     back = through(datetime(2026, 10, 25, 2, 30, tzinfo=zone, fold=fold), datetime)
     assert (back.fold, back.tzinfo) == (fold, zone)
 
@@ -215,7 +215,7 @@ def test_decimals_keep_their_digits() -> None:
 
 
 def test_a_model_comes_back_field_by_field_where_its_json_is_another_value() -> None:
-    """S-02: bytes, infinities, enums of tuples; and a text stays one that looks like a date."""
+    """S-02: bytes, infinities, enums of tuples; and a text that looks like a date stays a text."""
     back = through(TICKET, Ticket)
     assert (back.raw, back.rate, back.paint, back.legs, back.either) == (
         TICKET.raw,
@@ -228,24 +228,24 @@ def test_a_model_comes_back_field_by_field_where_its_json_is_another_value() -> 
 
 
 class Masked(pydantic.BaseModel):
-    """A model whose JSON form has stars instead of its secret."""
+    """A model whose JSON has asterisks instead of its secret."""
 
     secret: pydantic.SecretStr | None = None
     raw: bytes = b""
 
 
 class Nested(pydantic.BaseModel):
-    """A model with such a model inside."""
+    """A model with a ``Masked`` field."""
 
     masked: dict[str, list[Masked]]
 
 
 class Extra(pydantic.BaseModel, extra="allow"):
-    """A model that takes any member."""
+    """A model that accepts extra members."""
 
 
 class Unmasked(pydantic.BaseModel):
-    """A model that writes its secret."""
+    """A model whose JSON has its secret in plain text."""
 
     secret: pydantic.SecretStr
 
@@ -255,7 +255,7 @@ class Unmasked(pydantic.BaseModel):
 
 
 class Held(pydantic.BaseModel):
-    """A model with secrets in members of many kinds."""
+    """A model with secrets in fields of many types."""
 
     raw: pydantic.SecretBytes | None = None
     keys: dict[pydantic.SecretStr, int] = {}
@@ -264,26 +264,26 @@ class Held(pydantic.BaseModel):
 
 
 class Label(pydantic.BaseModel, frozen=True):
-    """A model that a set can hold."""
+    """A hashable model, for sets."""
 
     name: str
 
 
 class Hiding(pydantic.BaseModel, frozen=True):
-    """A model that a set can hold, with a secret."""
+    """A hashable model with a secret."""
 
     secret: pydantic.SecretStr | None = None
 
 
 class Labelled(pydantic.BaseModel):
-    """A model that ``model_dump()`` cannot write in Python's types, since a dict is in no set."""
+    """A model that ``model_dump()`` cannot convert to Python types, since a dict is not hashable."""
 
     labels: set[Label] = set()
     hiding: frozenset[Hiding] = frozenset()
 
 
 class ForJson(pydantic.BaseModel):
-    """A model whose serializer is for JSON alone."""
+    """A model whose serializer is used for JSON alone."""
 
     name: str
 
@@ -295,7 +295,7 @@ class ForJson(pydantic.BaseModel):
 
 
 class Opened(pydantic.BaseModel):
-    """A model with a method of a secret's name; it hides nothing."""
+    """A model with a method named like that of a secret; it hides nothing."""
 
     name: str
 
@@ -304,7 +304,7 @@ class Opened(pydantic.BaseModel):
 
 
 class OpenedLevel(str, enum.Enum):
-    """The same as an enum."""
+    """An enum with such a method."""
 
     HIGH = "high"
 
@@ -316,7 +316,7 @@ class OpenedLevel(str, enum.Enum):
 
 
 class WithOpened(pydantic.BaseModel):
-    """A model that has both."""
+    """A model with both as fields."""
 
     opened: Opened
     level: OpenedLevel
@@ -346,7 +346,7 @@ CARD = pydantic.SecretStr("4111")
     ],
 )
 def test_a_secret_that_would_be_stored_as_stars_is_refused(value: object, declared: object) -> None:
-    """S-09, security: neither the stars nor the secret are stored, and the error says what to do."""
+    """S-09: neither the asterisks nor the secret are stored, and the error says what to do."""
     with pytest.raises(StageValueError, match=r"hides a secret.*get_secret_value\(\)") as refused:
         encode(value, declared, LIMIT)
     assert "4111" not in str(refused.value)
@@ -383,7 +383,7 @@ def test_plain_values_are_written_as_ever(value: object, declared: object) -> No
 
 @pytest.mark.parametrize(("value", "declared"), [(Decimal(1), Decimal), ({1: 2}, dict[int, int]), (LEG, Leg)])
 def test_typed_values_are_of_a_kind_that_an_earlier_version_does_not_know(value: object, declared: object) -> None:
-    """S-02, B-08b: it refuses the record instead of handing a view a text for a decimal."""
+    """S-02, B-08b: an earlier version refuses the record instead of giving a view a text instead of a decimal."""
     assert encode(value, declared, LIMIT)[0] is StageKind.TYPED
 
 
@@ -410,14 +410,14 @@ def test_a_plain_payload_is_read_as_an_earlier_version_wrote_it() -> None:
     ],
 )
 def test_what_cannot_be_kept_says_what_to_do(value: object, declared: object, cure: str) -> None:
-    """S-02a: annotate, or save something else."""
+    """S-02a: annotate the type, or save another value."""
     with pytest.raises(StageValueError, match=cure) as caught:
         encode(value, declared, LIMIT)
     assert caught.value.cure
 
 
 class Hostile:
-    """What an application's class may do while it is written."""
+    """A class that raises while it is written."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -436,25 +436,25 @@ class Hostile:
     "error", [NameError("x"), AttributeError("x"), KeyError("x"), RuntimeError("x"), MemoryError()]
 )
 def test_whatever_a_class_raises_while_it_is_written_is_one_error(error: Exception) -> None:
-    """S-02a: the effect has happened, and must not be forgotten for it."""
+    """S-02a: the effect has happened, and must be recorded all the same."""
     with pytest.raises(StageValueError):
         encode(Hostile(error), Hostile, LIMIT)
 
 
 class Receipt:
-    """What a client library returns."""
+    """An object of a client library."""
 
 
 @dataclass
 class Bill:
-    """A dataclass of what cannot be kept."""
+    """A dataclass with a field that cannot be stored."""
 
     receipt: Receipt
 
 
 @dataclass
 class Trace:
-    """A dataclass of what need not be there."""
+    """A dataclass with optional fields."""
 
     receipt: Receipt | None = None
     errors: list[Receipt] = field(default_factory=list)
@@ -480,40 +480,40 @@ def test_a_type_of_which_nothing_can_be_kept_is_known_before_the_effect(declared
     ids=str,
 )  # fmt: skip
 def test_a_type_of_which_something_can_be_kept_is_let_through(declared: object) -> None:
-    """S-02a: what is not certain is found out when it is saved."""
+    """S-02a: an uncertain type is decided when a value is saved."""
     check(declared)
 
 
 def future() -> Awaitable[Decimal]:
-    """An ordinary function that promises something."""
+    """A sync function that is annotated to return an awaitable of a Decimal."""
     raise NotImplementedError
 
 
 def coroutine() -> Coroutine[Any, Any, None]:
-    """One that promises nothing."""
+    """A sync function that is annotated to return a coroutine without a result."""
     raise NotImplementedError
 
 
 def partly(order: Nowhere) -> Decimal:  # noqa: F821 (imported for type checkers only, say)
-    """An annotation that can be resolved beside one that cannot."""
+    """A function with one annotation that can be resolved, and one that cannot."""
     raise NotImplementedError
 
 
 @pytest.mark.parametrize(("function", "declared"), [(future, Decimal), (coroutine, None), (partly, Decimal)])
 def test_the_declared_type_is_found_behind_what_is_in_its_way(function: Any, declared: object) -> None:
-    """S-02: a promise, an annotation of another argument."""
+    """S-02: behind an awaitable, and beside an unresolvable annotation of a parameter."""
     assert declared_type(function) == declared
 
 
 def test_a_member_whose_annotation_cannot_be_resolved_declares_nothing() -> None:
-    """S-02: of a class that was made in a function, the others still do."""
+    """S-02: the other members of a class that was defined in a function do."""
 
     class Inner:
-        """Known in this function only."""
+        """A class that is known in this function only."""
 
     @dataclass
     class Local:
-        """One field of it."""
+        """A dataclass with a field of that class."""
 
         at: datetime
         inner: Inner | None = None
@@ -543,7 +543,7 @@ SCALARS: list[tuple[Any, st.SearchStrategy[Any]]] = [
 
 @st.composite
 def declared_values(draw: st.DrawFn, depth: int = 2) -> tuple[Any, st.SearchStrategy[Any]]:
-    """A type, and its values."""
+    """A strategy for a type and values of it."""
     if depth == 0 or draw(st.integers(0, 2)) == 0:
         return draw(st.sampled_from(SCALARS))
     shape = draw(st.sampled_from(["list", "set", "dict", "tuple", "optional", "union"]))
@@ -562,14 +562,14 @@ def declared_values(draw: st.DrawFn, depth: int = 2) -> tuple[Any, st.SearchStra
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_any_value_of_any_declared_type_comes_back_as_it_was(data: st.DataObject) -> None:
-    """S-02: nested as deep as anybody likes."""
+    """S-02: types are nested to any depth."""
     declared, strategy = data.draw(declared_values())
     value = data.draw(strategy)
     assert _same(through(value, declared), value)
 
 
 def _same(back: Any, value: Any) -> bool:
-    """Equal and of one type, all the way down."""
+    """Whether two values are equal and of one type, at every depth."""
     if type(back) is not type(value):
         return False
     if isinstance(value, list | tuple):

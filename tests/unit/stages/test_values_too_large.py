@@ -1,4 +1,4 @@
-"""What the engine records of a response, or of a stage's value, that the store refuses for its size (B-21)."""
+"""Responses and stage values that the backend refuses for their size: what the engine records instead (B-21)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEYS = EncryptionKeys({"2026": b"k" * 32})
     ("refusals", "headers"), [(1, [LOCATION]), (2, [])], ids=["without its body", "without its headers too"]
 )
 def test_a_response_that_is_too_large_leaves_a_tombstone(refusals: int, headers: Any, encryption: Any) -> None:
-    """O-11, B-21: the client gets its response, the operator a warning, and the listener that no body was stored."""
+    """O-11, B-21: the client gets its response, the log a warning, and the event says that no body was stored."""
     attempt = attempt_of(encryption=encryption)
     script = Script({Complete: [*[TOO_LARGE] * refusals, Completed()]})
     assert script.run(finish(attempt, LONG)) is Fate.KEPT
@@ -54,7 +54,7 @@ def test_a_failure_that_is_too_large_leaves_a_tombstone() -> None:
 
 
 def test_a_store_that_takes_nothing_at_all_is_tried_again_as_one_that_is_down() -> None:
-    """L-08: even a response of a few bytes was refused, so something is wrong with the store."""
+    """L-08: a response of a few bytes was refused too, so the server itself has a fault."""
     attempt = attempt_of(respond_within=0)
     script = Script({Complete: [TOO_LARGE] * 3})
     assert script.run(finish(attempt, LONG)) is Fate.UNRECORDED
@@ -62,12 +62,12 @@ def test_a_store_that_takes_nothing_at_all_is_tried_again_as_one_that_is_down() 
 
 
 def test_a_response_is_found_too_large_in_the_background() -> None:
-    """B-21, L-08: the store was down while the client waited, and refuses the response when it is back."""
+    """B-21, L-08: the server was down while the client waited, and refuses the response when it is up again."""
     attempt = attempt_of(respond_within=0)
     script = Script({Complete: [BackendUnavailable("down")]})
     assert script.run(finish(attempt, LONG)) is Fate.UNRECORDED
     (later,) = script.asked_for(RecordLater)
-    script.answers[Complete] = [TOO_LARGE, Completed()]
+    script.results[Complete] = [TOO_LARGE, Completed()]
     script.run(later.steps)
     assert decode_response(script.asked_for(Complete)[-1].response).body is None
     assert attempt.policy.on_event.kinds()[-1] is events.RecordedLate
@@ -77,7 +77,7 @@ WARNED: list[type[events.Event]] = [events.BackendFailed, events.StageValueNotKe
 
 
 class Narrow(MemoryBackend):
-    """Takes no frame of more than so many bytes, as a store with a limit does."""
+    """A backend that accepts frames up to a number of bytes, as a server with a limit does."""
 
     most = 1000
 
@@ -90,7 +90,7 @@ class Narrow(MemoryBackend):
 
 @pytest.mark.parametrize("encryption", [None, KEYS], ids=["plain", "encrypted"])
 def test_a_stage_whose_value_is_too_large_is_done_without_it(encryption: Any) -> None:
-    """S-02a, B-21: the effect is not repeated, and the attempt goes on with the value."""
+    """S-02a, B-21: the effect is not repeated, and the attempt continues with the value."""
     listener = Listener()
     client = Client(backend=Narrow(), on_event=listener, encryption=encryption)
     charge = Counted("x" * 2000)

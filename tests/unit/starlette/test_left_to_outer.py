@@ -1,4 +1,4 @@
-"""What a middleware of the library leaves to another one: before the body is read, and where it is off."""
+"""Two middlewares of the library, one inside the other: what the inner one leaves to the outer one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_the_outer_one_reads_the_rules_of_a_route_that_the_inner_one_leave
 
 
 async def test_an_exemption_by_a_path_of_the_inner_one_holds_before_the_body_is_read() -> None:
-    """O-18: the outer one checks no key."""
+    """O-18: the outer one does not check the key."""
     app, runs = fastapi_within({"rules": {"/*": plain.exempt}}, {}, lambda view: view)
     assert [await status(app, "/part/charges", key=key) for key in ("a" * 300, new_key())] == [200, 200]
     assert len(runs) == 2
@@ -53,20 +53,22 @@ async def test_an_exemption_by_a_path_of_the_inner_one_holds_before_the_body_is_
 
 @PLACES
 async def test_an_inner_one_that_is_switched_off_leaves_all_to_the_outer_one(place: str) -> None:
-    """O-18, O-25: it covers nothing, so it takes no protection away."""
+    """O-18, O-25: it covers nothing, so the outer one protects."""
     backend = MemoryBackend()
     assert await twice(protected(around(place, None, charge, enabled=False), backend=backend))
     assert len(list(backend.scan())) == 1
 
 
 async def charge_anew(request: Any) -> Response:
-    """Marked by tests of this file alone."""
+    """An endpoint whose rule concerns this file alone."""
     return await charge(request)
 
 
 @PLACES
 async def test_one_that_is_switched_off_hides_no_rules_of_its_routes(place: str) -> None:
-    """O-18, O-25: the outer one reads them. Without an outer one they are no error, as its absence was meant."""
+    """O-18, O-25: the outer one reads them. Without an outer one they are no error, as protection was switched off on
+    purpose.
+    """
     route = around(place, None, idempotent(required=True)(charge_anew), enabled=False)
     assert await status(protected(route)) == 400
     assert await status(Starlette(routes=[route]), key=new_key()) == 200
@@ -74,7 +76,7 @@ async def test_one_that_is_switched_off_hides_no_rules_of_its_routes(place: str)
 
 @pytest.mark.parametrize("outer", [IdempotencyMiddleware, plain.IdempotencyMiddleware])
 async def test_one_that_is_switched_off_leaves_the_stages_to_the_outer_one(outer: Any) -> None:
-    """S-01, O-25: a stage inside is on the outer one's record, around an application without routes as well."""
+    """S-01, O-25: a stage inside is saved in the outer one's record, also around an application without routes."""
     backend = MemoryBackend()
 
     async def inside(scope: Any, receive: Any, send: Any) -> None:

@@ -1,4 +1,4 @@
-"""The Starlette and FastAPI adapters: who the caller is, and what their own machinery does around a claim."""
+"""The Starlette and FastAPI adapters: callers, exception handlers, background tasks, lifespans and files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.exceptions import MissingExtra, ScopeUnknown
 from open_idempotency.starlette import IdempotencyMiddleware
 
-# Starlette leaves the iterator of a body to the garbage collector, and trio says so, on Python 3.10 at once.
+# Starlette leaves the iterator of a body to the garbage collector; trio warns about it, on Python 3.10 at once.
 LEFT_BY_STARLETTE = "ignore:Async generator 'starlette.requests.Request.stream' was garbage collected:ResourceWarning"
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings(LEFT_BY_STARLETTE)]
 
@@ -40,7 +40,7 @@ ADAPTER = IdempotencyMiddleware(Starlette(), "memory://")
 async def post(
     app: Any, path: str = "/charges", *, key: str | None = None, headers: dict[str, str] | None = None
 ) -> httpx.Response:
-    """One POST, in process; an error that the application raises gets a response as from a server."""
+    """One POST, in process; an error that the application raises becomes a response, as on a server."""
     fields = dict(headers or {})
     if key is not None:
         fields["idempotency-key"] = f'"{key}"'
@@ -53,11 +53,11 @@ def new_key() -> str:
     return str(uuid4())
 
 
-# Who the caller is
+# The caller
 
 
 class Named(BaseUser):
-    """A user of an application; Starlette's BaseUser raises NotImplementedError for what is not said."""
+    """A user of an application; Starlette's BaseUser raises NotImplementedError for missing attributes."""
 
     def __init__(self, identity: Any) -> None:
         self._identity = identity
@@ -72,7 +72,7 @@ class Named(BaseUser):
 
 
 class Nameless(BaseUser):
-    """Authenticated, and that is all."""
+    """A user who is authenticated, and has no other attribute."""
 
     @property
     def is_authenticated(self) -> bool:
@@ -80,7 +80,7 @@ class Nameless(BaseUser):
 
 
 class Displayed(Nameless):
-    """What is on the screen is a name that many people have."""
+    """A user with only a display name, which many users may share."""
 
     @property
     def display_name(self) -> str:
@@ -95,19 +95,19 @@ USER_ID = UUID("8e03978e-40d5-43e8-bc93-6894a57f9324")
     [(Named("ada"), "ada"), (Named(7), "7"), (Named(USER_ID), str(USER_ID)), (SimpleUser("bob"), "bob")],
 )
 async def test_a_verified_user_is_the_caller(user: BaseUser, name: str) -> None:
-    """O-15: its identity; Starlette's SimpleUser has a username instead."""
+    """O-15: its ``identity``; Starlette's SimpleUser has a username instead."""
     assert ADAPTER.identify({"user": user}) == name
 
 
 @pytest.mark.parametrize("scope", [{}, {"user": None}, {"user": UnauthenticatedUser()}])
 async def test_without_a_verified_user_the_caller_is_known_otherwise(scope: dict[str, Any]) -> None:
-    """By the Authorization field, in the core."""
+    """The core identifies the caller by the Authorization header."""
     assert ADAPTER.identify(scope) is None
 
 
 @pytest.mark.parametrize("user", [Nameless(), Displayed(), Named(""), Named(True), Named(object()), SimpleUser("")])
 async def test_a_user_without_a_usable_name_is_nobodys_bucket(user: BaseUser) -> None:
-    """ScopeUnknown, never a shared scope nor one that changes with each process."""
+    """The error is ScopeUnknown; callers never share a scope, and no scope changes with each process."""
     with pytest.raises(ScopeUnknown):
         ADAPTER.identify({"user": user})
 
@@ -118,7 +118,7 @@ async def charge(request: Request) -> Response:
 
 
 class AuthenticatesAll(AuthenticationBackend):
-    """Everybody is this user."""
+    """An authentication backend with one user for every request."""
 
     def __init__(self, user: BaseUser) -> None:
         self._user = user
@@ -143,7 +143,7 @@ async def test_a_user_without_a_name_is_a_500() -> None:
 
 
 def _warnings(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """What the package's logger has said."""
+    """The warnings of the package's logger."""
     return [r for r in caplog.records if r.name == "open_idempotency" and r.levelno >= logging.WARNING]
 
 
@@ -151,7 +151,7 @@ def _warnings(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 async def test_the_place_of_authentication_in_the_list_does_not_matter(
     outside: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """O-18: the claim is made where the endpoint is called, and the user is known by then."""
+    """O-18: the claim is made when the endpoint is called, and the user is known by then."""
     backend, key = MemoryBackend(), new_key()
     apps = [with_users(SimpleUser(name), outside=outside, backend=backend) for name in ("ada", "bob")]
     ada, bob, again = [await post(app, key=key) for app in (*apps, apps[0])]
@@ -162,7 +162,7 @@ async def test_the_place_of_authentication_in_the_list_does_not_matter(
 async def test_without_a_start_a_request_without_a_key_says_nothing(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It passes through; nobody looks at it in a process without rules."""
+    """The request passes through; it is not inspected in a process without rules."""
     monkeypatch.setattr(rules, "registry", rules.RuleRegistry())
     await post(with_users(SimpleUser("ada"), outside=False))
     assert _warnings(caplog) == []
@@ -174,7 +174,7 @@ async def test_a_middleware_inside_authentication_has_nothing_to_say(caplog: pyt
 
 
 async def test_a_scope_of_the_applications_own_needs_no_user(caplog: pytest.LogCaptureFixture) -> None:
-    """``scope=`` comes first, so the order does not matter."""
+    """``scope=`` takes precedence, so the order of the middleware does not matter."""
     app = with_users(SimpleUser("ada"), outside=False, scope=lambda request: "everybody")
     await post(app, key=new_key())
     assert _warnings(caplog) == []
@@ -216,21 +216,21 @@ async def test_a_base_http_middleware_on_either_side_does_not_matter(inside: boo
 
 
 class Declined(Exception):
-    """What an endpoint raises."""
+    """The error that an endpoint raises."""
 
 
 async def test_the_response_of_an_exception_handler_is_the_outcome() -> None:
-    """A 402 that was made of an exception is kept."""
+    """A 402 that a handler made of an exception is stored."""
     runs: list[int] = []
 
     async def endpoint(request: Request) -> Response:
         runs.append(1)
         raise Declined
 
-    async def answer(request: Request, error: Exception) -> Response:
+    async def respond(request: Request, error: Exception) -> Response:
         return PlainTextResponse("declined", 402)
 
-    app = Starlette(routes=[Route("/charges", endpoint, methods=["POST"])], exception_handlers={Declined: answer})
+    app = Starlette(routes=[Route("/charges", endpoint, methods=["POST"])], exception_handlers={Declined: respond})
     app.add_middleware(IdempotencyMiddleware, backend="memory://")
     key = new_key()
     assert [(await post(app, key=key)).status_code for _ in range(2)] == [402, 402]
@@ -239,7 +239,7 @@ async def test_the_response_of_an_exception_handler_is_the_outcome() -> None:
 
 @pytest.mark.parametrize("inside", [True, False])
 async def test_an_error_is_sent_and_a_retry_runs_again(inside: bool) -> None:
-    """O-08: whether the middleware is within Starlette's own error handling or around it all."""
+    """O-08: the middleware is inside of Starlette's own error handling, or around all of it."""
     attempts: list[int] = []
 
     async def endpoint(request: Request) -> Response:
@@ -259,7 +259,7 @@ async def test_an_error_is_sent_and_a_retry_runs_again(inside: bool) -> None:
 
 
 async def test_mounted_applications_are_different_paths() -> None:
-    """The path of the fingerprint has the mount in it."""
+    """The path in the fingerprint includes the mount."""
     backend = MemoryBackend()
 
     def part() -> Starlette:
@@ -274,7 +274,7 @@ async def test_mounted_applications_are_different_paths() -> None:
 
 
 async def test_the_lifespan_reaches_the_application() -> None:
-    """R-06: start-up and shutdown run behind the middleware."""
+    """R-06: start-up and shutdown run inside of the middleware."""
     steps: list[str] = []
 
     @asynccontextmanager
@@ -346,9 +346,9 @@ def opened_session(request: Request) -> Iterator[str]:
         request.app.state.codes.append(error.code)
 
 
-@pytest.mark.skipif(FASTAPI < (0, 118), reason="FastAPI before 0.118 cleans up before it answers")
+@pytest.mark.skipif(FASTAPI < (0, 118), reason="FastAPI before 0.118 cleans up before it sends the response")
 async def test_dependencies_with_yield_see_the_request_until_it_gets_a_response() -> None:
-    """S-03: a dependency's clean-up comes after the response."""
+    """S-03: the clean-up of a dependency runs after the response."""
     app = FastAPI()
     app.state.codes = []
     app.add_middleware(fastapi.IdempotencyMiddleware, backend="memory://")
@@ -357,13 +357,13 @@ async def test_dependencies_with_yield_see_the_request_until_it_gets_a_response(
     def create(name: Annotated[str, Depends(opened_session)]) -> dict[str, Any]:
         return {"charge": idem.run("charge", lambda: 1), "stages": [stage.name for stage in idem.stages]}
 
-    answer = await post(app, key=new_key())
-    assert answer.json() == {"charge": 1, "stages": ["charge"]}
+    response = await post(app, key=new_key())
+    assert response.json() == {"charge": 1, "stages": ["charge"]}
     assert app.state.codes == ["ERR_COMPLETED"]
 
 
 async def test_fastapi_has_the_same_middleware() -> None:
-    """The name that a FastAPI user looks for."""
+    """FastAPI users find it under their framework's name."""
     assert fastapi.IdempotencyMiddleware is starlette.IdempotencyMiddleware
 
 
@@ -372,7 +372,7 @@ async def test_fastapi_has_the_same_middleware() -> None:
 
 @pytest.mark.parametrize("name", ["starlette", "fastapi"])
 async def test_a_missing_framework_names_the_pip_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing extra is told with its cure."""
+    """The error for a missing extra names the install command."""
     ours = sys.modules[f"open_idempotency.{name}"]
     assert ours.__file__ is not None
     monkeypatch.setitem(sys.modules, name, None)

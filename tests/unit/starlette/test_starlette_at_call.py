@@ -1,4 +1,4 @@
-"""Starlette: the claim is made where the endpoint is called (O-18): endpoints, mounts, ``requires``."""
+"""Starlette: the claim is made when the endpoint is called (O-18): endpoints, mounts, ``requires``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAY: set[str] = set()
 
 
 class ByHeader(AuthenticationBackend):
-    """Everybody is who the header says, and may do what ``MAY`` says."""
+    """Authenticates the user in the header, with the permissions in ``MAY``."""
 
     async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, SimpleUser] | None:
         name = conn.headers.get("x-user")
@@ -41,7 +41,7 @@ class Shop:
         self.runs = 0
 
     def run(self) -> Response:
-        """The next run."""
+        """Count a run."""
         self.runs += 1
         return PlainTextResponse(f"run {self.runs}", 201)
 
@@ -63,7 +63,7 @@ async def post(app: Any, path: str = "/charges", *, key: str | None = None, user
 
 
 def protected(form: str, shop: Shop) -> Starlette:
-    """An application with an endpoint for those who may charge."""
+    """An application with an endpoint that requires the permission to charge."""
 
     @requires("charge")
     async def on_loop(request: Request) -> Response:
@@ -97,7 +97,7 @@ def protected(form: str, shop: Shop) -> Starlette:
 
 @pytest.mark.parametrize("form", ["loop", "thread", "twice", "class", "fastapi"])
 async def test_who_may_no_longer_do_it_gets_no_replay(form: str) -> None:
-    """O-18c: the refusal of ``requires`` itself; nothing is claimed and nothing is recorded for it."""
+    """O-18c: ``requires`` itself refuses; nothing is claimed or recorded for the refusal."""
     shop, key = Shop(), str(uuid4())
     app = protected(form, shop)
     refusal = 404 if form == "thread" else 403
@@ -115,7 +115,7 @@ async def test_who_may_no_longer_do_it_gets_no_replay(form: str) -> None:
 
 
 class Charges(HTTPEndpoint):
-    """A class of Starlette's, with one method."""
+    """A class-based endpoint with one method."""
 
     async def post(self, request: Request) -> Response:
         return await run(request)
@@ -133,7 +133,7 @@ def _number(shop: Shop) -> int:
 
 
 def run_in_thread(request: Request) -> Response:
-    """An endpoint in the thread pool."""
+    """A sync endpoint, which runs in the thread pool."""
     shop: Shop = request.app.state.shop
     return idem.run("stage", _number, shop) and shop.run()
 
@@ -147,7 +147,7 @@ class Application:
 
 
 class OwnRoute(BaseRoute):
-    """A route of somebody's own kind."""
+    """A custom route class."""
 
     def matches(self, scope: Any) -> tuple[Match, Any]:
         return (Match.FULL, {}) if scope["type"] == "http" and scope["path"] == "/charges" else (Match.NONE, {})
@@ -172,7 +172,7 @@ FORMS: dict[str, BaseRoute] = {
 
 @pytest.mark.parametrize("form", FORMS)
 async def test_each_kind_of_endpoint_is_claimed_where_it_is_called(form: str) -> None:
-    """O-18: for the user whom a middleware inside has verified."""
+    """O-18: for the user whom an inner middleware has verified."""
     shop, key = Shop(), str(uuid4())
     app = shop.app(FORMS[form])
     app.state.shop = shop
@@ -183,7 +183,7 @@ async def test_each_kind_of_endpoint_is_claimed_where_it_is_called(form: str) ->
 
 @pytest.mark.parametrize("path", ["/charges", "/nowhere", "/put"])
 async def test_what_starlette_refuses_itself_makes_no_claim(path: str) -> None:
-    """O-18: a method that a class or a route does not have, a path that nobody takes."""
+    """O-18: a method that a class or a route lacks, and a path without a route."""
 
     class Puts(HTTPEndpoint):
         async def put(self, request: Request) -> Response:

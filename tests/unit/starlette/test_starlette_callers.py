@@ -25,7 +25,7 @@ Act = Callable[[Request], object]
 
 
 class OfSession(AuthenticationBackend):
-    """Whoever the session says; else whoever the token says."""
+    """Authenticates the user in the session, or else the user of the token."""
 
     async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, SimpleUser] | None:
         name = conn.session.get("user") or conn.headers.get("x-token")
@@ -33,7 +33,7 @@ class OfSession(AuthenticationBackend):
 
 
 class Shop:
-    """An application whose view does something to its caller, and counts."""
+    """An application with a view that changes its caller, and counts its runs."""
 
     def __init__(self, act: Act, fails: bool = False, **fields: Any) -> None:
         self.act = act
@@ -54,12 +54,12 @@ class Shop:
         return PlainTextResponse(f"run {self.runs}", 500 if self.fails and self.runs == 1 else 201)
 
     def charge(self) -> str:
-        """A stage."""
+        """A stage that counts its runs."""
         self.charges += 1
         return "ch_1"
 
     def changes(self) -> list[bool]:
-        """What was reported changes."""
+        """The reported changes of callers."""
         return [event.followed for event in self.listener.seen if isinstance(event, events.CallerChanged)]
 
     def browse(self, name: str | None = None) -> Browser:
@@ -71,7 +71,7 @@ class Shop:
 
 
 class Browser:
-    """A client with a cookie, which can be put back to the one before a response that was lost."""
+    """A client whose cookie can be reset to the one before a response that was lost."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -89,26 +89,26 @@ class Browser:
         if self.session is not None:
             headers = {**headers, "cookie": f"session={self.session}"}
         async with httpx.AsyncClient(transport=httpx.ASGITransport(self._app), base_url="http://shop") as client:
-            answer = await client.request(method, path, headers=headers)
-            self.session = answer.cookies.get("session", self.session)
-            return answer
+            response = await client.request(method, path, headers=headers)
+            self.session = response.cookies.get("session", self.session)
+            return response
 
 
 async def log_in(request: Request) -> Response:
-    """As whoever the path says."""
+    """Log in as the user in the path."""
     request.session["user"] = request.path_params["name"]
     return PlainTextResponse("in")
 
 
 def register(request: Request) -> None:
-    """A new user, who is logged in at once."""
+    """Log a new user in."""
     request.session["user"] = "bob"
 
 
 @pytest.mark.parametrize("session", ["old", "new"])
 @pytest.mark.parametrize("before", ["ada", None])
 def test_a_retry_finds_the_record_although_the_view_has_changed_the_caller(session: str, before: str | None) -> None:
-    """O-14: with the session that the view has begun, and with the one that the client still has."""
+    """O-14: with the session that the view has started, and with the one that the client still has."""
     shop = Shop(register)
     browser = shop.browse(before)
     old = browser.session
@@ -130,7 +130,9 @@ def test_an_attempt_that_fails_behind_the_change_is_resumed() -> None:
 
 
 def test_nobody_else_finds_it() -> None:
-    """O-14: not the very user in another session, nor another in this one, nor one whom the session does not name."""
+    """O-14: neither the same user in another session, nor another user in this session, nor a user whom the session
+    does not name.
+    """
     shop = Shop(register)
     browser = shop.browse("ada")
     browser.post()
@@ -149,7 +151,7 @@ def test_a_session_that_names_nobody_vouches_for_nobody() -> None:
 
 
 def test_a_logout_is_reported_as_one_that_no_session_knows(caplog: pytest.LogCaptureFixture) -> None:
-    """O-14: nothing is left that could tell; with the old session a retry gets the response."""
+    """O-14: the new session names nobody; with the old session a retry gets the response."""
     shop = Shop(lambda request: request.session.clear())
     browser = shop.browse("ada")
     old = browser.session
@@ -161,16 +163,16 @@ def test_a_logout_is_reported_as_one_that_no_session_knows(caplog: pytest.LogCap
 
 
 def test_a_session_that_is_not_changed_is_left_alone() -> None:
-    """O-14, O-01: no cookie, no Vary."""
+    """O-14, O-01: the response has no cookie and no Vary."""
     shop = Shop(lambda request: None)
-    answer = shop.browse().post(**{"x-token": "ada"})
-    assert "set-cookie" not in answer.headers
+    response = shop.browse().post(**{"x-token": "ada"})
+    assert "set-cookie" not in response.headers
     assert shop.changes() == []
 
 
 @pytest.mark.parametrize("session", ["old", "new"])
 def test_a_scope_that_reads_the_session_is_followed_too(session: str) -> None:
-    """O-14: whatever else is in the session."""
+    """O-14: other entries of the session do not matter."""
     shop = Shop(register, scope=lambda request: request.native["session"]["user"])
     browser = shop.browse("ada")
     old = browser.session
@@ -185,7 +187,7 @@ def test_a_scope_that_reads_the_session_is_followed_too(session: str) -> None:
 
 @pytest.mark.parametrize("session", ["old", "new"])
 def test_a_session_with_keys_of_several_types_is_followed(session: str) -> None:
-    """O-14: they are text in the cookie; the view has run, and its outcome is not lost for them."""
+    """O-14: the cookie has them as text; the view has run, and its outcome is not lost."""
 
     def act(request: Request) -> None:
         request.session[1] = "first"

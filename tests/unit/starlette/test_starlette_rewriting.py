@@ -1,4 +1,4 @@
-"""Requests that no route takes as they are, and that what stands between makes into one that a route takes."""
+"""Requests that match no route until an inner layer rewrites their path or dispatches them elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from open_idempotency.asgi import App, Receive, Scope, Send
 from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.starlette import IdempotencyMiddleware
 
-# Starlette leaves the iterator of a body, and in its oldest release a stream, to the garbage collector, which says so.
+# Starlette leaves the iterator of a body, and in its oldest release a stream, to the garbage collector, with a warning.
 LEFT_BY_STARLETTE = "ignore:Async generator 'starlette.requests.Request.stream' was garbage collected:ResourceWarning"
 LEFT_OPEN_BY_STARLETTE = "ignore:Unclosed <MemoryObjectReceiveStream:ResourceWarning"
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings(LEFT_BY_STARLETTE, LEFT_OPEN_BY_STARLETTE)]
@@ -26,7 +26,7 @@ KEY = "8e03978e-40d5-43e8-bc93-6894a57f9324"
 
 
 class Runs:
-    """An endpoint that counts."""
+    """An endpoint that counts its runs."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -38,12 +38,12 @@ class Runs:
 
     @property
     def route(self) -> Route:
-        """Where it is."""
+        """A route to the endpoint."""
         return Route("/pay", self.pay, methods=["POST"])
 
 
 class Strip:
-    """Takes a prefix off the path."""
+    """Middleware that removes a prefix of the path."""
 
     def __init__(self, app: App) -> None:
         self.app = app
@@ -82,10 +82,10 @@ def _with_a_root_path(runs: Runs) -> App:
 
 
 class Lenient(Router):
-    """A router with an idea of its own."""
+    """A router with another way of matching paths."""
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Route."""
+        """Match the path in this router's own way."""
         await super().app({**scope, "path": scope["path"].removeprefix("/v2")}, receive, send)
 
 
@@ -94,14 +94,14 @@ def _with_a_router_of_its_own(runs: Runs) -> App:
 
 
 class Dispatcher:
-    """Holds another application each time."""
+    """Middleware that chooses the next application for each request."""
 
     def __init__(self, *apps: App) -> None:
         self._apps = [*apps]
 
     @property
     def app(self) -> App:
-        """Who responds next."""
+        """The application that responds next."""
         return self._apps[0]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,7 +123,7 @@ def _changing(runs: Runs) -> App:
     ids=lambda make: make.__name__.strip("_"),
 )
 async def test_a_request_that_is_led_to_a_route_after_all_runs_once(make: Callable[[Runs], App]) -> None:
-    """No request with a key runs unprotected."""
+    """no request with a key runs unprotected."""
     runs = Runs()
     app = make(runs)
     async with _client(app) as client:
@@ -132,7 +132,7 @@ async def test_a_request_that_is_led_to_a_route_after_all_runs_once(make: Callab
         first, second = [await client.post("/v2/pay", headers={"Idempotency-Key": KEY}) for _ in range(2)]
     assert (first.status_code, first.text) == (second.status_code, second.text) == (201, "run 1")
     assert second.headers["idempotent-replayed"] == "true"
-    gc.collect()  # here, and not in somebody else's test
+    gc.collect()  # so that warnings come in this test and not in another one
 
 
 async def test_a_routers_own_response_behind_such_middleware_takes_no_key() -> None:
@@ -144,12 +144,12 @@ async def test_a_routers_own_response_behind_such_middleware_takes_no_key() -> N
     async with _client(app, follow_redirects=True) as client:
         nowhere = await client.post("/v2/nowhere", headers={"Idempotency-Key": KEY})
         assert (nowhere.status_code, list(backend.scan())) == (404, [])
-        answer = await client.post("/v2/pay/", headers={"Idempotency-Key": KEY})
-    assert (answer.status_code, answer.history[0].status_code, answer.text) == (201, 307, "run 1")
+        response = await client.post("/v2/pay/", headers={"Idempotency-Key": KEY})
+    assert (response.status_code, response.history[0].status_code, response.text) == (201, 307, "run 1")
 
 
 async def test_store_decides_about_other_responses_there_too() -> None:
-    """``store=`` overrules."""
+    """``store=`` overrules the default."""
     runs = Runs()
     app = Starlette(routes=[runs.route])
     app.add_middleware(Strip)

@@ -1,4 +1,4 @@
-"""Rules of single routes under Starlette and FastAPI: who finds them, and which of several counts."""
+"""Rules of single routes under Starlette and FastAPI: how they are found, and which of several applies."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.anyio
 
 
 class WatchedBackend(MemoryBackend):
-    """The memory backend, which also notes the claims that it is asked for."""
+    """The memory backend, which also notes its claims."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def backend() -> WatchedBackend:
 async def send(
     app: Any, path: str = "/charges", *, key: str | None = None, method: str = "POST", **headers: str
 ) -> httpx.Response:
-    """One request, in process; an error that the application raises gets a response as from a server."""
+    """One request, in process; an error that the application raises becomes a response, as on a server."""
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
     if key is not None:
         fields["idempotency-key"] = f'"{key}"'
@@ -73,7 +73,7 @@ async def status(app: Any, path: str = "/charges", **how: Any) -> int:
 
 
 async def charge(request: Request) -> Response:
-    """Responds anew each time."""
+    """Responds with another body each time."""
     return PlainTextResponse(uuid4().hex)
 
 
@@ -88,7 +88,7 @@ async def free(request: Request) -> Response:
 
 
 def protected(*routes: Any, backend: Any = "memory://", **fields: Any) -> Starlette:
-    """An application with the middleware around it all."""
+    """An application inside of the middleware."""
     return Starlette(routes=routes, middleware=[Middleware(IdempotencyMiddleware, backend=backend, **fields)])
 
 
@@ -100,7 +100,7 @@ def post(path: str, endpoint: Any, **options: Any) -> Route:
 
 
 class Charges(HTTPEndpoint):
-    """One rule for a method; the others have none."""
+    """A class with a rule for one method."""
 
     @idempotent(required=True)
     async def post(self, request: Request) -> Response:
@@ -112,7 +112,7 @@ class Charges(HTTPEndpoint):
 
 @idempotent(required=True)
 class StrictCharges(HTTPEndpoint):
-    """A rule for all methods, and another one for one of them."""
+    """A class with a rule for all methods, and another rule for one of them."""
 
     async def post(self, request: Request) -> Response:
         return await charge(request)
@@ -147,16 +147,16 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 async def test_an_endpoint_can_require_a_key(form: str, backend: WatchedBackend) -> None:
-    """O-06: per route, by decorator, wherever the route is."""
+    """O-06: the decorator works wherever the route is."""
     app = protected(FORMS[form], backend=backend)
-    answer = await send(app)
-    assert (answer.status_code, answer.json()["type"]) == (400, "urn:problem-type:open-idempotency:key-missing")
+    response = await send(app)
+    assert (response.status_code, response.json()["type"]) == (400, "urn:problem-type:open-idempotency:key-missing")
     assert backend.claims == []
     assert await twice(app)
 
 
 async def test_a_method_of_a_class_has_its_own_rule() -> None:
-    """On the method, or on the class for all that say nothing else."""
+    """A rule on the method, or on the class for methods without a rule."""
     app = protected(Route("/charges", Charges), Route("/strict", StrictCharges))
     assert await status(app, method="PATCH") == 200
     assert await status(app, "/strict", method="PATCH") == 200
@@ -164,7 +164,7 @@ async def test_a_method_of_a_class_has_its_own_rule() -> None:
 
 
 async def test_an_exempt_endpoint_is_not_covered(backend: WatchedBackend) -> None:
-    """S-03: it runs each time, the backend is not asked, and there is no request to record stages for."""
+    """S-03: it runs each time, the backend is not called, and there is no request to record stages for."""
     noted: list[Any] = []
 
     @exempt
@@ -181,7 +181,7 @@ async def test_an_exempt_endpoint_is_not_covered(backend: WatchedBackend) -> Non
 
 
 async def test_an_exempt_endpoint_takes_a_malformed_key() -> None:
-    """H-08: nobody looks at it."""
+    """H-08: the header is not parsed."""
     app = protected(post("/charges", free))
     assert await status(app, idempotency_key="") == 200
 
@@ -211,11 +211,11 @@ async def test_a_route_has_its_own_limit_of_requests() -> None:
     )
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        answers = [
+        responses = [
             (await client.post(path, content=b"x" * size, headers={"idempotency-key": new_key()})).status_code
             for path, size in [("/small", 4), ("/small", 5), ("/large", 40), ("/large", 41)]
         ]
-    assert answers == [200, 413, 200, 413]
+    assert responses == [200, 413, 200, 413]
 
 
 async def test_a_route_has_its_own_limit_of_responses() -> None:
@@ -227,14 +227,14 @@ async def test_a_route_has_its_own_limit_of_responses() -> None:
 
 
 async def test_a_route_has_its_own_rule_of_what_is_stored() -> None:
-    """``store=``."""
+    """A rule may set ``store=``."""
     app = protected(post("/charges", own(store=lambda response: False)), post("/other", charge))
     assert not await twice(app)
     assert await twice(app, "/other")
 
 
 async def test_a_route_opts_another_method_in() -> None:
-    """PUT and DELETE opt in, here for one route alone."""
+    """PUT and DELETE are covered for one route alone."""
     app = protected(
         Route("/charges", own(methods=("PUT",)), methods=["PUT", "POST"]), Route("/other", charge, methods=["PUT"])
     )
@@ -244,16 +244,16 @@ async def test_a_route_opts_another_method_in() -> None:
 
 
 async def test_a_route_has_a_header_of_its_own() -> None:
-    """Any policy field."""
+    """A rule may set any policy field."""
     app = protected(post("/charges", own(header="X-Request-Key", required=True)))
     assert await status(app, idempotency_key=new_key()) == 400
     key = new_key()
-    answers = [await send(app, x_request_key=key) for _ in range(2)]
-    assert answers[1].headers["idempotent-replayed"] == "true"
+    responses = [await send(app, x_request_key=key) for _ in range(2)]
+    assert responses[1].headers["idempotent-replayed"] == "true"
 
 
 async def test_stages_run_plainly_on_a_route_without_a_key() -> None:
-    """S-03: with the route's own policy."""
+    """S-03: the route's own policy applies."""
 
     @idempotent(strict_stages=True)
     async def endpoint(request: Request) -> Response:
@@ -270,7 +270,7 @@ async def test_stages_run_plainly_on_a_route_without_a_key() -> None:
 
 
 async def test_a_route_that_is_added_later_is_found() -> None:
-    """The routes are asked each time."""
+    """Routes are looked up for each request."""
     app = protected(post("/other", charge))
     assert await status(app, "/other") == 200
     app.router.routes.append(post("/charges", strict))
@@ -278,14 +278,14 @@ async def test_a_route_that_is_added_later_is_found() -> None:
 
 
 async def test_the_first_route_that_fits_is_the_one() -> None:
-    """In the order in which Starlette asks them, the method included."""
+    """Routes are matched in Starlette's order, with the method."""
     app = protected(Route("/{name}", strict, methods=["PATCH"]), post("/charges", charge), post("/{name}", strict))
     assert await status(app) == 200
     assert await status(app, "/others") == 400
 
 
 async def test_a_contradiction_with_the_applications_policy_runs_nothing() -> None:
-    """A rule whose lease is longer than the application's TTL."""
+    """The lease of the rule is longer than the application's TTL."""
     runs: list[int] = []
 
     @idempotent(lease=120)
@@ -298,7 +298,7 @@ async def test_a_contradiction_with_the_applications_policy_runs_nothing() -> No
 
 
 async def test_a_method_that_cannot_carry_a_rule_is_an_error() -> None:
-    """A rule that would be lost is told at once."""
+    """The rule would be lost, so the decorator raises."""
     with pytest.raises(ConfigurationError, match="cannot carry a rule"):
         exempt(Charges(scope={"type": "http"}, receive=None, send=None).patch)
 
@@ -307,37 +307,38 @@ async def test_a_method_that_cannot_carry_a_rule_is_an_error() -> None:
 
 
 async def test_a_redirect_to_where_a_slash_is_missing_does_not_take_the_key() -> None:
-    """O-05: or the redirected request would be another one with the same key."""
+    """O-05: otherwise the redirected request would be a mismatch for its own key."""
     app = protected(post("/charges", charge))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test", follow_redirects=True) as client:
-        answers = [await client.post("/charges/", headers={"idempotency-key": "8e03978e-40d5-43e8"}) for _ in range(2)]
-    assert [a.status_code for a in answers] == [200, 200]
-    assert answers[1].headers["idempotent-replayed"] == "true"
+        headers = {"idempotency-key": "8e03978e-40d5-43e8"}
+        responses = [await client.post("/charges/", headers=headers) for _ in range(2)]
+    assert [response.status_code for response in responses] == [200, 200]
+    assert responses[1].headers["idempotent-replayed"] == "true"
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "/part/nowhere"])
 async def test_a_path_without_an_endpoint_is_not_covered(path: str, backend: WatchedBackend) -> None:
-    """There is nothing to run twice, and tomorrow there may be."""
+    """No endpoint runs, and the path may exist later."""
     app = protected(Mount("/part", routes=[post("/charges", charge)]), backend=backend, required=True)
     assert (await status(app, path), await status(app, path, key=new_key()), backend.claims) == (404, 404, [])
 
 
 class AnyMethod(Route):
-    """Somebody's route, which takes requests of other methods as well where no other route does."""
+    """A custom route that matches other methods where no other route matches."""
 
     async def handle(self, scope: Any, receive: Any, send: Any) -> None:
         await self.app(scope, receive, send)
 
 
 async def test_a_route_that_fits_but_for_the_method_is_covered() -> None:
-    """Whether it refuses the method is its own matter."""
+    """The route itself may refuse the method."""
     assert await twice(protected(AnyMethod("/charges", charge, methods=["GET"])))
     assert await status(protected(AnyMethod("/charges", strict, methods=["GET"]))) == 400
 
 
 async def test_a_routers_own_default_is_covered() -> None:
-    """What responds where no route fits may be an application."""
+    """The default of a router may be an application."""
     app = protected()
     app.router.default = charge_as_application
     assert await twice(app, "/nowhere")
@@ -347,7 +348,7 @@ async def charge_as_application(scope: Any, receive: Any, send: Any) -> None:
     await PlainTextResponse(uuid4().hex)(scope, receive, send)
 
 
-# Middleware of ours at several places
+# Middleware of the library at several levels
 
 
 def ours(backend: Any = "memory://", **fields: Any) -> list[Middleware]:
@@ -355,7 +356,7 @@ def ours(backend: Any = "memory://", **fields: Any) -> list[Middleware]:
 
 
 def around(place: str, backend: Any, endpoint: Any, **fields: Any) -> Any:
-    """A route to ``/charges`` with a middleware of ours at this place."""
+    """A route to ``/charges`` with a middleware of the library at this level."""
     middleware = ours(backend, **fields)
     if place == "route":
         return post("/charges", endpoint, middleware=middleware)
@@ -371,7 +372,7 @@ PLACES = pytest.mark.parametrize("place", ["route", "mount", "router", "applicat
 
 @PLACES
 async def test_a_part_of_an_application_is_covered_alone(place: str, backend: WatchedBackend) -> None:
-    """Per-route middleware, with a policy of its own."""
+    """A route has middleware with a policy of its own."""
     app = Starlette(routes=[post("/other", charge), around(place, backend, charge, required=True)])
     assert await status(app) == 400
     assert await twice(app)
@@ -380,7 +381,7 @@ async def test_a_part_of_an_application_is_covered_alone(place: str, backend: Wa
 
 @PLACES
 async def test_the_innermost_middleware_protects(place: str, backend: WatchedBackend) -> None:
-    """Its policy, its backend, from the first request on; the outer one lets the request pass."""
+    """Its policy and its backend apply from the first request on; the outer one passes the request through."""
     outer = WatchedBackend()
     app = protected(post("/other", charge), around(place, backend, charge, ttl=60), backend=outer)
     assert await twice(app)
@@ -391,7 +392,7 @@ async def test_the_innermost_middleware_protects(place: str, backend: WatchedBac
 
 @PLACES
 async def test_what_an_outer_middleware_requires_is_not_asked_of_an_inner_ones_route(place: str) -> None:
-    """The innermost one alone decides."""
+    """Only the innermost one decides."""
     app = protected(post("/other", charge), around(place, "memory://", charge), required=True)
     assert await status(app) == 200
     assert await status(app, "/other") == 400
@@ -407,7 +408,7 @@ async def test_an_exempt_endpoint_wins_over_every_middleware(place: str, backend
 
 @PLACES
 async def test_an_endpoints_rule_adds_to_its_own_middleware(place: str, backend: WatchedBackend) -> None:
-    """The decorator's fields on top of the innermost middleware's."""
+    """The decorator's fields are applied to the innermost middleware's policy."""
     app = Starlette(routes=[around(place, backend, strict, ttl=60)])
     assert await status(app) == 400
     await send(app, key=new_key())
@@ -422,7 +423,7 @@ async def test_two_in_one_list_protect_once() -> None:
 
 
 class Hiding:
-    """Somebody's middleware that does not show what it wraps."""
+    """A middleware that does not expose the application that it wraps."""
 
     def __init__(self, app: Any) -> None:
         self._hidden = app
@@ -432,14 +433,14 @@ class Hiding:
 
 
 async def test_a_middleware_that_hides_what_it_wraps_does_not_hide_the_routes() -> None:
-    """They are the application's."""
+    """The routes are found on the application."""
     app = Starlette(routes=[post("/charges", strict)], middleware=[*ours(), Middleware(Hiding)])
     assert await status(app) == 400
     assert await status(Starlette(routes=[Mount("/part", app)]), "/part/charges") == 400
 
 
 async def test_an_application_that_cannot_be_seen_into_is_covered_as_a_whole() -> None:
-    """Fail safe."""
+    """Fail safe: every request is covered."""
     hidden = Hiding(Starlette(routes=[post("/charges", charge)]))
     assert await twice(protected(Mount("/part", hidden)), "/part/charges")
     mount = Mount("/part", hidden, middleware=ours())
@@ -447,14 +448,14 @@ async def test_an_application_that_cannot_be_seen_into_is_covered_as_a_whole() -
 
 
 async def test_what_an_outer_adapter_protects_is_left_alone(backend: WatchedBackend) -> None:
-    """The pure ASGI middleware does not look at routes, so it protects, and the inner one lets pass."""
+    """The plain ASGI middleware does not look at routes, so it protects, and the inner one lets the request pass."""
     app = plain.IdempotencyMiddleware(protected(post("/charges", charge), backend=backend), "memory://")
     assert await twice(app)
     assert backend.claims == []
 
 
 async def test_an_inner_middleware_that_cannot_be_seen_lets_pass_what_is_protected(backend: WatchedBackend) -> None:
-    """Never two claims for one request."""
+    """One request never has two claims."""
     hidden = Hiding(protected(post("/charges", charge), backend=backend))
     outer = WatchedBackend()
     assert await twice(protected(Mount("/part", hidden), backend=outer), "/part/charges")
@@ -462,13 +463,13 @@ async def test_an_inner_middleware_that_cannot_be_seen_lets_pass_what_is_protect
 
 
 async def test_a_middleware_around_an_application_finds_its_routes() -> None:
-    """Without ``add_middleware``."""
+    """The middleware wraps the application without ``add_middleware``."""
     app = IdempotencyMiddleware(Starlette(routes=[post("/charges", strict)]), "memory://")
     assert await status(app) == 400
 
 
 async def test_get_requests_and_other_protocols_are_not_looked_at() -> None:
-    """GET is never covered, whatever a rule says of the route."""
+    """GET is never covered, whatever the route's rule."""
     app = protected(Route("/charges", strict, methods=["GET", "POST"]))
     assert await status(app, method="GET") == 200
 
@@ -488,7 +489,7 @@ def number() -> str:
 
 
 async def test_a_fastapi_endpoint_can_require_a_key_or_be_exempt() -> None:
-    """O-06: the decorators stand below the route."""
+    """O-06: the decorators are below the route decorator."""
     app = shop()
 
     @app.post("/charges")
@@ -507,7 +508,7 @@ async def test_a_fastapi_endpoint_can_require_a_key_or_be_exempt() -> None:
 
 
 async def test_a_dependency_gives_its_route_a_rule(backend: WatchedBackend) -> None:
-    """Among the route's dependencies, or in the endpoint's signature."""
+    """The dependency is in the route's list, or in the endpoint's signature."""
     app = shop(backend=backend)
     app.add_api_route("/charges", number, methods=["POST"], dependencies=[Depends(IdempotencyRule(ttl=60))])
 
@@ -521,7 +522,7 @@ async def test_a_dependency_gives_its_route_a_rule(backend: WatchedBackend) -> N
 
 
 async def test_a_dependency_gives_all_routes_of_a_router_a_rule() -> None:
-    """With prefixes, and routers in routers."""
+    """With prefixes, and with nested routers."""
     app, outer = shop(), APIRouter(prefix="/api", dependencies=[Depends(IdempotencyRule(required=True))])
     inner = APIRouter(prefix="/v1")
     inner.add_api_route("/charges", number, methods=["POST"])
@@ -544,7 +545,7 @@ async def test_a_router_can_be_exempt_where_it_is_included() -> None:
 
 
 async def test_nearer_rules_add_to_farther_ones(backend: WatchedBackend) -> None:
-    """Application, router, route, endpoint; what they do not say stays."""
+    """Application, router, route, endpoint; a field keeps its value unless a nearer rule sets it."""
     app = shop(IdempotencyRule(ttl=3600, lease=9), backend=backend)
     router = APIRouter(dependencies=[Depends(IdempotencyRule(ttl=1800, required=True))])
     router.add_api_route("/charges", idempotent(ttl=60)(lambda: uuid4().hex), methods=["POST"])
@@ -555,7 +556,7 @@ async def test_nearer_rules_add_to_farther_ones(backend: WatchedBackend) -> None
 
 
 async def test_a_rule_within_an_exempt_router_covers_its_route_alone() -> None:
-    """The nearest rule decides, and takes nothing over from what an exemption has ended."""
+    """The nearest rule decides, and inherits nothing from rules outside of the exemption."""
     app = shop(IdempotencyRule(required=True))
     router = APIRouter(dependencies=[Depends(IdempotencyRule(exempt=True))])
     router.add_api_route("/charges", idempotent(lambda: uuid4().hex), methods=["POST"])
@@ -567,7 +568,7 @@ async def test_a_rule_within_an_exempt_router_covers_its_route_alone() -> None:
 
 
 async def test_a_rule_in_a_fastapi_sub_application_counts() -> None:
-    """Mounted, also within an included router's application."""
+    """The application is mounted, also within an included router."""
     part = FastAPI()
     part.add_api_route("/charges", number, methods=["POST"], dependencies=[Depends(IdempotencyRule(required=True))])
     app = shop()
@@ -584,7 +585,7 @@ async def test_a_starlette_route_in_an_included_router_has_its_rule() -> None:
 
 
 async def test_a_route_of_a_router_that_is_added_later_is_found() -> None:
-    """FastAPI looks into included routers again as well, or has not taken the route over at all."""
+    """Either FastAPI looks into included routers for each request, or it has not copied the route."""
     app, router = shop(), APIRouter(dependencies=[Depends(IdempotencyRule(required=True))])
     app.include_router(router)
     assert await status(app) == 404
@@ -594,13 +595,13 @@ async def test_a_route_of_a_router_that_is_added_later_is_found() -> None:
 
 @pytest.mark.parametrize("fields", [{"requird": True}, {"exempt": True, "ttl": 60}])
 async def test_a_wrong_dependency_is_an_error_at_once(fields: dict[str, Any]) -> None:
-    """An unknown field, or fields of a route that is not covered."""
+    """An unknown field, or fields for a route that is not covered."""
     with pytest.raises(ConfigurationError, match=r"requird|ttl"):
         IdempotencyRule(**fields)
 
 
 async def test_a_whole_policy_takes_rules_too(backend: WatchedBackend) -> None:
-    """They change its fields."""
+    """Rules change its fields."""
     app = protected(post("/charges", own(ttl=60)), backend=backend, policy=IdempotencyPolicy(lease=7))
     await send(app, key=new_key())
     assert [(c.ttl, c.lease) for c in backend.claims] == [(60, 7)]

@@ -1,4 +1,4 @@
-"""Callers whom an outer ``SessionMiddleware`` has decoded, without authentication that is known (O-19, O-14)."""
+"""Callers whom an outer ``SessionMiddleware`` has decoded, without an authentication middleware (O-19, O-14)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REPLAYED = "idempotent-replayed"
 
 
 class Shop:
-    """An application whose users log in by ``session["user_id"]``; its view may do something to the session."""
+    """An application whose users log in by ``session["user_id"]``, and whose view may change the session."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Shop:
         return PlainTextResponse(f"run {self.runs}", 500 if self.runs <= self.fails else 201)
 
     def charge(self) -> str:
-        """A stage."""
+        """A stage that counts its runs."""
         self.charges += 1
         return "ch_1"
 
@@ -64,12 +64,12 @@ class Shop:
         return browser
 
     def of_kind(self, kind: type[events.Event]) -> list[Any]:
-        """The events of this kind."""
+        """The events of this class."""
         return [event for event in self.listener.seen if isinstance(event, kind)]
 
 
 async def log_in(request: Request) -> Response:
-    """As whoever the path says; an account as an OpenID client keeps it has a name and a number."""
+    """Log in as the user in the path; an account of an OpenID client has a name and a number."""
     request.session.clear()
     name = request.path_params["name"]
     if name.startswith("account-"):
@@ -89,7 +89,7 @@ async def done(request: Request) -> Response:
 
 
 def register(request: Request) -> None:
-    """A new user, who is logged in at once."""
+    """Log a new user in."""
     request.session["user_id"] = "bob"
 
 
@@ -98,7 +98,7 @@ either = pytest.mark.parametrize("middleware", [IdempotencyMiddleware, PlainMidd
 
 @either
 def test_two_users_of_a_session_with_one_key_are_two_callers(middleware: type[PlainMiddleware]) -> None:
-    """O-19: and a visitor is a third one; also where the middleware is the one for any ASGI application."""
+    """O-19: a visitor is a third caller; the same holds for the middleware for any ASGI application."""
     shop = Shop(middleware=middleware)
     callers = [
         shop.browse("ann"),
@@ -115,7 +115,7 @@ def test_two_users_of_a_session_with_one_key_are_two_callers(middleware: type[Pl
 
 
 def test_a_session_that_is_signed_anew_is_the_same_caller(monkeypatch: pytest.MonkeyPatch) -> None:
-    """O-19: each change of a session signs it anew, for its maximal age; and so does a new login."""
+    """O-19: each change signs a session anew, for its maximal age; and so does a new login."""
     shop = Shop()
     browser = shop.browse("ann")
     first, before = browser.post(), browser.session
@@ -129,11 +129,11 @@ def test_a_session_that_is_signed_anew_is_the_same_caller(monkeypatch: pytest.Mo
 
 
 def test_the_applications_authentication_comes_first() -> None:
-    """O-19: a verified user is who it is, whatever else the session has."""
+    """O-19: a verified user is the caller, whatever else the session has."""
     from starlette.middleware.authentication import AuthenticationMiddleware
 
     shop = Shop()
-    # Between the two that are there: the session's is outermost.
+    # Between the two other middlewares: the session middleware is outermost.
     shop.app.user_middleware.insert(1, type(shop.app.user_middleware[0])(AuthenticationMiddleware, backend=OfSession()))
     ann, eve = shop.browse("ann"), shop.browse("ann")
     assert ann.post(**{"x-token": "verified-1"}).text == "run 1"
@@ -143,7 +143,7 @@ def test_the_applications_authentication_comes_first() -> None:
 
 @either
 def test_the_session_does_not_count_as_accessed(middleware: type[PlainMiddleware]) -> None:
-    """O-01, O-19: the response is the same as without us."""
+    """O-01, O-19: the response is the same as without the middleware."""
     shop = Shop(middleware=middleware)
     browser = shop.browse("ann")
     without = SessionMiddleware(Route("/0", done, methods=["POST"]), secret_key="for tests only")
@@ -157,7 +157,7 @@ def test_the_session_does_not_count_as_accessed(middleware: type[PlainMiddleware
 
 
 def test_an_account_without_an_id_is_an_error_that_names_the_cure() -> None:
-    """O-19: nothing runs in a shared scope."""
+    """O-19: callers never share a scope."""
     from open_idempotency.exceptions import ScopeUnknown
 
     shop = Shop()
@@ -178,7 +178,7 @@ def test_other_entries_by_name() -> None:
 
 @either
 def test_a_session_that_names_nobody_is_warned_about_once(middleware: type[PlainMiddleware]) -> None:
-    """O-19a: with the name of the cookie and of the entries."""
+    """O-19a: with the names of the cookie and of the entries."""
     shop = Shop(middleware=middleware)
     for name in ("member-1", "member-2"):
         shop.browse(name).post()
@@ -188,7 +188,7 @@ def test_a_session_that_names_nobody_is_warned_about_once(middleware: type[Plain
 
 
 def test_a_session_that_is_decoded_inside_is_warned_about() -> None:
-    """O-19a: the middleware for any ASGI application claims in front of it, and sees no more of it than the cookie."""
+    """O-19a: the middleware for any ASGI application claims before the session is decoded, and sees only the cookie."""
     listener = Listener()
     app = Starlette(routes=[Route("/login/{name}", log_in), Route("/0", done, methods=["POST"])])
     app.add_middleware(SessionMiddleware, secret_key="for tests only")
@@ -201,7 +201,7 @@ def test_a_session_that_is_decoded_inside_is_warned_about() -> None:
 
 
 def test_callers_who_are_meant_to_be_one_are_not_warned_about() -> None:
-    """O-19b: nor distinguished."""
+    """O-19b: they are not distinguished either."""
     shop = Shop(scope="anonymous")
     assert [shop.browse(name).post().text for name in ("ann", "bob", None)] == ["run 1"] * 3
     assert shop.of_kind(events.CallerUnidentified) == []
@@ -209,7 +209,7 @@ def test_callers_who_are_meant_to_be_one_are_not_warned_about() -> None:
 
 @pytest.mark.parametrize("session", [None, 7, ["user_id"], {}])
 def test_what_is_no_session_names_nobody(session: object) -> None:
-    """O-19: whatever another framework puts there."""
+    """O-19: whatever another framework stores under ``session``."""
     scope = {"type": "http", "session": session}
     identity = PlainMiddleware(Starlette(), "memory://").identify(scope)
     assert identity is None or (not isinstance(identity, str) and not identity.session)
@@ -221,7 +221,7 @@ def test_what_is_no_session_names_nobody(session: object) -> None:
 @pytest.mark.parametrize("session", ["old", "new"])
 @pytest.mark.parametrize("before", ["ann", None])
 def test_a_retry_finds_the_record_although_the_view_has_changed_the_caller(session: str, before: str | None) -> None:
-    """O-14, O-19: a login is not made twice."""
+    """O-14, O-19: the login is not made twice."""
     shop = Shop(register)
     browser = shop.browse(before)
     old = browser.session
@@ -244,7 +244,7 @@ def test_an_attempt_that_fails_behind_the_change_is_resumed() -> None:
 
 
 def test_nobody_else_finds_it() -> None:
-    """O-14, O-19: not the very user in another session, nor another in this one."""
+    """O-14, O-19: neither the same user in another session, nor another user in this session."""
     shop = Shop(register)
     browser = shop.browse("ann")
     browser.post()
@@ -255,7 +255,7 @@ def test_nobody_else_finds_it() -> None:
 
 @pytest.mark.parametrize("leave", ["clear", "one entry"])
 def test_a_logout_is_reported_as_one_that_no_session_knows(leave: str) -> None:
-    """O-14, O-19: whatever is left in the session, it names nobody. With the old one a retry gets the response."""
+    """O-14, O-19: the remaining session names nobody. With the old session a retry gets the response."""
 
     def log_out(request: Request) -> None:
         request.session.pop("user_id")
@@ -273,7 +273,7 @@ def test_a_logout_is_reported_as_one_that_no_session_knows(leave: str) -> None:
 
 @pytest.mark.parametrize("before", ["ann", None])
 def test_a_change_of_something_else_is_none_of_the_caller(before: str | None) -> None:
-    """O-14, O-19: a basket."""
+    """O-14, O-19: such as a basket."""
     shop = Shop(lambda request: request.session.update(basket=1))
     browser = shop.browse(before)
     first = browser.post()
@@ -283,7 +283,7 @@ def test_a_change_of_something_else_is_none_of_the_caller(before: str | None) ->
 
 @pytest.mark.parametrize("before", ["ann", None])
 def test_a_change_in_a_session_that_was_opened_inside_is_reported(before: str | None) -> None:
-    """O-14, O-19: its cookie is written before the response arrives. The session of before finds the record."""
+    """O-14, O-19: its cookie is set before the response arrives. A retry with the earlier session finds the record."""
     shop = Shop(register, session_inside=True)
     browser = shop.browse(before)
     old = browser.session

@@ -1,4 +1,4 @@
-"""What is found wrong under Starlette and FastAPI when the application starts: rules, and who authenticates where."""
+"""Errors that Starlette and FastAPI applications report at start: wrong rules, and authentication behind the claim."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PATIENCE = 10
 
 
 async def start(app: Any) -> list[dict[str, Any]]:
-    """Start the application as a server does, and end it; what it says of its start and end."""
+    """Start the application as a server does, and end it; return its lifespan messages."""
     inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     for kind in ("startup", "shutdown"):
         inbox.put_nowait({"type": f"lifespan.{kind}"})
@@ -47,7 +47,7 @@ async def start(app: Any) -> list[dict[str, Any]]:
 
 
 def refused(app: Any) -> str:
-    """Why the application does not start."""
+    """The error with which the application does not start."""
     said: list[Any] = []
 
     async def try_it() -> None:
@@ -61,7 +61,7 @@ def refused(app: Any) -> str:
 
     with pytest.raises(ConfigurationError) as caught:
         asyncio.run(try_it())
-    # A server that hears of it ends; one that only sees the exception may take it for an application without lifespan.
+    # A server ends on this message; without it the exception may look like an application without a lifespan.
     assert said == [{"type": "lifespan.startup.failed", "message": str(caught.value)}]
     return str(caught.value)
 
@@ -72,8 +72,8 @@ def post(app: Any, path: str, key: str | None = None) -> int:
     async def send() -> int:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            answer = await client.post(path, headers={"idempotency-key": key or str(uuid4())})
-            return answer.status_code
+            response = await client.post(path, headers={"idempotency-key": key or str(uuid4())})
+            return response.status_code
 
     return asyncio.run(send())
 
@@ -90,7 +90,7 @@ def number() -> str:
 
 @idempotent(ttl=1)
 async def hasty(request: Request) -> Response:
-    """Its records would expire before their lease."""
+    """An endpoint whose records would expire before their lease."""
     return PlainTextResponse("done")
 
 
@@ -105,7 +105,7 @@ def own(**fields: Any) -> Any:
 
 
 class Charges(HTTPEndpoint):
-    """One of its methods contradicts."""
+    """A class with one method whose rule contradicts the policy."""
 
     async def post(self, request: Request) -> Response:
         return PlainTextResponse("done")
@@ -117,7 +117,7 @@ class Charges(HTTPEndpoint):
 
 @idempotent(lease=100)
 class Slow(HTTPEndpoint):
-    """Its own rule is sound, and so is its method's; they are not together."""
+    """A class whose rule and whose method's rule are valid alone, and contradict each other."""
 
     @idempotent(ttl=99)
     async def post(self, request: Request) -> Response:
@@ -126,11 +126,11 @@ class Slow(HTTPEndpoint):
 
 @idempotent(ttl=1)
 class HastyBase:
-    """Its rule would contradict the policy if it covered anything."""
+    """A base class whose rule would contradict the policy if it covered anything."""
 
 
 class HastyReading(HastyBase, HTTPEndpoint):
-    """Has the rule from its base, and only GET."""
+    """A subclass with the rule of its base, and only GET."""
 
     async def get(self, request: Request) -> Response:
         return PlainTextResponse("done")
@@ -151,7 +151,7 @@ def shop(*dependencies: Any) -> FastAPI:
 
 
 def with_router() -> FastAPI:
-    """A router's rule and its endpoint's make a contradiction where the router is included."""
+    """A router whose rule contradicts its endpoint's rule where the router is included."""
     app, router = shop(), APIRouter(prefix="/part", dependencies=[Depends(IdempotencyRule(lease=100))])
     router.add_api_route("/charges", idempotent(ttl=99)(lambda: "done"), methods=["POST"])
     app.include_router(router)
@@ -159,7 +159,7 @@ def with_router() -> FastAPI:
 
 
 def with_dependency() -> FastAPI:
-    """All routes of the application have this rule."""
+    """An application with this rule for all its routes."""
     app = shop(IdempotencyRule(ttl=1))
     app.add_api_route("/charges", number, methods=["POST"])
     return app
@@ -189,7 +189,7 @@ WRONG: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("form", WRONG)
 def test_a_rule_that_contradicts_the_policy_keeps_the_application_from_starting(form: str) -> None:
-    """Told at start, with the route's name, wherever the route is."""
+    """The error is raised at start, with the route's name, wherever the route is."""
     app, complaint = WRONG[form]
     assert complaint in refused(app)
 
@@ -214,14 +214,14 @@ SOUND = {
 
 @pytest.mark.parametrize("form", SOUND)
 def test_a_sound_application_starts(form: str) -> None:
-    """Only what this middleware will have to treat is tried."""
+    """Only routes that this middleware covers are validated."""
     said = asyncio.run(start(SOUND[form]))
     assert [each["type"] for each in said] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
 @contextmanager
 def reported(caplog: pytest.LogCaptureFixture, level: int) -> Iterator[list[str]]:
-    """What the package's logger says at a level."""
+    """The messages of the package's logger at this level."""
     caplog.clear()
     found: list[str] = []
     yield found
@@ -229,7 +229,7 @@ def reported(caplog: pytest.LogCaptureFixture, level: int) -> Iterator[list[str]
 
 
 def test_without_a_start_the_first_request_reports_contradictions(caplog: pytest.LogCaptureFixture) -> None:
-    """Some servers start nothing; the routes that are sound are served."""
+    """Some servers do not run a lifespan; valid routes are served."""
     app = Starlette(routes=[route(), Route("/sound", charge, methods=["POST"])], middleware=[ours()])
     with reported(caplog, logging.ERROR) as said:
         assert [post(app, "/sound"), post(app, "/charges"), post(app, "/sound")] == [200, 500, 200]
@@ -241,14 +241,14 @@ def test_without_a_start_the_first_request_reports_contradictions(caplog: pytest
 
 
 class Everybody(AuthenticationBackend):
-    """Is Ada."""
+    """Authenticates every request as Ada."""
 
     async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser]:
         return AuthCredentials(["authenticated"]), SimpleUser("ada")
 
 
 class BearerAuthMiddleware:
-    """Somebody's own."""
+    """A custom authentication middleware."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -258,7 +258,7 @@ class BearerAuthMiddleware:
 
 
 class Hiding:
-    """Does not show what it wraps."""
+    """A middleware that does not expose the application that it wraps."""
 
     def __init__(self, app: Any) -> None:
         self._hidden = app
@@ -296,7 +296,7 @@ async def charge_as_application(scope: Any, receive: Any, send: Any) -> None:
         await Router()(scope, receive, send)
 
 
-#: places behind the one where the claim is made
+#: positions inside of the claim
 BEHIND: dict[str, Callable[..., Any]] = {
     "on a route": lambda **f: Starlette(routes=[route(charge, middleware=[THEIRS])], middleware=[ours(**f)]),
     "behind others": lambda **f: Starlette(
@@ -315,7 +315,7 @@ REQUEST = CoreRequest("POST", b"/charges", b"", [], None)
 
 @pytest.mark.parametrize("place", PLACES)
 def test_the_user_is_known_wherever_authentication_stands(place: str, caplog: pytest.LogCaptureFixture) -> None:
-    """O-18: the claim is made behind it, so that no order is wrong."""
+    """O-18: the claim is made after it, so no order is wrong."""
     app, backend = PLACES[place], MemoryBackend()
     with reported(caplog, logging.WARNING) as said:
         asyncio.run(start(app(backend=backend)))
@@ -328,7 +328,7 @@ def test_the_user_is_known_wherever_authentication_stands(place: str, caplog: py
 
 @pytest.mark.parametrize("place", BEHIND)
 def test_authentication_behind_the_claim_is_warned_of_at_start(place: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Reported at start-up, before any request; once, also when requests come."""
+    """The warning comes at start-up, once, before any request."""
     app = BEHIND[place]()
     with reported(caplog, logging.WARNING) as said:
         asyncio.run(start(app))
@@ -341,7 +341,7 @@ def test_authentication_behind_the_claim_is_warned_of_at_start(place: str, caplo
 
 @pytest.mark.parametrize("place", BEHIND)
 def test_with_a_scope_of_its_own_nothing_is_warned_of(place: str, caplog: pytest.LogCaptureFixture) -> None:
-    """``scope=`` comes first, so the order does not matter."""
+    """``scope=`` takes precedence, so the order does not matter."""
     with reported(caplog, logging.WARNING) as said:
         asyncio.run(start(BEHIND[place](scope=lambda request: "everybody")))
     assert said == []
@@ -367,7 +367,7 @@ def test_authentication_outside_is_no_reason_to_warn(form: str, caplog: pytest.L
 def test_authentication_that_cannot_be_seen_is_warned_of_by_its_first_request(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A user that appears inside was not known when it was needed."""
+    """A user who appears inside of the claim was not known when the claim was made."""
     app = Starlette(routes=[route(charge, middleware=[Middleware(Hiding), THEIRS])], middleware=[ours()])
     with reported(caplog, logging.WARNING) as said:
         asyncio.run(start(app))

@@ -1,4 +1,4 @@
-"""What tests read of metrics and traces: real registries and providers, each of one test."""
+"""Helpers that read metrics and traces from real registries and providers; each belongs to one test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def samples(registry: CollectorRegistry, name: str) -> dict[Labels, float]:
 
 
 def outcomes(registry: CollectorRegistry) -> dict[tuple[str, str, str], float]:
-    """The counter: by outcome, route and status."""
+    """The counter of outcomes: by outcome, route and status."""
     found = samples(registry, "idempotency_outcomes_total")
     return {tuple(dict(key)[name] for name in ("outcome", "route", "status")): n for key, n in found.items()}  # type: ignore[misc]  # three each
 
@@ -50,11 +50,11 @@ class Traced:
 
     @property
     def spans(self) -> list[ReadableSpan]:
-        """Those that have ended, in order."""
+        """The spans that have ended, in order."""
         return list(self._exporter.get_finished_spans())
 
     def points(self, name: str) -> list[tuple[Mapping[str, Any], Any]]:
-        """The data points of a metric: attributes, and the value, or the number of observations."""
+        """The data points of a metric: attributes, and the value or the number of observations."""
         data = self._reader.get_metrics_data()
         metrics = [m for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics] if data else []
         found = [point for metric in metrics if metric.name == name for point in metric.data.data_points]
@@ -62,7 +62,7 @@ class Traced:
 
     @property
     def everything(self) -> str:
-        """All that would be exported, as text."""
+        """All exported telemetry, as text."""
         spans = "".join(span.to_json() for span in self.spans)
         data = self._reader.get_metrics_data()
         return spans + ("" if data is None else data.to_json())
@@ -74,11 +74,11 @@ def attributes(span: ReadableSpan) -> dict[str, Any]:
 
 
 def linked(span: ReadableSpan) -> list[tuple[int, int]]:
-    """The spans that a span is linked to: their traces and their own ids."""
+    """The trace ids and span ids that a span is linked to."""
     return [(link.context.trace_id, link.context.span_id) for link in span.links]
 
 
 def spanned(span: Any) -> tuple[int, int]:
-    """The trace and the id of a span."""
+    """The trace id and the span id of a span."""
     context = span.get_span_context()
     return context.trace_id, context.span_id

@@ -1,4 +1,4 @@
-"""The dashboard and the alert rules: each metric, label and outcome that they name is what a real client exposes."""
+"""The dashboard and the alert rules: a real client exposes each metric, label and outcome that they name."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from open_idempotency._core import problems
 from open_idempotency.telemetry import ALERTS, DASHBOARD, prometheus
 from open_idempotency.telemetry._outcomes import OUTCOMES
 
-#: labels that Prometheus itself gives each series
+#: labels that Prometheus itself adds to each series
 _OF_PROMETHEUS = frozenset({"instance", "job"})
 _MADE_BY_GRAFANA = {"$__rate_interval": "5m", "$route": ".*"}
 _METRIC = re.compile(r"\bidempotency_\w+")
 
 
 class Named(NamedTuple):
-    """What an expression names: of each selector the metric and its matchers, and the labels that it groups by."""
+    """The names in an expression: of each selector the metric and its matchers, and the labels that it groups by."""
 
     selectors: list[tuple[str, dict[str, str]]]
     groups: set[str]
@@ -55,7 +55,7 @@ QUERIES = list(_queries())
 
 
 def _named(query: str) -> Named:
-    """Read an expression; raises ``ValueError`` for one that is not PromQL."""
+    """Parse an expression; raise ``ValueError`` for one that is not PromQL."""
     selectors: list[tuple[str, dict[str, str]]] = []
     groups: set[str] = set()
     waiting: list[Any] = [promql_parser.parse(query)]
@@ -96,7 +96,7 @@ def exposed() -> dict[str, set[str]]:
 
 @pytest.mark.parametrize(("title", "query"), QUERIES, ids=[f"{n} {title}" for n, (title, _) in enumerate(QUERIES)])
 def test_a_query_names_series_and_labels_that_are_exposed(title: str, query: str, exposed: dict[str, set[str]]) -> None:
-    """P-36: by a real client, in the text that Prometheus reads; each query is PromQL."""
+    """P-36: a real client exposes them, in the text that Prometheus reads; each query is valid PromQL."""
     found = _named(query)
     assert found.selectors
     for metric, matchers in found.selectors:
@@ -107,7 +107,7 @@ def test_a_query_names_series_and_labels_that_are_exposed(title: str, query: str
 
 
 def _outcomes() -> set[str]:
-    """All that can be counted."""
+    """All outcomes that can be counted."""
     made = [value for value in vars(problems).values() if getattr(value, "__module__", "") == problems.__name__]
     names = {name for maker in made if callable(maker) for name in _problems_in(maker)}
     return {outcome for outcome in OUTCOMES.values() if outcome} | {"resumed"} | names
@@ -123,26 +123,26 @@ def _problems_in(maker: Any) -> Iterator[str]:
 
 @pytest.mark.parametrize(("title", "query"), QUERIES, ids=[f"{n} {title}" for n, (title, _) in enumerate(QUERIES)])
 def test_a_query_names_outcomes_that_there_are(title: str, query: str) -> None:
-    """P-36: one that is misspelt would never be true."""
+    """P-36: a query with a misspelt outcome would never match."""
     named = {each for _, matchers in _named(query).selectors for each in matchers.get("outcome", "").split("|") if each}
     assert named <= _outcomes()
 
 
 def test_every_metric_is_on_the_dashboard_and_in_a_rule_or_both(exposed: dict[str, set[str]]) -> None:
-    """P-36: counter, histogram and gauge."""
+    """P-36: the counter, the histogram and the gauge."""
     shown = set(_METRIC.findall(DASHBOARD.read_text(encoding="utf-8")))
     assert {name for name in exposed if not name.endswith(("_created", "_sum"))} <= shown
 
 
 def test_a_query_that_is_wrong_is_found() -> None:
-    """P-36: so the tests above can fail."""
+    """P-36: the tests above can fail."""
     with pytest.raises(ValueError, match=r"\w"):
         _named("sum by (route (idempotency_outcomes_total)")
     assert _named('sum by (x) (rate(y{z="1"}[5m]))') == Named([("y", {"z": "1"})], {"x"})
 
 
 def test_each_alert_says_what_is_wrong_and_what_to_do() -> None:
-    """P-36: names are unique, and a template names labels that the alert has."""
+    """P-36: alert names are unique, and a template names labels that the alert has."""
     names = [rule["alert"] for rule in _rules()]
     assert len(set(names)) == len(names)
     for rule in _rules():
@@ -153,7 +153,7 @@ def test_each_alert_says_what_is_wrong_and_what_to_do() -> None:
 
 
 def test_panels_do_not_overlap_and_each_says_what_it_shows() -> None:
-    """P-36: a grid of 24 columns."""
+    """P-36: the grid has 24 columns."""
     taken: set[tuple[int, int]] = set()
     for panel in _dashboard()["panels"]:
         grid = panel["gridPos"]

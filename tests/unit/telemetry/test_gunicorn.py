@@ -51,7 +51,7 @@ class Shop(NamedTuple):
     folder: Path
 
     def read(self) -> CollectorRegistry:
-        """The metrics of all workers, as a page of metrics collects them."""
+        """The metrics of all workers, as a metrics page collects them."""
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry, str(self.folder))
         return registry
@@ -86,7 +86,7 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
 
 
 def test_the_counts_of_all_workers_are_one_sum(shop: Shop) -> None:
-    """P-32: whichever worker a request came to; the gauge is 0 again behind them."""
+    """P-32: whichever worker served a request; afterwards the gauge is 0 again."""
     pids: set[str] = set()
     sent = 0
     with httpx.Client(base_url=shop.url, timeout=PATIENCE, trust_env=False, headers={"connection": "close"}) as client:

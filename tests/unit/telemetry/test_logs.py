@@ -1,4 +1,4 @@
-"""The record and the attempt in the lines of a request: in threads, on asyncio and trio, by logging and structlog."""
+"""The record and the attempt in a request's log lines: in threads, on asyncio and trio, with logging and structlog."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.telemetry import RequestFilter, add_request
 from tests.unit.every_adapter import FIELDS, KEY, post_asgi
 
-# a name that no application of another test has, which might set its level
+# a logger of this module alone, so no other test sets its level
 SHOP = logging.getLogger(f"{__name__}.shop")
 
 
 class Lines(logging.Handler):
-    """Keeps the fields of each line that it is given."""
+    """A handler that keeps the fields of each line."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Lines(logging.Handler):
         self.references: list[str] = []
 
     def emit(self, record: Any) -> None:
-        """Keep it."""
+        """Keep the fields of the line."""
         self.seen.append((record.name, record.record, record.attempt))
         self.references.append(record.reference)
 
@@ -59,7 +59,7 @@ def lines() -> Iterator[Lines]:
 
 
 def _protected(inside: Callable[[], Any], **fields: Any) -> tuple[Any, list[events.Event]]:
-    """An application that calls a function and awaits what it returns, and the events of its requests."""
+    """An application that calls a function and awaits its result, and the events of its requests."""
     heard: list[events.Event] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -92,7 +92,7 @@ def test_each_line_of_a_request_has_its_record_and_attempt(inside: Callable[[], 
 
 
 def test_on_trio_each_line_of_a_request_has_its_record(lines: Lines) -> None:
-    """P-35: also in a thread of trio's."""
+    """P-35: also in a thread of trio."""
 
     async def inside() -> None:
         SHOP.info("on the loop")
@@ -109,7 +109,7 @@ def test_on_trio_each_line_of_a_request_has_its_record(lines: Lines) -> None:
 
 
 def test_a_resumed_attempt_has_its_number(lines: Lines) -> None:
-    """P-35: so the lines of two attempts can be separated."""
+    """P-35: the lines of two attempts can be separated."""
     failed: list[int] = []
 
     def inside() -> None:
@@ -126,7 +126,7 @@ def test_a_resumed_attempt_has_its_number(lines: Lines) -> None:
 
 
 def test_outside_of_a_request_with_a_key_there_is_a_dash(lines: Lines) -> None:
-    """P-35: a format that names the field works for each line."""
+    """P-35: a format that names the field works for every line."""
     SHOP.info("at start")
     app, _ = _protected(lambda: SHOP.info("without a key"))
 
@@ -153,7 +153,7 @@ def test_a_line_of_the_library_has_the_fields_of_its_event(lines: Lines) -> None
 
 
 def test_a_format_can_name_the_fields() -> None:
-    """P-35: as a configuration by ``dictConfig`` does."""
+    """P-35: with a configuration by ``dictConfig``."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.addFilter(RequestFilter())
@@ -167,7 +167,7 @@ def test_a_format_can_name_the_fields() -> None:
 
 
 def test_structlog_adds_the_record_and_the_attempt() -> None:
-    """P-35: nothing is added elsewhere, and a value of the application's own stays."""
+    """P-35: outside of a request nothing is added, and the application's own value stays."""
     captured = LogCapture()
     logger = structlog.wrap_logger(None, processors=[add_request, captured])
 

@@ -1,4 +1,4 @@
-"""Counting in OpenTelemetry's metrics, and what is written to spans, with its own SDK."""
+"""OpenTelemetry with its own SDK: metrics, span attributes and links."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_replay_is_linked_to_the_trace_of_the_first_request(adapter: str, trac
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_the_servers_span_says_what_was_decided(adapter: str, traced: Traced) -> None:
-    """P-30: by the record, the attempt and the outcome."""
+    """P-30: it has the record, the attempt and the outcome."""
     heard = Listener()
     send = ADAPTERS[adapter](MemoryBackend(), (), on_event=combine(traced.listener, heard))
     for _ in range(2):
@@ -59,7 +59,7 @@ def test_the_servers_span_says_what_was_decided(adapter: str, traced: Traced) ->
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_metrics_have_the_names_and_attributes_of_the_semantic_conventions(adapter: str, traced: Traced) -> None:
-    """P-26, P-27, P-28: an attribute that is unknown is left out."""
+    """P-26, P-27, P-28: an unknown attribute is left out."""
     send = ADAPTERS[adapter](MemoryBackend(), (), on_event=traced.listener)
     send()
     route = {"http.route": ROUTES[adapter]} if adapter in ROUTES else {}
@@ -74,7 +74,7 @@ def test_metrics_have_the_names_and_attributes_of_the_semantic_conventions(adapt
 
 
 def test_a_problem_is_found_by_the_reference_in_its_span(traced: Traced) -> None:
-    """P-30: the one that the client has."""
+    """P-30: the client has the same reference."""
     heard = Listener()
     send = ADAPTERS["asgi"](MemoryBackend(), (), on_event=combine(traced.listener, heard), validate=lambda key: False)
     with traced.server():
@@ -118,7 +118,7 @@ def test_an_event_has_the_trace_of_the_servers_span(traced: Traced) -> None:
 
 
 def test_a_stored_trace_is_a_header_that_earlier_versions_can_read() -> None:
-    """P-31, B-13: the frame has the version that they know; a frame without a trace is as it was."""
+    """P-31, B-13: the frame has the version that they know; a frame without a trace is unchanged."""
     trace_of_first = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     plain = Response(201, [(b"x-ledger", b"main")], b"ran")
     traced = Response(201, [(b"x-ledger", b"main")], b"ran", first_trace=trace_of_first)
@@ -131,7 +131,7 @@ def test_a_stored_trace_is_a_header_that_earlier_versions_can_read() -> None:
 
 @pytest.mark.parametrize("damaged", ["", "00", "00-xyz-1-01", "00-0-0-00", "\xff-\xff-\xff-\xff"])
 def test_a_stored_trace_that_cannot_be_read_costs_the_link_alone(damaged: str, traced: Traced) -> None:
-    """P-34: the replay is what counts."""
+    """P-34: the replay is sent without a link."""
     with traced.server():
         traced.listener(events.Replayed("0123456789ab", 201, damaged))
     assert not traced.spans[0].links
@@ -146,13 +146,13 @@ def test_a_stored_trace_that_cannot_be_read_costs_the_link_alone(damaged: str, t
     ],
 )
 def test_what_is_no_provider_is_refused_at_start(providers: dict[str, Any], said: str) -> None:
-    """P-33: with what to pass."""
+    """P-33: the error says what to pass."""
     with pytest.raises(ConfigurationError, match=said):
         opentelemetry(**providers)
 
 
 def test_one_provider_has_one_listener(traced: Traced) -> None:
-    """P-26: instruments that are made twice would be reported twice."""
+    """P-26: instruments that are created twice would be exported twice."""
     assert opentelemetry(traced.meters, traced.tracers) is traced.listener
     assert opentelemetry() is opentelemetry(metrics.get_meter_provider(), trace.get_tracer_provider())
 

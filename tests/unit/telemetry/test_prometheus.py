@@ -77,7 +77,7 @@ def test_the_gauge_has_the_attempts_whose_lease_the_process_holds() -> None:
 
 
 def test_an_attempt_that_outlives_its_engine_is_not_counted_for_ever() -> None:
-    """P-28: the heartbeat that was closed forgets what it watched."""
+    """P-28: a closed heartbeat forgets its attempts."""
     registry = CollectorRegistry()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -91,7 +91,7 @@ def test_an_attempt_that_outlives_its_engine_is_not_counted_for_ever() -> None:
 
 
 def test_every_kind_of_event_is_counted_or_known_not_to_be() -> None:
-    """P-26: whoever adds an event decides."""
+    """P-26: a new event must be assigned to one of the two."""
     assert set(OUTCOMES) == set(_kinds())
 
 
@@ -107,12 +107,12 @@ def test_every_kind_of_event_is_counted_or_known_not_to_be() -> None:
     ids=lambda value: type(value).__name__ if isinstance(value, events.Event) else str(value),
 )
 def test_lost_leases_resumed_attempts_and_backend_errors_are_outcomes(event: events.Event, outcome: str | None) -> None:
-    """P-26: and a problem is one by its name, while the event beside it is not counted again."""
+    """P-26: a problem is counted once by its name; its event is not counted again."""
     assert outcome_of(event) == outcome
 
 
 def test_the_number_of_routes_is_bounded() -> None:
-    """P-26: an application that makes routes up fills no memory."""
+    """P-26: an application that generates routes does not fill the memory."""
     registry = CollectorRegistry()
     listener = prometheus(registry)
     for number in range(MOST_ROUTES + 5):
@@ -123,7 +123,7 @@ def test_the_number_of_routes_is_bounded() -> None:
 
 
 def test_one_registry_has_one_listener() -> None:
-    """P-26: an application that is made twice, as by a factory in tests, has its metrics once."""
+    """P-26: an application that is constructed twice, as by a factory in tests, has its metrics once."""
     registry = CollectorRegistry()
     assert prometheus(registry) is prometheus(registry)
     assert prometheus(registry) is not prometheus(CollectorRegistry())
@@ -131,13 +131,13 @@ def test_one_registry_has_one_listener() -> None:
 
 @pytest.mark.parametrize("registry", [object(), "default", CollectorRegistry])
 def test_what_is_no_registry_is_refused_at_start(registry: Any) -> None:
-    """P-33: with what to pass."""
+    """P-33: the error says what to pass."""
     with pytest.raises(ConfigurationError, match="registry: expected a CollectorRegistry"):
         prometheus(registry)
 
 
 def test_a_name_that_is_taken_is_refused_at_start() -> None:
-    """P-33: two metrics of one name would break the page of metrics."""
+    """P-33: two metrics of one name would break the metrics page."""
     registry = CollectorRegistry()
     Counter("idempotency_outcomes", "somebody else's", registry=registry)
     with pytest.raises(ConfigurationError, match="other metrics of these names"):
@@ -145,7 +145,7 @@ def test_a_name_that_is_taken_is_refused_at_start() -> None:
 
 
 def test_a_route_has_no_telemetry_of_its_own() -> None:
-    """P-33: its backend calls would be missing, and nothing would say so."""
+    """P-33: its backend calls would silently be missing."""
     engine = Engine("memory://", None, {}, threads=True)
     with pytest.raises(ConfigurationError, match="on_event: telemetry measures a whole application"):
         engine.policy_for(read_rule({"on_event": prometheus(CollectorRegistry())}))
@@ -157,7 +157,7 @@ def test_a_route_has_no_telemetry_of_its_own() -> None:
 
 
 def test_a_missing_package_names_the_extra() -> None:
-    """P-33: with the command that installs it, for both libraries."""
+    """P-33: with the install command, for both libraries."""
     code = """
 import sys
 sys.modules["prometheus_client"] = sys.modules["opentelemetry"] = None
@@ -177,7 +177,7 @@ for make in (telemetry.prometheus, telemetry.opentelemetry):
 
 @pytest.mark.parametrize("make", [lambda: combine(prometheus(CollectorRegistry()), _raise), lambda: combine(_raise)])
 def test_one_listener_that_raises_keeps_no_other_from_its_events(make: Callable[[], Any]) -> None:
-    """P-34: nor does it harm the request."""
+    """P-34: the request is not affected either."""
     heard: list[events.Event] = []
     send = ADAPTERS["asgi"](MemoryBackend(), (), on_event=combine(make(), heard.append))
     assert send().status == 201
@@ -189,7 +189,7 @@ def _raise(event: events.Event) -> None:
 
 
 class _Broken(events.Telemetry):
-    """Every method raises."""
+    """A listener whose every method raises."""
 
     def __call__(self, event: events.Event) -> None:
         raise RuntimeError("on purpose")
@@ -215,7 +215,7 @@ def test_telemetry_that_raises_harms_no_request(adapter: str, caplog: pytest.Log
 
 @pytest.mark.parametrize("given", [(), (None,), ("prometheus",)])
 def test_what_cannot_listen_is_refused_at_start(given: tuple[Any, ...]) -> None:
-    """P-33: also a coroutine function, which nobody would await."""
+    """P-33: such as a coroutine function, which nothing would await."""
 
     async def never(event: events.Event) -> None:
         raise AssertionError
@@ -265,7 +265,7 @@ except ConfigurationError as error:
 def test_a_multiprocess_mode_that_was_set_up_badly_is_refused_at_start(
     before: str, after: str, said: str, tmp_path: Path
 ) -> None:
-    """P-32: metrics would be missing from the page, and nothing would say so."""
+    """P-32: metrics would silently be missing from the page."""
     code = MULTIPROCESS.format(before=before, after=after)
     command = [sys.executable, "-c", code, str(tmp_path)]
     environ = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
@@ -308,13 +308,13 @@ print(set(ends), registry.get_sample_value("idempotency_live_attempts"))
 
 
 def test_a_fork_in_the_middle_of_a_count_leaves_no_child_that_waits_for_ever() -> None:
-    """P-32: and a child begins with no live attempt, whatever its parent has."""
+    """P-32: a child begins with no live attempt, whatever its parent has."""
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKS]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE, check=False)
     assert ended.stdout.strip() == "{0} 1.0", ended.stderr
 
 
 def test_the_default_registry_is_the_librarys_own() -> None:
-    """P-26: what ``start_http_server`` and ``make_asgi_app`` show."""
+    """P-26: ``start_http_server`` and ``make_asgi_app`` show it."""
     prometheus()
     assert b"idempotency_live_attempts" in generate_latest(REGISTRY)

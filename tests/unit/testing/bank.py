@@ -1,4 +1,4 @@
-"""A payment provider for tests: it recognises a key that it has seen, as real ones do."""
+"""A payment provider for tests: it recognises the keys that it has seen, as real providers do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Bank:
-    """``charges``: one for each key that it was given."""
+    """``charges``: one entry for each key."""
 
     def __init__(self) -> None:
         self.charges: dict[str, int] = {}
@@ -17,13 +17,13 @@ class Bank:
         return {"id": f"ch_{key[-6:]}", "amount": self.charges[key]}
 
     async def acharge(self, amount: int, key: str) -> dict[str, Any]:
-        """``charge``, async."""
+        """The async form of ``charge``."""
         return self.charge(amount, key)
 
     def count(self) -> int:
-        """How many charges there are."""
+        """The number of charges."""
         return len(self.charges)
 
 
-#: the one of the applications below
+#: the bank of the applications below
 bank = Bank()

@@ -1,4 +1,4 @@
-"""The fixture of the plugin, also where the package was installed before it had one."""
+"""The fixture of the pytest plugin, for environments whose installed package has no plugin yet."""
 
 from __future__ import annotations
 

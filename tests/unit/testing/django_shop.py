@@ -1,4 +1,4 @@
-"""Views of a Django project that takes payments: sync, async, and of REST framework. Its own URLconf."""
+"""Views of a Django project that takes payments: sync, async, and of REST framework. The module is its URLconf."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pay(request: HttpRequest) -> HttpResponse:
 
 
 async def apay(request: HttpRequest) -> HttpResponse:
-    """``pay``, async."""
+    """The async form of ``pay``."""
     amount = json.loads(request.body)["amount"]
     charge = await idem.arun("charge", bank.acharge, amount, idem.key_for("charge"))
     return JsonResponse({"charge": charge}, status=201)
@@ -49,13 +49,13 @@ def twice(request: HttpRequest) -> HttpResponse:
 
 @idempotent(atomic=True)
 def sign_up(request: HttpRequest) -> HttpResponse:
-    """One row, committed with the response."""
+    """Insert one row, committed with the response."""
     user = User.objects.create(username=f"user-{User.objects.count()}")
     return JsonResponse({"user": user.pk}, status=201)
 
 
 def sign_up_in_stage(request: HttpRequest) -> HttpResponse:
-    """One row, committed with its stage."""
+    """Insert one row, committed with its stage."""
     with transaction.atomic():
         made: dict[str, Any] = idem.run("user", _make_user, tx="default")
     return JsonResponse(made, status=201)
@@ -72,7 +72,7 @@ def stream(request: HttpRequest) -> StreamingHttpResponse:
 
 
 async def astream(request: HttpRequest) -> StreamingHttpResponse:
-    """``stream``, async."""
+    """The async form of ``stream``."""
     charge = await idem.arun("charge", bank.acharge, 1, idem.key_for("charge"))
 
     async def parts() -> Any:

@@ -1,6 +1,6 @@
 """The same payment in each framework: correct applications, made at the top of a module as users make theirs.
 
-Their backends are servers that are not there, so a request that reached one would fail.
+Their backends are servers that do not exist, so a request that reached one would fail.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ fast.add_middleware(starlette.IdempotencyMiddleware, backend=NOWHERE)
 
 @fast.post("/pay", status_code=201)
 async def pay_fast(body: dict[str, int]) -> dict[str, Any]:
-    """A coroutine."""
+    """A coroutine endpoint."""
     return {"charge": await idem.arun("charge", bank.acharge, body["amount"], idem.key_for("charge"))}
 
 
 @fast.post("/def", status_code=201)
 def pay_fast_in_thread(body: dict[str, int]) -> dict[str, Any]:
-    """A function, which runs in the thread pool."""
+    """A sync endpoint, which runs in the thread pool."""
     return {"charge": idem.run("charge", bank.charge, body["amount"], idem.key_for("charge"))}
 
 

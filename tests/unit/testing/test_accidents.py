@@ -28,7 +28,7 @@ def bank() -> Bank:
 
 @pytest.fixture
 def trail() -> list[str]:
-    """Where the endpoint has been."""
+    """The steps that the endpoint has reached."""
     return []
 
 
@@ -57,7 +57,7 @@ def client(bank: Bank, trail: list[str]) -> TestClient:
 def test_a_killed_attempt_goes_no_further(
     idempotency: Kit, client: TestClient, bank: Bank, trail: list[str], when: Any, stages: int, charges: int
 ) -> None:
-    """T-09: nothing of it is recorded or released, and its lease goes on."""
+    """T-09: nothing of it is recorded or released, and its lease continues."""
     with idempotency.crash_at("charge", when=when):
         client.post("/pay", headers=KEY)
     (record,) = idempotency.records
@@ -70,7 +70,7 @@ def test_a_killed_attempt_goes_no_further(
 def test_the_next_request_resumes_when_the_lease_has_ended(
     idempotency: Kit, client: TestClient, bank: Bank, trail: list[str]
 ) -> None:
-    """T-09: by the clock of the test, and no real time passes."""
+    """T-09: by the test's clock, so no real time passes."""
     began = time.monotonic()
     with idempotency.crash_at("charge"):
         client.post("/pay", headers=KEY)
@@ -83,7 +83,7 @@ def test_the_next_request_resumes_when_the_lease_has_ended(
 
 
 def test_one_call_moves_the_clock_past_the_leases_of_killed_attempts(idempotency: Kit, client: TestClient) -> None:
-    """T-09: and no further."""
+    """T-09: the clock moves no further."""
     with idempotency.crash_at("mail"):
         client.post("/pay", headers=KEY)
     before = idempotency.clock()
@@ -95,27 +95,27 @@ def test_one_call_moves_the_clock_past_the_leases_of_killed_attempts(idempotency
 
 
 def test_the_caller_of_a_killed_request_gets_no_response(idempotency: Kit, client: TestClient) -> None:
-    """T-09: its exception ends the block, and nothing behind it in the block runs."""
+    """T-09: its exception ends the block, and the rest of the block does not run."""
     with idempotency.crash_at("charge"):
         client.post("/pay", headers=KEY)
         pytest.fail("a killed worker has responded")
 
 
 def test_the_end_of_another_worker_is_raised(idempotency: Kit) -> None:
-    """T-09: a block ends the exception of its own crash alone."""
+    """T-09: a block catches only the exception of its own crash."""
     with pytest.raises(NoResponse), idempotency.crash_at("charge"):
         raise NoResponse("of another block")
 
 
 def test_a_failed_assertion_in_the_block_is_raised(idempotency: Kit, client: TestClient) -> None:
-    """T-09: the block ends the exceptions of killed workers alone."""
+    """T-09: the block catches only the exceptions of killed workers."""
     client = TestClient(client.app, raise_server_exceptions=False)
-    with pytest.raises(AssertionError, match="told so"), idempotency.crash_at("charge"):
-        assert client.post("/pay", headers=KEY).status_code == 200, "told so"
+    with pytest.raises(AssertionError, match="reported so"), idempotency.crash_at("charge"):
+        assert client.post("/pay", headers=KEY).status_code == 200, "reported so"
 
 
 def test_a_crash_at_the_end_leaves_no_response(idempotency: Kit, client: TestClient, trail: list[str]) -> None:
-    """T-09: the handler has run, and its response is not on record."""
+    """T-09: the handler has run, and its response is not recorded."""
     with idempotency.crash_at_end():
         client.post("/pay", headers=KEY)
     assert trail == ["began", "charged", "mailed"]
@@ -126,7 +126,7 @@ def test_a_crash_at_the_end_leaves_no_response(idempotency: Kit, client: TestCli
 
 
 def test_a_lost_reply_is_on_record(idempotency: Kit, client: TestClient, trail: list[str]) -> None:
-    """T-10: the retry is sent the record at once."""
+    """T-10: the retry gets the recorded response at once."""
     with idempotency.lost_reply():
         client.post("/pay", headers=KEY)
     response = client.post("/pay", headers=KEY)
@@ -136,7 +136,7 @@ def test_a_lost_reply_is_on_record(idempotency: Kit, client: TestClient, trail: 
 
 
 def test_a_crash_at_one_of_several_uses_is_named_by_its_key(idempotency: Kit, trail: list[str]) -> None:
-    """T-09: the others go on."""
+    """T-09: the other uses run."""
     app = Flask("shop")
     flask.Idempotency(app, "memory://")
 
@@ -162,13 +162,13 @@ def test_a_crash_at_one_of_several_uses_is_named_by_its_key(idempotency: Kit, tr
     [("charg", "no attempt came to a stage 'charg' within the block; the attempts came to 'charge', 'mail'")],
 )
 def test_a_stage_that_never_runs_is_reported(idempotency: Kit, client: TestClient, stage: str, said: str) -> None:
-    """T-11: with the stages that did."""
+    """T-11: the error names the stages that ran."""
     with pytest.raises(KitError, match=said), idempotency.crash_at(stage):
         client.post("/pay", headers=KEY)
 
 
 def test_a_block_without_a_request_with_a_key_is_reported(idempotency: Kit, client: TestClient) -> None:
-    """T-11: no attempt could die."""
+    """T-11: there was no attempt that could die."""
     with pytest.raises(KitError, match="no request with an idempotency key came"), idempotency.crash_at("charge"):
         client.post("/pay")
     with pytest.raises(KitError, match="no request with an idempotency key came"), idempotency.lost_reply():
@@ -176,20 +176,20 @@ def test_a_block_without_a_request_with_a_key_is_reported(idempotency: Kit, clie
 
 
 def test_a_stage_that_was_on_record_before_is_reported(idempotency: Kit, client: TestClient) -> None:
-    """T-11: a replay comes to no stage."""
+    """T-11: a replay runs no stage."""
     client.post("/pay", headers=KEY)
     with pytest.raises(KitError, match="no attempt came to a stage 'charge'"), idempotency.crash_at("charge"):
         client.post("/pay", headers=KEY)
 
 
 def test_one_crash_is_planned_at_a_time(idempotency: Kit) -> None:
-    """T-11: as the second would hide the first."""
+    """T-11: the second crash would hide the first."""
     with pytest.raises(KitError, match="planned already"), idempotency.crash_at("a"), idempotency.crash_at("b"):
         pytest.fail("two crashes are planned")
 
 
 def test_wrong_arguments_of_accidents_are_reported(idempotency: Kit) -> None:
-    """T-11: with those that are known."""
+    """T-11: the error names the known ones."""
     with pytest.raises(KitError, match="'before', 'unrecorded', 'after'"), idempotency.crash_at("a", when="later"):  # type: ignore[arg-type]  # the mistake
         pytest.fail("begun")
     with (
@@ -211,7 +211,7 @@ def test_the_clock_stands_still_until_it_is_moved(idempotency: Kit) -> None:
 
 
 def test_an_attempt_that_runs_keeps_its_lease(idempotency: Kit, bank: Bank) -> None:
-    """T-12: its worker renews it while the clock moves; a worker that stands still as well loses it."""
+    """T-12: its worker renews it while the clock moves; a worker that stands still loses it."""
     app = FastAPI()
     app.add_middleware(IdempotencyMiddleware, backend="memory://")
     frozen = False
@@ -230,7 +230,7 @@ def test_an_attempt_that_runs_keeps_its_lease(idempotency: Kit, bank: Bank) -> N
 
 
 def test_records_expire_by_the_clock(idempotency: Kit, client: TestClient, trail: list[str]) -> None:
-    """T-12: a day passes in no time."""
+    """T-12: a day passes in no real time."""
     client.post("/pay", headers=KEY)
     idempotency.advance(timedelta(days=2))
     client.post("/pay", headers=KEY)
@@ -248,7 +248,7 @@ def test_a_duplicate_in_flight_is_refused(idempotency: Kit, client: TestClient, 
 
 
 def test_a_duplicate_waits_on_the_clock_of_the_test(idempotency: Kit, bank: Bank, trail: list[str]) -> None:
-    """T-13: until its time is up; the first request keeps its lease meanwhile."""
+    """T-13: until its timeout; the first request keeps its lease meanwhile."""
     client = TestClient(_app(bank, trail, wait=600, max_wait=600))
     began = time.monotonic()
     first, duplicate = idempotency.duplicate_in_flight(client, "POST /pay")
@@ -270,7 +270,7 @@ def test_a_duplicate_of_an_async_client_is_sent_on_its_loop(idempotency: Kit, ba
 
 
 def test_a_duplicate_of_a_used_key_is_reported(idempotency: Kit, client: TestClient) -> None:
-    """T-11: no attempt begins, so nothing is in flight."""
+    """T-11: no attempt begins, so no request is in flight."""
     client.post("/pay", headers=KEY)
     with pytest.raises(KitError, match="no attempt began"):
         idempotency.duplicate_in_flight(client, "POST /pay", key=KEY["Idempotency-Key"])
@@ -280,7 +280,7 @@ def test_a_duplicate_of_a_used_key_is_reported(idempotency: Kit, client: TestCli
 
 
 def test_requests_are_refused_while_the_backend_is_down(idempotency: Kit, client: TestClient, trail: list[str]) -> None:
-    """T-14: and run again when it is up."""
+    """T-14: they run again when it is up."""
     with idempotency.backend_down():
         assert client.post("/pay", headers=KEY).status_code == 503
     assert trail == []
@@ -299,7 +299,7 @@ def test_a_policy_that_fails_open_is_seen(idempotency: Kit, bank: Bank, trail: l
 def test_a_response_that_cannot_be_recorded_is_recorded_later(
     idempotency: Kit, bank: Bank, trail: list[str], async_: bool
 ) -> None:
-    """T-14: no real time is spent on it, and the record is there when the block has ended."""
+    """T-14: this takes no real time, and the record exists when the block has ended."""
     if async_:
         client: Any = TestClient(_app(bank, trail))
     else:
@@ -319,7 +319,7 @@ def test_a_response_that_cannot_be_recorded_is_recorded_later(
 
 
 def test_a_stage_that_cannot_be_saved_fails_the_attempt(idempotency: Kit, client: TestClient, bank: Bank) -> None:
-    """T-14: after a lease of trying, which takes no time; the retry makes the stage again."""
+    """T-14: after it was tried for a lease, which takes no real time; the retry runs the stage again."""
     client = TestClient(client.app, raise_server_exceptions=False)
     began = time.monotonic()
     with idempotency.backend_down("save_stage"):

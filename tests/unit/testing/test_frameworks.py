@@ -1,4 +1,4 @@
-"""One line tests the idempotency of a view, in each framework and by each of their test clients."""
+"""One line tests the idempotency of a view, in each framework and with each of its test clients."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ ASYNC: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("name", SYNC)
 def test_a_view_is_tested_by_the_test_client_of_its_framework(idempotency: Kit, name: str) -> None:
-    """T-01: the application is made at the top of a module, with a backend that is not there."""
+    """T-01: the application is made at the top of a module, with a backend that does not exist."""
     make, path = SYNC[name]
     client = make()
     try:
@@ -70,7 +70,7 @@ def test_a_view_is_tested_by_the_test_client_of_its_framework(idempotency: Kit, 
 
 
 def test_a_test_client_that_runs_the_lifespan_outlives_the_crashes(idempotency: Kit) -> None:
-    """T-02: its event loop ends at no crash, and requests in flight meet on it."""
+    """T-02: no crash ends its event loop, and requests in flight share it."""
     with FastClient(shops.fast) as client:
         idempotency.assert_idempotent(client, "POST /pay", json=PAYMENT, effects=bank.count)
         assert client.post("/pay", json=PAYMENT).status_code == 201
@@ -114,14 +114,14 @@ def test_a_view_of_django_is_tested_by_its_client(idempotency: Kit, kind: Any, p
 
 
 def test_the_format_of_rest_frameworks_client_is_passed_on(idempotency: Kit) -> None:
-    """T-01: options are those of the client."""
+    """T-01: options are passed to the client."""
     with _project():
         idempotency.assert_idempotent(APIClient(), "POST /rest", data=PAYMENT, format="json", effects=bank.count)
 
 
 @pytest.mark.parametrize("path", ["/pay", "/apay", "/astream"])
 def test_a_view_of_django_is_tested_by_its_async_client(idempotency: Kit, path: str) -> None:
-    """T-03: views in threads and coroutines."""
+    """T-03: sync views and coroutines."""
 
     async def main() -> None:
         with _project():
@@ -133,7 +133,7 @@ def test_a_view_of_django_is_tested_by_its_async_client(idempotency: Kit, path: 
 @pytest.mark.usefixtures("_database")
 @pytest.mark.parametrize("path", ["/sign-up", "/sign-up-in-stage"])
 def test_rows_of_django_are_effects(idempotency: Kit, path: str) -> None:
-    """T-04: what a killed worker had not committed is rolled back, and what it had committed is found."""
+    """T-04: the uncommitted rows of a killed worker are rolled back, and its committed rows are found."""
     from django.contrib.auth.models import User
 
     with _project():
@@ -141,7 +141,7 @@ def test_rows_of_django_are_effects(idempotency: Kit, path: str) -> None:
 
 
 def test_a_view_of_django_that_repeats_its_effects_is_found(idempotency: Kit) -> None:
-    """T-05: two charges, and neither in a stage."""
+    """T-05: two charges outside of a stage."""
     with _project(), pytest.raises(NotIdempotent, match=r"effects: \+4; one request alone: \+2"):
         idempotency.assert_idempotent(Client(), "POST /twice", json=PAYMENT, effects=bank.count)
 
@@ -165,9 +165,9 @@ def test_a_session_of_requests_is_a_client(idempotency: Kit) -> None:
 
 
 class _Threaded(ThreadingMixIn, WSGIServer):
-    """A duplicate in flight needs a second thread."""
+    """A server with threads, as a duplicate in flight needs a second one."""
 
 
 class _Quiet(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
-        """What it responds is seen by the client."""
+        """Log nothing, as the client sees the response."""

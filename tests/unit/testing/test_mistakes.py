@@ -1,4 +1,4 @@
-"""A test that cannot work says so, with what to write instead."""
+"""A test that cannot work raises an error that says what to write instead."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def client(bank: Bank) -> TestClient:
 
 
 def test_an_application_without_the_middleware_is_reported(idempotency: Kit) -> None:
-    """T-11: whatever other applications there are in this process."""
+    """T-11: other applications in this process do not matter."""
     app = FastAPI()
     app.post("/pay")(lambda: {})  # noqa: PIE807 (FastAPI reads its signature)
     with pytest.raises(KitError, match=r"POST /pay got 200.*(no application with|is not in this application)"):
@@ -66,7 +66,7 @@ def test_an_application_without_the_middleware_is_reported(idempotency: Kit) -> 
 
 
 def test_an_application_that_is_switched_off_is_reported(bank: Bank) -> None:
-    """T-11: enabled=False is meant for other tests."""
+    """T-11: ``enabled=False`` is meant for other tests."""
     app = _protected(bank, enabled=False)
     client = TestClient(app)
     client.post("/pay")  # its middleware is made at the first request
@@ -90,7 +90,7 @@ def test_a_route_that_is_not_covered_is_reported(idempotency: Kit, client: TestC
 
 
 def test_a_key_that_the_application_refuses_is_reported(idempotency: Kit, bank: Bank) -> None:
-    """T-11: with the response, and how to give another key."""
+    """T-11: the error has the response, and how to pass another key."""
 
     def only_numbers(key: str) -> bool:
         return key.isdigit()
@@ -103,7 +103,7 @@ def test_a_key_that_the_application_refuses_is_reported(idempotency: Kit, bank: 
 
 
 def test_the_header_of_the_policy_is_used(idempotency: Kit, bank: Bank) -> None:
-    """T-11: and a header of the test's own where it says so."""
+    """T-11: a test may name another header."""
     other = TestClient(_protected(bank))
     client = TestClient(_protected(bank, header="X-Request-Key"))
     client.post("/pay")  # its middleware is made at the first request, and its header is known from then on
@@ -115,7 +115,7 @@ def test_the_header_of_the_policy_is_used(idempotency: Kit, bank: Bank) -> None:
 
 
 def test_a_request_that_fails_is_reported(idempotency: Kit, client: TestClient) -> None:
-    """T-11: with its response; an outcome that is meant can be named."""
+    """T-11: the error has its response; an intended failure can be named."""
     with pytest.raises(KitError, match="the first request got 422 instead of a success: no"):
         idempotency.assert_idempotent(client, "POST /refused")
     idempotency.assert_idempotent(client, "POST /refused", status=422, crashes=False)
@@ -136,13 +136,13 @@ def test_a_request_that_fails_is_reported(idempotency: Kit, client: TestClient) 
     ],
 )
 def test_a_wrong_request_is_reported(idempotency: Kit, client: TestClient, request_: Any, said: str) -> None:
-    """T-11: before anything is sent."""
+    """T-11: nothing is sent before."""
     with pytest.raises(KitError, match=said):
         idempotency.assert_idempotent(client, request_)
 
 
 def test_a_request_may_be_a_dictionary_or_a_function(idempotency: Kit, client: TestClient, bank: Bank) -> None:
-    """T-11: a function sends by any client, known or not."""
+    """T-11: a function sends with any client, known or unknown."""
     request = {"method": "POST", "url": "/pay", "json": {}}
     idempotency.assert_idempotent(client, request, effects=bank.count)
     idempotency.assert_idempotent(client, "/pay", headers={"Authorization": "Bearer a"}, effects=bank.count)
@@ -170,13 +170,13 @@ def test_a_function_that_sends_no_key_is_reported(idempotency: Kit, client: Test
     ],
 )
 def test_an_unknown_client_is_reported(idempotency: Kit, make: Any, said: str) -> None:
-    """T-11: with those that are known, and how to use another one."""
+    """T-11: the error names the known clients, and how to use another one."""
     with pytest.raises(KitError, match=said):
         idempotency.assert_idempotent(make(), "POST /pay")
 
 
 def test_an_async_client_in_a_sync_call_is_reported(idempotency: Kit) -> None:
-    """T-11: with the call to await."""
+    """T-11: the error names the call to await."""
     client = httpx.AsyncClient()
     with pytest.raises(KitError, match=r"the client is async; write await idempotency\.aassert_idempotent"):
         idempotency.assert_idempotent(client, "POST /pay")
@@ -184,7 +184,7 @@ def test_an_async_client_in_a_sync_call_is_reported(idempotency: Kit) -> None:
         idempotency.duplicate_in_flight(client, "POST /pay")
 
 
-# What is asked for
+# Arguments
 
 
 @pytest.mark.parametrize(
@@ -202,13 +202,13 @@ def test_an_async_client_in_a_sync_call_is_reported(idempotency: Kit) -> None:
     ],
 )
 def test_a_wrong_argument_is_reported(idempotency: Kit, client: TestClient, asked: Any, said: str) -> None:
-    """T-11: as a ``KitError``, and never as a failed assertion."""
+    """T-11: a ``KitError``, and never a failed assertion."""
     with pytest.raises(KitError, match=said):
         idempotency.assert_idempotent(client, "POST /pay", **asked)
 
 
 def test_an_async_count_in_a_sync_call_is_reported(idempotency: Kit, client: TestClient) -> None:
-    """T-11: with the call to await."""
+    """T-11: the error names the call to await."""
 
     async def count() -> int:
         return 1
@@ -230,7 +230,7 @@ def test_a_sync_client_in_an_async_call_is_reported(idempotency: Kit, client: Te
 
 
 def test_a_function_that_returns_a_coroutine_to_a_sync_call_is_reported(idempotency: Kit) -> None:
-    """T-11: the coroutine is closed, so Python does not warn of it."""
+    """T-11: the coroutine is closed, so Python does not warn about it."""
 
     async def post() -> None: ...
 
@@ -239,7 +239,7 @@ def test_a_function_that_returns_a_coroutine_to_a_sync_call_is_reported(idempote
 
 
 def test_effects_that_see_nothing_are_reported(idempotency: Kit, client: TestClient) -> None:
-    """T-11: a count that counts something else would make every request idempotent."""
+    """T-11: a count of something else would make every request idempotent."""
     with pytest.raises(KitError, match="POST /pay got 200, and effects= saw no change"):
         idempotency.assert_idempotent(client, "POST /pay", effects=list)
 
@@ -255,7 +255,7 @@ def test_an_endpoint_without_stages_needs_a_measure(idempotency: Kit, client: Te
 
 
 def test_a_kit_is_used_in_its_block_alone(client: TestClient) -> None:
-    """T-11: and one at a time."""
+    """T-11: and one kit at a time."""
     kit = Kit()
     with pytest.raises(KitError, match="the kit is not in use"):
         kit.assert_idempotent(client, "POST /pay")
@@ -274,7 +274,7 @@ def test_a_whole_test_within_an_accident_is_reported(idempotency: Kit, client: T
 
 
 def test_an_application_has_its_own_backend_again_behind_the_block(client: TestClient, bank: Bank) -> None:
-    """T-01: nothing of a test is left in the application."""
+    """T-01: no object of a test is left in the application."""
     headers = {"Idempotency-Key": "a-key-of-the-test-0001"}
     with Kit():
         client.post("/pay", headers=headers)
@@ -286,7 +286,7 @@ def test_an_application_has_its_own_backend_again_behind_the_block(client: TestC
 
 
 def test_the_functions_work_without_a_fixture(client: TestClient, bank: Bank) -> None:
-    """T-01: with a kit of their own; within another kit's block with that one."""
+    """T-01: they use a kit of their own, or that of the surrounding block."""
     assert_idempotent(client, "POST /pay", effects=bank.count)
     with Kit() as kit:
         assert_idempotent(client, "POST /pay", effects=bank.count)

@@ -1,4 +1,4 @@
-"""What differs from one response to the next and means nothing, and endpoints that are idempotent in other ways."""
+"""Meaningless differences between responses, and endpoints that are idempotent in other ways: the kit accepts both."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_stream_is_compared_as_a_whole(idempotency: Kit, bank: Bank, app: Fast
 
 
 def test_a_redirect_that_the_client_follows_is_compared_itself(idempotency: Kit, bank: Bank, app: FastAPI) -> None:
-    """T-07: the page that it leads to may differ each time."""
+    """T-07: its target page may differ each time."""
 
     @app.post("/pay")
     async def pay() -> RedirectResponse:
@@ -95,7 +95,7 @@ def test_a_redirect_that_the_client_follows_is_compared_itself(idempotency: Kit,
 
 
 def test_json_is_compared_by_its_members(idempotency: Kit, app: FastAPI) -> None:
-    """T-07: their order means nothing, and neither do spaces."""
+    """T-07: order and spaces do not matter."""
     orders = itertools.cycle(['{"a": 1, "b": 2}', '{"b":2,"a":1}'])
 
     @app.middleware("http")
@@ -126,7 +126,7 @@ def test_compression_around_the_middleware_is_no_difference(idempotency: Kit, ba
 
 
 def test_a_stage_that_asks_the_other_side_is_idempotent(idempotency: Kit, app: FastAPI) -> None:
-    """T-06: the effect is found, although no record of it was made."""
+    """T-06: the effect is found, although it was not recorded."""
     done: dict[str, str] = {}
 
     def charge(key: str) -> str:
@@ -145,7 +145,7 @@ def test_a_stage_that_asks_the_other_side_is_idempotent(idempotency: Kit, app: F
 
 
 def test_rows_and_their_stage_in_one_transaction_are_idempotent(idempotency: Kit, app: FastAPI, tmp_path: Path) -> None:
-    """T-04: what a killed worker had begun is rolled back."""
+    """T-04: the uncommitted rows of a killed worker are rolled back."""
     path = tmp_path / "shop.db"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE orders (name TEXT)")
@@ -188,7 +188,7 @@ def test_an_endpoint_that_is_idempotent_by_itself_needs_no_stage(idempotency: Ki
 
 
 def test_many_uses_of_one_stage_are_tried_at_the_first_and_the_last(idempotency: Kit, app: FastAPI) -> None:
-    """T-06: a loop over many items takes no hours."""
+    """T-06: a loop over many items does not take hours."""
     items: set[str] = set()
 
     @app.post("/pay")
@@ -206,7 +206,7 @@ def test_many_uses_of_one_stage_are_tried_at_the_first_and_the_last(idempotency:
 
 @pytest.fixture(params=["list", "deque", "dict", "number", "decimal", "mock", "balances", "rows", "objects"])
 def counted(request: pytest.FixtureRequest) -> tuple[Any, Any, Any]:
-    """What an effect does, what shows the effects, and how two of them are described."""
+    """An effect, an object that shows the effects, and the message about two of them."""
     made: list[int] = []
     many: deque[int] = deque()
     keyed: dict[int, int] = {}
@@ -248,7 +248,7 @@ def test_effects_are_counted_in_whatever_shows_them(idempotency: Kit, app: FastA
 
 
 def test_an_async_count_is_awaited(idempotency: Kit, bank: Bank, app: FastAPI) -> None:
-    """T-03: and so are an async reset and an async mock."""
+    """T-03: so are an async reset and an async mock."""
     reset = AsyncMock()
 
     @app.post("/pay")

@@ -1,4 +1,4 @@
-"""``Once`` under the kit, also one that a module has made long before a test."""
+"""``Once`` under the kit, also a ``Once`` that a module has made long before a test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.testing import Kit, KitError
 
 BACKEND = MemoryBackend()
-#: as an application has it: made when its module is imported
+#: made when its module is imported, as in an application
 ONCE = Once(BACKEND, scope="invoices", lease=30)
 
 
@@ -34,7 +34,7 @@ def calls() -> list[int]:
 
 
 def test_a_once_of_a_module_has_the_records_of_the_test(idempotency: Kit, calls: list[int]) -> None:
-    """T-01: sync, and the same work is not carried out again."""
+    """T-01: the sync form; the same work is not carried out again."""
     assert [ONCE.run("k", _work, calls, payload=None) for _ in range(2)] == ["made"] * 2
     assert len(calls) == 1
     assert len(idempotency.records) == 1
@@ -43,7 +43,7 @@ def test_a_once_of_a_module_has_the_records_of_the_test(idempotency: Kit, calls:
 
 @pytest.mark.anyio
 async def test_an_awaited_once_of_a_module_has_the_records_of_the_test(idempotency: Kit, calls: list[int]) -> None:
-    """T-01: async."""
+    """T-01: the async form."""
     assert [await ONCE.arun("k", _awaited, calls, payload=None) for _ in range(2)] == ["made"] * 2
     assert len(calls) == 1
     assert len(idempotency.records) == 1
@@ -64,7 +64,7 @@ def test_coroutines_in_a_sync_call_have_the_records_of_the_test(idempotency: Kit
 
 
 def test_after_the_test_a_once_has_its_own_backend_again(calls: list[int]) -> None:
-    """T-01."""
+    """T-01: the kit restores it."""
     with Kit():
         ONCE.run("after", _work, calls, payload=None)
     assert ONCE._engine.backend is BACKEND
@@ -78,7 +78,7 @@ def test_after_the_test_a_once_has_its_own_backend_again(calls: list[int]) -> No
 
 
 def test_a_worker_that_is_killed_in_a_call_is_resumed_behind_its_stages(idempotency: Kit, calls: list[int]) -> None:
-    """T-09: nothing is recorded of the killed one, whose lease goes on until the clock has passed it."""
+    """T-09: nothing more is recorded of the killed call, whose lease continues until the clock has passed it."""
     with idempotency.crash_at("charge"):
         ONCE.run("k", _work, calls, payload=None)
     assert ONCE.status("k").alive
@@ -93,7 +93,7 @@ def test_a_worker_that_is_killed_in_a_call_is_resumed_behind_its_stages(idempote
 
 
 def test_a_call_whose_worker_is_killed_at_its_end_is_resumed(idempotency: Kit, calls: list[int]) -> None:
-    """T-09: its stages are on record, and its result is not."""
+    """T-09: its stages are recorded, and its result is not."""
     with idempotency.crash_at_end():
         ONCE.run("k", _work, calls, payload=None)
     assert ONCE.status("k").alive
@@ -118,7 +118,7 @@ def test_a_call_is_refused_while_the_backend_is_down(idempotency: Kit, calls: li
 
 
 def test_a_crash_where_no_call_comes_is_an_error(idempotency: Kit, calls: list[int]) -> None:
-    """T-09: it names the stages that there were."""
+    """T-09: the error names the stages that ran."""
 
     def block() -> Any:
         with idempotency.crash_at("no such stage"):

@@ -1,4 +1,4 @@
-"""The plugin as a user has it: a test file, run by pytest in a process of its own."""
+"""The pytest plugin as a user has it: a test file, run by pytest in a process of its own."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_a_project_has_the_fixture(project: Path) -> None:
-    """T-01: with a backend of its own for each test, and a message that ends the report."""
+    """T-01: each test has a backend of its own, and a failure ends the report with its message."""
     done = _pytest(project, "-rf")
     assert "1 failed, 3 passed" in done.stdout, done.stdout + done.stderr
     assert "NotIdempotent: POST /pay is not idempotent: killed after the effect of stage 'mail'" in done.stdout
@@ -72,14 +72,14 @@ def test_a_project_has_the_fixture(project: Path) -> None:
 
 
 def test_the_fixture_is_listed_with_what_it_is_for(project: Path) -> None:
-    """T-01: by ``pytest --fixtures``."""
+    """T-01: ``pytest --fixtures`` lists it."""
     listed = _pytest(project, "--fixtures").stdout
     assert "idempotency -- " in listed
     assert "fresh backend in memory for every application that the test calls" in listed
 
 
 def test_the_plugin_loads_nothing_until_a_test_takes_it(tmp_path: Path) -> None:
-    """T-02: every project that has the package installed loads it."""
+    """T-02: every project that has the package installed loads the plugin."""
     (tmp_path / "test_light.py").write_text(
         "import sys\n\ndef test_light():\n    assert 'open_idempotency.testing._kit' not in sys.modules\n"
         "    assert not {'django', 'flask', 'starlette', 'fastapi', 'redis'} & sys.modules.keys()\n"
@@ -89,7 +89,7 @@ def test_the_plugin_loads_nothing_until_a_test_takes_it(tmp_path: Path) -> None:
 
 
 def test_the_kit_needs_no_pytest_and_no_framework(tmp_path: Path) -> None:
-    """T-02: it can be used with any runner, and an application loads none of it."""
+    """T-02: it works with any test runner, and an application imports none of it."""
     program = (
         "import sys\nsys.modules['pytest'] = None\n"
         "import open_idempotency.asgi, open_idempotency.wsgi\n"

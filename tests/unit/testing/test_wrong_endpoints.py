@@ -1,4 +1,4 @@
-"""Each way in which an endpoint can be not idempotent: the kit finds it, and says what to do."""
+"""Each way in which an endpoint can fail to be idempotent: the kit finds it, and says what to do."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bank() -> Bank:
 
 @pytest.fixture
 def calls() -> list[str]:
-    """What the endpoint of a test has done without a key."""
+    """The effects of a test's endpoint, without a provider that knows keys."""
     return []
 
 
@@ -40,17 +40,17 @@ def _client(endpoint: Any, **policy: Any) -> TestClient:
 
 
 def _said(kit: Kit, client: Any, **asked: Any) -> str:
-    """What the kit says of an endpoint that is not idempotent."""
+    """The kit's message about an endpoint that is not idempotent."""
     with pytest.raises(NotIdempotent) as caught:
         kit.assert_idempotent(client, "POST /pay", **asked)
     return str(caught.value)
 
 
-# Effects beside stages
+# Effects outside of stages
 
 
 def test_an_effect_before_the_first_stage_is_found(idempotency: Kit, bank: Bank, calls: list[str]) -> None:
-    """T-05: it is repeated by the attempt that resumes."""
+    """T-05: the attempt that resumes repeats it."""
 
     async def pay() -> Any:
         calls.append("mail")
@@ -63,7 +63,7 @@ def test_an_effect_before_the_first_stage_is_found(idempotency: Kit, bank: Bank,
 
 
 def test_an_effect_between_two_stages_is_found(idempotency: Kit, bank: Bank, calls: list[str]) -> None:
-    """T-05: at the stage behind it."""
+    """T-05: the crash at the later stage repeats it."""
 
     async def pay() -> Any:
         charge = await idem.arun("charge", bank.acharge, 1, idem.key_for("charge"))
@@ -76,7 +76,7 @@ def test_an_effect_between_two_stages_is_found(idempotency: Kit, bank: Bank, cal
 
 
 def test_an_effect_behind_the_last_stage_is_found(idempotency: Kit, bank: Bank, calls: list[str]) -> None:
-    """T-05: when the response is not recorded."""
+    """T-05: the crash before the response is recorded repeats it."""
 
     async def pay() -> Any:
         charge = await idem.arun("charge", bank.acharge, 1, idem.key_for("charge"))
@@ -116,7 +116,7 @@ def test_a_stage_whose_effect_nobody_recognises_is_found(idempotency: Kit, calls
 
 
 def test_a_window_that_is_acceptable_can_be_left_out(idempotency: Kit, calls: list[str]) -> None:
-    """T-06: by its name, and nothing else is left out with it."""
+    """T-06: a test names it, and nothing else is left out with it."""
 
     async def pay() -> Any:
         return await idem.arun("charge", calls.append, "charge")
@@ -125,7 +125,7 @@ def test_a_window_that_is_acceptable_can_be_left_out(idempotency: Kit, calls: li
 
 
 def test_a_stage_with_another_key_in_each_attempt_is_found(idempotency: Kit, calls: list[str]) -> None:
-    """T-05: it is on record, and never found."""
+    """T-05: it is recorded, and never found again."""
 
     async def pay() -> Any:
         return await idem.arun("charge", calls.append, "charge", key=str(uuid.uuid4()))
@@ -139,7 +139,7 @@ def test_a_stage_with_another_key_in_each_attempt_is_found(idempotency: Kit, cal
 
 
 def test_an_effect_in_a_middleware_is_found(idempotency: Kit, calls: list[str]) -> None:
-    """T-05: it runs for the replay as well."""
+    """T-05: it happens for the replay as well."""
 
     async def pay() -> Any:
         return {"paid": True}
@@ -170,7 +170,7 @@ def test_an_effect_in_a_dependency_is_found(idempotency: Kit, calls: list[str]) 
 
 
 def test_an_effect_in_a_before_request_function_of_flask_is_found(idempotency: Kit, calls: list[str]) -> None:
-    """T-05: it runs for the replay as well."""
+    """T-05: it happens for the replay as well."""
     app = Flask("shop")
     flask.Idempotency(app, "memory://")
     app.before_request(lambda: calls.append("counted"))
@@ -194,7 +194,7 @@ def test_a_response_that_is_not_stored_is_found(idempotency: Kit, calls: list[st
 
 
 def test_a_caller_who_is_another_one_each_time_is_found(idempotency: Kit, calls: list[str]) -> None:
-    """T-05: the key means two things."""
+    """T-05: the key stands for two requests."""
     numbers = itertools.count()
 
     async def pay() -> Any:
@@ -223,7 +223,7 @@ def test_a_fingerprint_that_is_another_one_each_time_is_found(idempotency: Kit) 
 
 
 def test_a_response_that_each_attempt_makes_anew_is_found(idempotency: Kit, bank: Bank) -> None:
-    """T-07: an id that is made outside of a stage."""
+    """T-07: such as an id that is generated outside of a stage."""
 
     async def pay() -> Any:
         charge = await idem.arun("charge", bank.acharge, 1, idem.key_for("charge"))
@@ -238,7 +238,7 @@ def test_a_response_that_each_attempt_makes_anew_is_found(idempotency: Kit, bank
 
 
 def test_a_layer_that_changes_each_response_is_found(idempotency: Kit, bank: Bank) -> None:
-    """T-07: around the middleware, so a replay differs from the first response."""
+    """T-07: it is outside of the middleware, so a replay differs from the first response."""
 
     async def pay() -> Any:
         return await idem.arun("charge", bank.acharge, 1, idem.key_for("charge"))
@@ -256,7 +256,7 @@ def test_a_layer_that_changes_each_response_is_found(idempotency: Kit, bank: Ban
 
 
 def test_a_header_that_is_named_is_compared(idempotency: Kit, bank: Bank) -> None:
-    """T-07: others that differ each time are not."""
+    """T-07: other headers may differ each time."""
 
     async def pay() -> Any:
         return await idem.arun("charge", bank.acharge, 1, idem.key_for("charge"))
@@ -274,11 +274,11 @@ def test_a_header_that_is_named_is_compared(idempotency: Kit, bank: Bank) -> Non
     assert "the header X-Number: " in said
 
 
-# What goes on, and what goes another way
+# Code that survives its crash, and other outcomes
 
 
 def test_code_that_goes_on_after_it_was_killed_is_found(idempotency: Kit, bank: Bank) -> None:
-    """T-08: the scenario says nothing then, and that is said."""
+    """T-08: the scenario is inconclusive then, and the kit says so."""
 
     async def pay() -> Any:
         try:
@@ -291,7 +291,7 @@ def test_code_that_goes_on_after_it_was_killed_is_found(idempotency: Kit, bank: 
 
 
 def test_a_stage_that_is_only_used_once_is_found(idempotency: Kit, calls: list[str]) -> None:
-    """T-08: the state of the first request is in the way of the next."""
+    """T-08: the state of the first request disturbs the next one."""
 
     async def pay() -> Any:
         if not calls:
@@ -321,7 +321,7 @@ def test_a_retry_that_is_refused_as_a_conflict_is_found(idempotency: Kit) -> Non
 
 
 def test_a_retry_that_raises_is_found(idempotency: Kit) -> None:
-    """T-05: with the exception, which a test client raises, as the cause."""
+    """T-05: the exception that the test client raises is the cause of the error."""
     rows: set[str] = set()
 
     async def pay(request: Request) -> Any:
@@ -339,7 +339,7 @@ def test_a_retry_that_raises_is_found(idempotency: Kit) -> None:
 
 
 def test_a_policy_that_admits_no_further_attempt_is_safe(idempotency: Kit, calls: list[str]) -> None:
-    """T-06: a refusal that says that nobody knows the outcome is no second effect."""
+    """T-06: a refusal with an unknown outcome is no second effect."""
 
     async def pay() -> Any:
         return await idem.arun("charge", calls.append, "charge")
@@ -348,7 +348,7 @@ def test_a_policy_that_admits_no_further_attempt_is_safe(idempotency: Kit, calls
 
 
 def test_a_stage_in_doubt_is_safe(idempotency: Kit, calls: list[str]) -> None:
-    """T-06: the intent of an external effect is on record, and nobody knows the outcome."""
+    """T-06: the intent of an external effect is recorded, and its outcome is unknown."""
 
     async def pay() -> Any:
         return await idem.arun("charge", calls.append, "charge", external=True)

@@ -1,4 +1,4 @@
-"""The WSGI middleware: what passes through, what is replayed, and the mechanics of PEP 3333."""
+"""The WSGI middleware: what passes through, what is replayed, and the rules of PEP 3333."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from tests.unit.wsgi.wsgi_server import (
     streaming,
 )
 
-# What passes through
+# Requests that pass through
 
 
 def test_a_request_of_another_method_is_not_touched(backend: MemoryBackend) -> None:
-    """GET is never covered, whatever it carries."""
+    """GET is never covered, whatever its headers."""
     app, runs = counting(hello)
     middleware = IdempotencyMiddleware(app, backend)
     for _ in range(2):
@@ -45,7 +45,7 @@ def test_a_request_of_another_method_is_not_touched(backend: MemoryBackend) -> N
 
 
 def test_without_a_key_the_body_is_not_read_and_the_result_is_the_applications_own(backend: MemoryBackend) -> None:
-    """No key on an optional route passes through, unbuffered, without a backend call."""
+    """Without a key the request passes through an optional route: no buffering, and no backend call."""
     own = [b"x"]
     seen: list[Any] = []
 
@@ -65,7 +65,7 @@ def test_without_a_key_the_body_is_not_read_and_the_result_is_the_applications_o
 
 
 def test_without_a_key_stages_run_plainly_in_a_generator_too(backend: MemoryBackend) -> None:
-    """S-03, R-07: the context is there while the server iterates, and gone from its thread between two chunks."""
+    """S-03, R-07: the context is set while the server iterates, and reset in its thread between two chunks."""
 
     def body() -> Iterator[bytes]:
         yield str(idem.run("a", lambda: 1)).encode()
@@ -80,7 +80,7 @@ def test_without_a_key_stages_run_plainly_in_a_generator_too(backend: MemoryBack
 
 
 def test_without_a_key_a_file_stays_a_file_for_the_server(backend: MemoryBackend) -> None:
-    """R-07: a server that sends its own file wrapper faster still can."""
+    """R-07: the server can still send its own file wrapper efficiently."""
 
     def app(made: dict[str, Any], start_response: Any) -> Any:
         start_response("200 OK", PLAIN)
@@ -97,7 +97,7 @@ def test_without_a_key_a_file_stays_a_file_for_the_server(backend: MemoryBackend
 
 
 def test_a_repeat_is_replayed_and_both_sides_keep_to_pep_3333(backend: MemoryBackend) -> None:
-    """O-02, R-01: status, header fields with duplicates and body; the validator watches server and application."""
+    """O-02, R-01: status, headers with duplicates and body; ``wsgiref.validate`` checks server and application."""
     app, runs = counting(hello)
     middleware = validator(IdempotencyMiddleware(validator(app), backend))
     first = serve(middleware, environ(b"{}"))
@@ -110,14 +110,14 @@ def test_a_repeat_is_replayed_and_both_sides_keep_to_pep_3333(backend: MemoryBac
 
 
 def test_a_list_reaches_the_server_as_a_list(backend: MemoryBackend) -> None:
-    """O-01: servers count the length of a body in one piece, so it stays one."""
+    """O-01: a server computes the length of a body in one piece, so the body stays in one piece."""
     sent = begin(IdempotencyMiddleware(hello, backend), environ())
     assert sent.result == [b"he", b"llo"]
 
 
 @pytest.mark.parametrize(("status", "line"), [(204, "204 No Content"), (299, "299 Unknown")])
 def test_a_replay_has_a_reason_phrase(backend: MemoryBackend, status: int, line: str) -> None:
-    """R-01: WSGI asks for a status line, also where nobody has named the status."""
+    """R-01: WSGI requires a status line, also for a status without a standard phrase."""
 
     def app(made: dict[str, Any], start_response: Any) -> Any:
         start_response(f"{status} Whatever", [])
@@ -134,7 +134,7 @@ def test_a_replay_has_a_reason_phrase(backend: MemoryBackend, status: int, line:
 
 
 def test_a_start_is_replaced_by_the_one_of_an_error_handler(backend: MemoryBackend) -> None:
-    """R-07: exc_info takes the first start back, as nothing has left."""
+    """R-07: ``exc_info`` replaces the first start, as nothing has left yet."""
 
     def app(made: dict[str, Any], start_response: Any) -> Any:
         start_response("200 OK", PLAIN)
@@ -151,7 +151,7 @@ def test_a_start_is_replaced_by_the_one_of_an_error_handler(backend: MemoryBacke
 
 
 def test_an_error_after_the_body_began_is_raised_again(backend: MemoryBackend) -> None:
-    """R-07, L-04: exc_info cannot take a body back; the attempt has failed."""
+    """R-07, L-04: ``exc_info`` cannot take a body back; the attempt has failed."""
 
     def app(made: dict[str, Any], start_response: Any) -> Iterator[bytes]:
         start_response("200 OK", PLAIN)
@@ -182,14 +182,14 @@ def test_a_second_start_without_exc_info_is_an_error(backend: MemoryBackend) -> 
 
 
 def test_an_application_that_never_starts_fails(backend: MemoryBackend) -> None:
-    """L-04: there is nothing to store, so it is an error and the retry runs again."""
+    """L-04: there is nothing to store, so it is an error, and the retry runs again."""
     with pytest.raises(RuntimeError, match="start_response"):
         serve(IdempotencyMiddleware(lambda made, start_response: [b"x"], backend))
     assert only_record(backend).status is Status.FAILED
 
 
 def test_what_is_written_is_sent_and_replayed(backend: MemoryBackend) -> None:
-    """R-07, R-03: write() sends at once, but the end, which waits for the record."""
+    """R-07, R-03: ``write()`` sends at once, except for the end, which waits for the record."""
 
     def app(made: dict[str, Any], start_response: Any) -> Any:
         write = start_response("200 OK", PLAIN)
@@ -205,7 +205,7 @@ def test_what_is_written_is_sent_and_replayed(backend: MemoryBackend) -> None:
 
 @pytest.mark.parametrize("key", [KEY, None])
 def test_close_is_called_once(backend: MemoryBackend, key: str | None) -> None:
-    """R-07: also where a server closes twice."""
+    """R-07: also if a server closes twice."""
     body = Closing(iter([b"a", b"b"]))
     sent = begin(IdempotencyMiddleware(streaming(lambda: body), backend), environ(key=key))
     assert b"".join(sent.chunks) == b"ab"
@@ -215,7 +215,7 @@ def test_close_is_called_once(backend: MemoryBackend, key: str | None) -> None:
 
 
 def test_close_sees_that_the_request_has_ended(backend: MemoryBackend) -> None:
-    """S-03, R-07: cleanup runs in the request's context, after its response was recorded."""
+    """S-03, R-07: ``close()`` runs in the request's context, after its response was recorded."""
     seen: list[type[BaseException]] = []
 
     class Late(Closing):
@@ -231,10 +231,10 @@ def test_close_sees_that_the_request_has_ended(backend: MemoryBackend) -> None:
 
 
 def test_a_file_is_captured_and_the_server_does_not_know_it_as_one(backend: MemoryBackend) -> None:
-    """R-07: what a server sends by itself would not be stored; gunicorn looks into its environ to find out."""
+    """R-07: a file that the server sends by itself would not be stored; gunicorn checks its environ for that."""
 
     class OfTheServer(FileWrapper):
-        """Known to the server, and sent in its own way."""
+        """The server's class of files, which it sends in its own way."""
 
     def app(made: dict[str, Any], start_response: Any) -> Any:
         assert made["wsgi.file_wrapper"] is not OfTheServer
@@ -252,7 +252,7 @@ def test_a_file_is_captured_and_the_server_does_not_know_it_as_one(backend: Memo
 
 
 def test_a_file_wrapped_by_the_servers_own_class_is_captured_too(backend: MemoryBackend) -> None:
-    """R-07: an application may have kept the class; its instances iterate like any other."""
+    """R-07: an application may have kept the class; its instances are iterated like any other body."""
     middleware = IdempotencyMiddleware(streaming(lambda: FileWrapper(io.BytesIO(b"x" * 20_000))), backend)
     for _ in range(2):
         assert serve(middleware).body == b"x" * 20_000
@@ -262,7 +262,7 @@ def test_a_file_wrapped_by_the_servers_own_class_is_captured_too(backend: Memory
 
 
 def test_requests_in_two_threads_have_their_own_context(backend: MemoryBackend) -> None:
-    """R-07: also while the servers' threads iterate over generators by turns."""
+    """R-07: also while the server's threads iterate generators in turn."""
     meeting = threading.Barrier(2, timeout=10)
 
     def body() -> Iterator[bytes]:
@@ -309,7 +309,7 @@ def test_requests_in_two_greenlets_of_one_thread_have_their_own_context(backend:
 @pytest.mark.parametrize("first", ["POST", "post", "Post"])
 @pytest.mark.parametrize("rules", [None, {"/charges": {"required": True}}])
 def test_a_method_in_other_letters_is_the_same_method(backend: MemoryBackend, first: str, rules: Any) -> None:
-    """O-17: some servers hand it on as it was sent, and frameworks read it in upper case."""
+    """O-17: some servers pass the method on as it was sent, and frameworks read it in upper case."""
     app, runs = counting(hello)
     middleware = IdempotencyMiddleware(app, backend, rules=rules)
     for method in (first, "POST", "post"):

@@ -1,4 +1,4 @@
-"""The WSGI middleware: how a request is read from its environ, body, key, path and caller."""
+"""The WSGI middleware: how body, key, path and caller are read from the environ."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.unit.wsgi.wsgi_server import (
 
 
 class Socket:
-    """Input that would block: a read beyond what was declared fails instead."""
+    """Input that would block: a read beyond the declared length fails instead."""
 
     def __init__(self, body: bytes) -> None:
         self._body = io.BytesIO(body)
@@ -41,7 +41,7 @@ def echo(made: dict[str, Any], start_response: Any) -> Any:
 
 
 def test_a_body_is_never_read_beyond_its_length(backend: MemoryBackend) -> None:
-    """R-09: a socket blocks there; the application may read to the end of what it is given."""
+    """R-09: such a read blocks on a socket; the application may read its own input to the end."""
     made = environ(b"body")
     made["wsgi.input"] = Socket(b"body")
     assert serve(IdempotencyMiddleware(echo, backend), made).body == b"body"
@@ -59,7 +59,7 @@ def test_a_length_that_is_a_number_counts_as_its_text(backend: MemoryBackend) ->
 
 
 def test_a_chunked_body_that_the_server_ends_is_read_whole(backend: MemoryBackend) -> None:
-    """O-05: it is part of the fingerprint."""
+    """O-05: the whole body is part of the fingerprint."""
 
     def chunked(body: bytes) -> dict[str, Any]:
         made = environ(body, HTTP_TRANSFER_ENCODING="chunked")
@@ -81,14 +81,14 @@ def test_a_chunked_body_without_an_end_is_refused(backend: MemoryBackend) -> Non
 
 
 def test_a_declared_length_over_the_limit_is_refused_unread(backend: MemoryBackend) -> None:
-    """O-07: 413, and not a byte of it is read."""
+    """O-07: 413, and no byte is read."""
     made = environ(b"x" * 101)
     sent = serve(IdempotencyMiddleware(echo, backend, max_request_bytes=100), made)
     assert (sent.status[:3], made["wsgi.input"].tell()) == ("413", 0)
 
 
 def test_a_chunked_body_over_the_limit_is_refused(backend: MemoryBackend) -> None:
-    """O-07: also where no length was declared."""
+    """O-07: no length was declared."""
     made = environ(b"x" * 101)
     made["wsgi.input_terminated"] = True
     del made["CONTENT_LENGTH"]
@@ -98,14 +98,14 @@ def test_a_chunked_body_over_the_limit_is_refused(backend: MemoryBackend) -> Non
 
 @pytest.mark.parametrize("length", ["5", "x", "-1"])
 def test_a_body_that_is_not_whole_is_not_admitted(backend: MemoryBackend, length: str) -> None:
-    """Fault 11: a client that left in the middle of its upload has claimed nothing."""
+    """Fault 11: a client that left during its upload has claimed nothing."""
     app, runs = counting(echo)
     sent = serve(IdempotencyMiddleware(app, backend), environ(b"body", CONTENT_LENGTH=length))
     assert (sent.status, runs, list(backend.scan())) == ("400 Bad Request", [], [])
 
 
 def test_a_socket_that_breaks_during_the_upload_admits_nothing(backend: MemoryBackend) -> None:
-    """Fault 11: servers say so with an OSError."""
+    """Fault 11: servers raise an OSError."""
 
     class Broken:
         def read(self, size: int = -1) -> bytes:
@@ -117,7 +117,7 @@ def test_a_socket_that_breaks_during_the_upload_admits_nothing(backend: MemoryBa
 
 
 def test_a_large_body_goes_through_a_file_that_is_closed_at_the_end(backend: MemoryBackend) -> None:
-    """R-09: and the application, a generator too, reads it from there."""
+    """R-09: the application, a generator too, reads it from the file."""
     files: list[Any] = []
 
     def app(made: dict[str, Any], start_response: Any) -> Any:
@@ -131,11 +131,11 @@ def test_a_large_body_goes_through_a_file_that_is_closed_at_the_end(backend: Mem
     assert files[0].closed
 
 
-# Header fields, paths, callers
+# Headers, paths, callers
 
 
 def test_two_key_lines_joined_by_the_server_are_refused(backend: MemoryBackend) -> None:
-    """H-07: the comma tells."""
+    """H-07: the comma shows that there were two."""
     for joined in (f"{KEY},{KEY}", f'"{KEY}", "{KEY}"'):
         assert serve(IdempotencyMiddleware(hello, backend), environ(key=joined)).status == "400 Bad Request"
     assert list(backend.scan()) == []
@@ -150,7 +150,7 @@ def test_a_required_key_that_is_missing_is_refused(backend: MemoryBackend) -> No
 
 
 def test_an_alias_is_found_under_its_environ_name(backend: MemoryBackend) -> None:
-    """H-07: another value beside the standard field is refused."""
+    """H-07: another value beside the standard header is refused."""
     made = environ(HTTP_X_REQUEST_KEY="another-key-of-this-client")
     middleware = IdempotencyMiddleware(hello, backend, aliases=["X-Request-Key"])
     assert serve(middleware, made).status == "400 Bad Request"
@@ -163,7 +163,7 @@ def test_a_path_of_any_bytes_is_quoted_with_its_mount_point(backend: MemoryBacke
 
 
 def test_the_servers_user_is_the_caller(backend: MemoryBackend) -> None:
-    """REMOTE_USER is verified by whoever set it; two of them never share a response."""
+    """The server or a middleware verified REMOTE_USER; two users never share a response."""
     app, runs = counting(hello)
     middleware = IdempotencyMiddleware(app, backend)
     for user, expected in (("ann", 1), ("bob", 2), ("ann", 2)):
@@ -172,7 +172,7 @@ def test_the_servers_user_is_the_caller(backend: MemoryBackend) -> None:
 
 
 def test_the_authorization_field_is_the_caller_where_no_user_is_known(backend: MemoryBackend) -> None:
-    """Read from the environ's HTTP_AUTHORIZATION."""
+    """It is read from HTTP_AUTHORIZATION."""
     app, runs = counting(hello)
     middleware = IdempotencyMiddleware(app, backend)
     for credentials in ("Bearer a", "Bearer b", "Bearer a"):
@@ -191,15 +191,15 @@ def test_an_inner_middleware_leaves_a_protected_request_alone(backend: MemoryBac
     ("name", "values"),
     [
         (b"content-type", [b"text/plain"]),
-        (b"content-length", []),  # an empty one is none
+        (b"content-length", []),  # an empty CONTENT_LENGTH is no header
         (b"authorization", [b"Bearer a"]),
         (b"x-two-words", [b"caf\xe9"]),
-        (b"x_two_words", []),  # no name of a field that an environ has
+        (b"x_two_words", []),  # no environ has a header of this name
         (b"x-absent", []),
     ],
 )
 def test_a_field_looked_up_by_itself_is_the_one_among_all(name: bytes, values: list[bytes]) -> None:
-    """The fingerprint, the scope and a user's own callable see the same fields, however they ask."""
+    """The fingerprint, the scope and a user's own callable see the same headers, however they read them."""
     fields = {
         "CONTENT_TYPE": "text/plain",
         "CONTENT_LENGTH": "",

@@ -1,4 +1,4 @@
-"""The WSGI middleware: when a response is durable, and what failures, lost clients and takeovers leave behind."""
+"""The WSGI middleware: when a response is durable, and the effects of failures, lost clients and takeovers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def test_nothing_of_a_response_in_one_piece_leaves_before_it_is_durable(backend:
 
 
 def test_a_stream_flows_while_its_handler_runs_and_its_end_waits(backend: MemoryBackend) -> None:
-    """R-03, R-04: of an open-ended body each chunk leaves when the next is made, the last when all is recorded."""
+    """R-03, R-04: without a length each chunk leaves when the next one is made, and the last one when the response is
+    recorded.
+    """
     made: list[bytes] = []
 
     def body() -> Iterator[bytes]:
@@ -62,7 +64,7 @@ def test_a_stream_flows_while_its_handler_runs_and_its_end_waits(backend: Memory
 
 
 def test_with_a_content_length_only_the_chunk_that_reaches_it_waits(backend: MemoryBackend) -> None:
-    """R-03: the length tells which chunk is the last."""
+    """R-03: the length shows which chunk is the last."""
     made: list[bytes] = []
 
     def body() -> Iterator[bytes]:
@@ -81,7 +83,7 @@ def test_with_a_content_length_only_the_chunk_that_reaches_it_waits(backend: Mem
 
 
 def test_an_event_stream_is_live_and_ends_when_it_is_durable(backend: MemoryBackend) -> None:
-    """R-04: an event does not wait for the next one; the end of the message waits for the record."""
+    """R-04: an event does not wait for the next event; the end of the response waits for the record."""
     app = streaming(lambda: iter([b"data: 1\n\n", b"data: 2\n\n"]), [("Content-Type", "text/event-stream")])
     sent = begin(IdempotencyMiddleware(app, backend), environ())
     assert next(sent.chunks) == b"data: 1\n\n"
@@ -96,7 +98,7 @@ def test_an_event_stream_is_live_and_ends_when_it_is_durable(backend: MemoryBack
 
 
 def test_a_generator_that_raises_mid_stream_fails_and_the_retry_resumes(backend: MemoryBackend) -> None:
-    """L-04, O-08: the stages stay."""
+    """L-04, O-08: the stages are kept."""
     runs: list[int] = []
 
     def body() -> Iterator[bytes]:
@@ -118,7 +120,7 @@ def test_a_generator_that_raises_mid_stream_fails_and_the_retry_resumes(backend:
 
 
 def test_a_server_that_stops_early_does_not_stop_the_handler(backend: MemoryBackend) -> None:
-    """L-05: the client is gone, the handler finishes, and the retry gets its response."""
+    """L-05: the client has left, the handler finishes, and the retry gets its response."""
     body = Closing(iter([b"a", b"b", b"c", b"d"]))
     middleware = IdempotencyMiddleware(streaming(lambda: body), backend)
     sent = begin(middleware, environ())
@@ -130,7 +132,7 @@ def test_a_server_that_stops_early_does_not_stop_the_handler(backend: MemoryBack
 
 
 def test_a_stream_without_an_end_is_stopped_when_its_client_left(backend: MemoryBackend) -> None:
-    """L-05: what is over the limit is not kept, so there is nothing to go on for; the retry runs again."""
+    """L-05: a body over the limit is not stored, so there is no reason to continue; the retry runs again."""
 
     def body() -> Iterator[bytes]:
         while True:
@@ -147,7 +149,7 @@ def test_a_stream_without_an_end_is_stopped_when_its_client_left(backend: Memory
 
 
 def test_a_client_that_left_while_write_was_called_does_not_stop_the_handler(backend: MemoryBackend) -> None:
-    """L-05: the server's write() raises, the application's does not."""
+    """L-05: the server's ``write()`` raises, the application's does not."""
 
     def app(made: dict[str, Any], start_response: Any) -> Any:
         write = start_response("200 OK", PLAIN)
@@ -183,7 +185,7 @@ def test_a_handler_that_is_ended_lets_go_of_its_record(backend: MemoryBackend, e
 
 
 def test_a_text_body_fails(backend: MemoryBackend) -> None:
-    """R-07: PEP 3333 asks for bytes; what cannot be sent cannot be stored."""
+    """R-07: PEP 3333 requires bytes; a body that cannot be sent cannot be stored."""
     with pytest.raises(TypeError, match="not str"):
         serve(IdempotencyMiddleware(streaming(lambda: iter(["a"])), backend))
     assert only_record(backend).status is Status.FAILED
@@ -193,7 +195,7 @@ def test_a_text_body_fails(backend: MemoryBackend) -> None:
 
 
 def overtaken(app_after: Callable[[Any], Any]) -> tuple[IdempotencyMiddleware, list[Sent]]:
-    """An application whose first attempt outlives its lease while the second one responds."""
+    """An application whose first attempt outlives its lease while the second attempt responds."""
     clock = Clock()
     second: list[Sent] = []
 
@@ -240,7 +242,7 @@ def test_a_worker_that_wakes_late_sends_the_new_owners_response(late: Callable[[
 
 
 def test_the_end_of_a_stream_that_was_taken_over_is_withheld() -> None:
-    """L-03: its beginning has left already, so the client must see that it was cut."""
+    """L-03: its beginning has left already, so the client must see that the stream was cut."""
 
     def late(start_response: Any) -> Any:
         start_response("200 OK", PLAIN)
@@ -255,7 +257,7 @@ def test_the_end_of_a_stream_that_was_taken_over_is_withheld() -> None:
 
 
 class NeverCompletes(MemoryBackend):
-    """A backend that is down at the worst moment."""
+    """A backend that is down whenever a response is recorded."""
 
     def complete(self, c: Complete, /) -> Completed:
         raise BackendUnavailable("down")
@@ -263,7 +265,7 @@ class NeverCompletes(MemoryBackend):
 
 @pytest.mark.parametrize("app", [hello, streaming(lambda: iter([b"hel", b"lo"]))])
 def test_a_response_that_could_not_be_recorded_says_so(app: App) -> None:
-    """L-08: where its start has not left yet."""
+    """L-08: the mark is set if its start has not left yet."""
     sent = serve(IdempotencyMiddleware(app, NeverCompletes(), record_within=0))
     assert sent.body == b"hello"
     assert sent.header("idempotency-status") == (["unrecorded"] if app is hello else [])

@@ -1,4 +1,4 @@
-"""A WSGI server of one call at a time, and the applications and environs that the tests hand to it."""
+"""A WSGI server of one call at a time, and the applications and environs that the tests use with it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLAIN = [("Content-Type", "text/plain")]
 
 
 def environ(body: bytes = b"", key: str | None = KEY, **changes: Any) -> dict[str, Any]:
-    """A POST as from a server describe it."""
+    """The environ of a POST, as a server makes it."""
     made: dict[str, Any] = {"REQUEST_METHOD": "POST", "PATH_INFO": "/charges"}
     made |= {"SCRIPT_NAME": "", "QUERY_STRING": ""}
     made["CONTENT_LENGTH"] = str(len(body))
@@ -31,7 +31,7 @@ def environ(body: bytes = b"", key: str | None = KEY, **changes: Any) -> dict[st
 
 @dataclass
 class Sent:
-    """What one response looked like to a server, and the iterable that is still to be closed."""
+    """A response as the server got it, and the iterable that is still to be closed."""
 
     status: str = ""
     headers: list[tuple[str, str]] = field(default_factory=list)
@@ -66,7 +66,7 @@ def begin(app: App, made: dict[str, Any]) -> Sent:
 
 
 def serve(app: App, made: dict[str, Any] | None = None) -> Sent:
-    """Call an application to its end, as from a server."""
+    """Call an application to its end, as a server does."""
     sent = begin(app, environ() if made is None else made)
     try:
         rest = b"".join(sent.chunks)
@@ -77,7 +77,7 @@ def serve(app: App, made: dict[str, Any] | None = None) -> Sent:
 
 
 class Closing:
-    """An application's iterable that counts how often it is closed."""
+    """An iterable of an application that counts how often it is closed."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
@@ -91,7 +91,7 @@ class Closing:
 
 
 class Clock:
-    """Time that stands still until it is moved."""
+    """A clock that stands still until it is moved."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -106,7 +106,7 @@ def only_record(backend: MemoryBackend) -> Record:
 
 
 def counting(app: App) -> tuple[App, list[int]]:
-    """The application, and one entry for each of its runs."""
+    """An application, and a list with one entry for each of its runs."""
     runs: list[int] = []
 
     def counted(made: dict[str, Any], start_response: Any) -> Any:
