@@ -12,7 +12,7 @@ _SOON = 30.0
 Reply = TypeVar("Reply")
 
 
-def answered(call: Callable[[], Reply]) -> Reply:
+def retried(call: Callable[[], Reply]) -> Reply:
     """The reply where nothing holds the backend up. A call that the machine did not get done in time is repeated."""
     deadline = time.monotonic() + _SOON
     while True:

@@ -152,9 +152,9 @@ async def _in_time(verbs: AsyncVerbs, verb: str, command: Any) -> Any:
 
 
 async def _leased(verbs: AsyncVerbs, record_id: bytes) -> Lease:
-    answer = await _in_time(verbs, "claim", claim_of(record_id))
-    assert isinstance(answer, Leased), answer
-    return answer.lease
+    result = await _in_time(verbs, "claim", claim_of(record_id))
+    assert isinstance(result, Leased), result
+    return result.lease
 
 
 async def _in_want(verbs: AsyncVerbs, want: Callable[[], Any]) -> None:
@@ -193,9 +193,9 @@ async def _in_want(verbs: AsyncVerbs, want: Callable[[], Any]) -> None:
     # Threads are there again, so whatever was left somewhere for them is done by now.
     for claim in claims:
         if claim in refused:
-            answer = await _in_time(verbs, "claim", claim_of(claim.record_id))
-            assert isinstance(answer, Leased)
-            assert answer.lease.attempt == 1
+            result = await _in_time(verbs, "claim", claim_of(claim.record_id))
+            assert isinstance(result, Leased)
+            assert result.lease.attempt == 1
 
 
 @pytest.mark.parametrize("want", [without_threads, without_files])

@@ -140,9 +140,9 @@ def test_on_sqlite_a_reservation_that_cannot_be_read_is_left_alone(path: str) ->
 def test_a_database_of_the_first_schema_is_brought_up(path: str) -> None:
     """B-08: its records stay, and it counts from now on."""
     with _on(path) as backend:
-        answer = backend.claim(claim_of(b"old"))
-        assert isinstance(answer, Leased)
-        backend.complete(Complete(answer.lease, b"response"))
+        result = backend.claim(claim_of(b"old"))
+        assert isinstance(result, Leased)
+        backend.complete(Complete(result.lease, b"response"))
     with _behind(path) as other:
         other.execute(f"DROP TABLE {RESERVATIONS}")
         other.execute("UPDATE open_idempotency_schema SET version = 1")

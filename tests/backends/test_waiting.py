@@ -244,12 +244,12 @@ def test_a_user_without_channels_waits_by_polling(mode: str, own_server: Server)
     assert [entry["count"] for entry in refused if entry["context"] == "toplevel"] == [1]
 
 
-@pytest.mark.parametrize("answers", [False, True], ids=["silent", "refusing"])
-def test_a_server_that_is_away_ends_the_waiting(mode: str, answers: bool) -> None:
-    """O-04: the waiting itself raises nothing; the claim that follows tells."""
+@pytest.mark.parametrize("refuses", [False, True], ids=["silent", "refusing"])
+def test_a_server_that_is_away_ends_the_waiting(mode: str, refuses: bool) -> None:
+    """O-04: waiting raises nothing; the claim that follows raises."""
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
-        if not answers:
+        if not refuses:
             nobody.listen()
         backend = RedisBackend(f"redis://127.0.0.1:{nobody.getsockname()[1]}", timeout=0.1)
 

@@ -81,9 +81,9 @@ def _backend(alias: str, **options: Any) -> Iterator[DjangoBackend]:
 
 
 def _lease(backend: DjangoBackend, record_id: bytes = b"a") -> Any:
-    answer = backend.claim(claim_of(record_id))
-    assert isinstance(answer, Leased), answer
-    return answer.lease
+    result = backend.claim(claim_of(record_id))
+    assert isinstance(result, Leased), result
+    return result.lease
 
 
 def _execute(alias: str, statement: str, *parameters: object) -> list[Any]:
@@ -321,8 +321,8 @@ def test_awaited_calls_leave_no_connection_in_their_threads(alias: str) -> None:
 
     async def many(backend: DjangoBackend) -> None:
         aio = backend.to_async()
-        answers = await asyncio.gather(*(aio.claim(claim_of(b"%d" % number)) for number in range(30)))
-        assert all(isinstance(answer, Leased) for answer in answers)
+        results = await asyncio.gather(*(aio.claim(claim_of(b"%d" % number)) for number in range(30)))
+        assert all(isinstance(result, Leased) for result in results)
 
     with _backend(alias, timeout=20, max_connections=3) as backend:
         asyncio.run(many(backend))

@@ -95,7 +95,7 @@ def test_a_rolled_back_view_keeps_its_attempt_and_its_stages_on_record(alias: st
 def test_a_duplicate_gets_its_409_while_the_transaction_is_open(alias: str) -> None:
     """O-03: it does not wait for the first one's commit."""
     inside, go_on = threading.Event(), threading.Event()
-    answers: list[Any] = []
+    results: list[Any] = []
 
     def view(request: HttpRequest) -> HttpResponse:
         _order(alias)
@@ -105,7 +105,7 @@ def test_a_duplicate_gets_its_409_while_the_transaction_is_open(alias: str) -> N
 
     def first() -> None:
         try:
-            answers.append(_blocking())
+            results.append(_blocking())
         finally:
             connections.close_all()
 
@@ -118,7 +118,7 @@ def test_a_duplicate_gets_its_409_while_the_transaction_is_open(alias: str) -> N
         finally:
             go_on.set()
             thread.join(PATIENCE)
-        assert (duplicate.status_code, answers[0].status_code) == (409, 201)
+        assert (duplicate.status_code, results[0].status_code) == (409, 201)
         assert _blocking()[REPLAYED] == "true"
     assert _orders(alias) == [1]
 

@@ -18,9 +18,9 @@ from open_idempotency.exceptions import BackendUnavailable, ConfigurationError
 
 
 def _lease(backend: MemoryBackend, c: Claim):
-    answer = backend.claim(c)
-    assert isinstance(answer, Leased)
-    return answer.lease
+    result = backend.claim(c)
+    assert isinstance(result, Leased)
+    return result.lease
 
 
 def test_when_full_a_new_record_is_refused_and_none_is_evicted() -> None:

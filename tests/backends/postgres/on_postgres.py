@@ -30,9 +30,9 @@ def of_nobody() -> Release:
 
 def leased(backend: PostgresBackend, claim: Claim | None = None) -> Lease:
     """The lease of a claim that succeeds."""
-    answer = backend.claim(claim or claim_of())
-    assert isinstance(answer, Leased), answer
-    return answer.lease
+    result = backend.claim(claim or claim_of())
+    assert isinstance(result, Leased), result
+    return result.lease
 
 
 def emptied(server: PostgresServer) -> str:
@@ -64,8 +64,8 @@ async def together(backend: AsyncPostgresBackend, questions: Sequence[tuple[str,
     """
     before = [("release", of_nobody()) for _ in range(executors.ALONE_ON_LOOP + 1)]
     asking = [getattr(backend, verb)(command) for verb, command in [*before, *questions]]
-    answers = await asyncio.wait_for(asyncio.gather(*asking, return_exceptions=True), PATIENCE)
-    return answers[len(before) :]
+    results = await asyncio.wait_for(asyncio.gather(*asking, return_exceptions=True), PATIENCE)
+    return results[len(before) :]
 
 
 def at_once(backend: PostgresBackend, questions: Sequence[tuple[str, Any]]) -> list[Any]:

@@ -85,10 +85,10 @@ def next_transaction(server: PostgresServer) -> int:
 def test_what_is_asked_at_once_is_one_transaction(backend: PostgresBackend, postgres18: PostgresServer) -> None:
     """B-01, B-03: so many claims, then so many completions, each with one commit."""
     claims = [claim_of() for _ in range(MANY)]
-    answers = at_once(backend, [("claim", claim) for claim in claims])
-    assert [answer.lease.record_id for answer in answers] == [claim.record_id for claim in claims]
+    results = at_once(backend, [("claim", claim) for claim in claims])
+    assert [result.lease.record_id for result in results] == [claim.record_id for claim in claims]
     assert transactions(postgres18, ids(claims)) == 1
-    ends = [("complete", Complete(answer.lease, b"response %d" % n)) for n, answer in enumerate(answers)]
+    ends = [("complete", Complete(result.lease, b"response %d" % n)) for n, result in enumerate(results)]
     assert at_once(backend, ends) == [Completed()] * MANY
     assert transactions(postgres18, ids(claims)) == 1
     assert [backend.claim(claim_of(claim.record_id)) for claim in claims] == [
@@ -146,10 +146,10 @@ def test_a_batch_that_only_reads_writes_nothing(backend: PostgresBackend, postgr
         ("claim", claim_of(running.record_id, fingerprint=b"other")),
     ] * 5
     before = next_transaction(postgres18)
-    answers = at_once(backend, questions)
+    results = at_once(backend, questions)
     assert next_transaction(postgres18) == before
-    assert [type(answer) for answer in answers] == [Finished, Busy, Mismatch] * 5
-    assert answers[0] == Finished(b"response")
+    assert [type(result) for result in results] == [Finished, Busy, Mismatch] * 5
+    assert results[0] == Finished(b"response")
 
 
 def test_every_verb_may_be_in_one_batch(backend: PostgresBackend, postgres18: PostgresServer) -> None:
@@ -157,7 +157,7 @@ def test_every_verb_may_be_in_one_batch(backend: PostgresBackend, postgres18: Po
     staged, completed, failed, given_up, released, superseded = (leased(backend) for _ in range(6))
     new = claim_of()
     before = next_transaction(postgres18)
-    answers = at_once(
+    results = at_once(
         backend,
         [
             ("save_stage", SaveStage(staged, Stage("charge", "k", b"frame"))),
@@ -172,10 +172,10 @@ def test_every_verb_may_be_in_one_batch(backend: PostgresBackend, postgres18: Po
     )
     # The last is of the same record as another verb's, so it goes alone, after the batch.
     assert next_transaction(postgres18) == before + 1
-    assert [*answers[:4], *answers[5:]] == [
+    assert [*results[:4], *results[5:]] == [
         StageSaved(b"frame"), None, None, Completed(), None, StageSaved(b"second"), Finished(b"response"),
     ]  # fmt: skip
-    assert isinstance(answers[4], Leased)
+    assert isinstance(results[4], Leased)
     assert [stage.name for stage in backend.get(Get(staged.record_id)).stages] == ["charge", "ship"]
     assert backend.get(Get(released.record_id)) is None
     assert backend.get(Get(failed.record_id)).status is Status.FAILED
@@ -216,7 +216,7 @@ def test_a_lost_lease_is_reported_in_a_batch(backend: PostgresBackend) -> None:
         ("release", Release(stale)),
     ]
     lost = at_once(backend, verbs)
-    assert [type(answer) for answer in lost] == [LeaseLost, Completed, LeaseLost, LeaseLost, LeaseLost]
+    assert [type(result) for result in lost] == [LeaseLost, Completed, LeaseLost, LeaseLost, LeaseLost]
     record = backend.get(Get(stale.record_id))
     assert (record.token, record.status, record.stages) == (owner.token, Status.IN_PROGRESS, ())
 
@@ -242,7 +242,7 @@ def test_what_cannot_be_read_is_left_alone_by_a_batch(backend: PostgresBackend, 
             ("complete", Complete(fine, b"response")),
         ],
     )
-    assert [type(answer) for answer in unreadable] == [RecordUnreadable] * len(newer)
+    assert [type(result) for result in unreadable] == [RecordUnreadable] * len(newer)
     assert done == Completed()
     with postgres18.connect() as connection:
         connection.execute(
@@ -270,9 +270,9 @@ def test_a_batch_does_not_wait_for_a_row_that_somebody_holds(
         while isinstance(await asyncio.to_thread(backend.claim, claim_of(free[-1].record_id)), Busy):
             await asyncio.sleep(0.01)
         assert not waiting.done()
-        answers = await waiting
+        results = await waiting
         await awaited.close()
-        return answers
+        return results
 
     with psycopg.connect(postgres18.url()) as locker:
         locker.execute("SELECT 1 FROM open_idempotency.records WHERE record_id = %b FOR UPDATE", (held.record_id,))
@@ -329,8 +329,8 @@ def test_batches_of_several_processes_do_not_wait_for_each_other_in_a_circle(own
     async def contend(backend: PostgresBackend, record_ids: list[bytes], seed: int) -> None:
         order = random.Random(seed).sample(record_ids, len(record_ids))
         awaited = backend.to_async()
-        answers = await together(awaited, [("claim", claim_of(record_id)) for record_id in order])
-        leases = [answer.lease for answer in answers if isinstance(answer, Leased)]
+        results = await together(awaited, [("claim", claim_of(record_id)) for record_id in order])
+        leases = [result.lease for result in results if isinstance(result, Leased)]
         winners.extend(lease.record_id for lease in leases)
         random.Random(seed).shuffle(leases)
         await together(awaited, [("save_stage", SaveStage(lease, Stage("a", "", b"f"))) for lease in leases])
@@ -370,11 +370,11 @@ def test_a_batch_that_was_held_up_has_tokens_of_later(own_url: str) -> None:
             waiting = "SELECT query FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s"
             assert "claims(" in str(looking.execute(waiting, (looking.info.dbname,)).fetchone())
             now = holder.now()
-        answers = batch.result(PATIENCE)
-    assert [type(answer) for answer in answers] == [Leased] * 4
-    assert all(answer.lease.token > now * 1_000_000 - 1 for answer in answers)
+        results = batch.result(PATIENCE)
+    assert [type(result) for result in results] == [Leased] * 4
+    assert all(result.lease.token > now * 1_000_000 - 1 for result in results)
     records = [backend.get(Get(claim.record_id)) for claim in claims]
-    assert [record.token for record in records if record] == [answer.lease.token for answer in answers]
+    assert [record.token for record in records if record] == [result.lease.token for result in results]
     assert all(record.lease_end >= now + 30 - 0.001 for record in records if record)
     backend.close()
 
@@ -383,7 +383,7 @@ def test_a_claim_that_comes_late_is_left_by_its_batch(backend: PostgresBackend) 
     """B-08c: the others of the batch are leased, and it leaves nothing behind."""
     late, *others = [claim_of() for _ in range(4)]
     backend.withdraw(Withdraw(late))
-    answers = at_once(backend, [("claim", claim) for claim in (others[0], late, *others[1:])])
-    assert [type(answer) for answer in answers] == [Leased, Refused, Leased, Leased]
-    assert answers[1] == Refused(Refusal.WITHDRAWN, 0)
+    results = at_once(backend, [("claim", claim) for claim in (others[0], late, *others[1:])])
+    assert [type(result) for result in results] == [Leased, Refused, Leased, Leased]
+    assert results[1] == Refused(Refusal.WITHDRAWN, 0)
     assert backend.get(Get(late.record_id)) is None

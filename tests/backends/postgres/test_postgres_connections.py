@@ -15,7 +15,7 @@ from open_idempotency.backend import (
 from open_idempotency.backends.postgres import PostgresBackend
 from open_idempotency.backends.postgres.connections import Tries
 from open_idempotency.exceptions import BackendUnavailable
-from tests.backends.impatient import answered
+from tests.backends.impatient import retried
 from tests.backends.postgres.test_postgres_server import SOON, claim_of, leased
 from tests.postgres_server import PostgresServer
 
@@ -84,5 +84,5 @@ def test_that_no_connection_was_free_in_time_is_said(postgres18: PostgresServer)
     with pytest.raises(BackendUnavailable, match="no connection was free"):
         backend.get(question)
     connections._give(held)
-    assert answered(lambda: backend.get(question)) is None
+    assert retried(lambda: backend.get(question)) is None
     asyncio.run(on_a_loop())

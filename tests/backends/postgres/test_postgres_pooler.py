@@ -50,9 +50,9 @@ def backend(pooler: Pooler | PgBouncer) -> Iterator[PostgresBackend]:
 
 def leased(backend: PostgresBackend, record_id: bytes) -> Lease:
     """The lease of a claim that succeeds."""
-    answer = backend.claim(claim_of(record_id))
-    assert isinstance(answer, Leased), answer
-    return answer.lease
+    result = backend.claim(claim_of(record_id))
+    assert isinstance(result, Leased), result
+    return result.lease
 
 
 def test_a_pooler_of_these_tests_keeps_no_session(pooler: Pooler | PgBouncer) -> None:
@@ -78,8 +78,8 @@ def test_more_callers_than_sessions_are_served(backend: PostgresBackend) -> None
     """I1: of 32 claims of one record one wins, though the pooler has a few sessions for all."""
     record_id = secrets.token_bytes(32)
     with ThreadPoolExecutor(16) as callers:
-        answers = list(callers.map(lambda _: type(backend.claim(claim_of(record_id))).__name__, range(32)))
-    assert sorted(answers) == ["Busy"] * 31 + ["Leased"]
+        results = list(callers.map(lambda _: type(backend.claim(claim_of(record_id))).__name__, range(32)))
+    assert sorted(results) == ["Busy"] * 31 + ["Leased"]
 
 
 def test_who_waits_behind_a_pooler_polls_and_listens_on_no_session(

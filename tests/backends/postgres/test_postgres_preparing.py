@@ -29,9 +29,9 @@ def backend(postgres18: PostgresServer) -> Iterator[PostgresBackend]:
 
 def use(backend: PostgresBackend) -> None:
     """Send one statement often."""
-    answer = backend.claim(claim_of(secrets.token_bytes(32)))
-    assert isinstance(answer, Leased)
-    lease: Lease = answer.lease
+    result = backend.claim(claim_of(secrets.token_bytes(32)))
+    assert isinstance(result, Leased)
+    lease: Lease = result.lease
     for number in range(2 * OFTEN):
         assert backend.save_stage(SaveStage(lease, Stage(f"{number}", "", b"frame"))).frame == b"frame"
 

@@ -39,7 +39,7 @@ from open_idempotency.backends.postgres.verbs import Statement
 from open_idempotency.cli import main as command
 from open_idempotency.conformance import ManualClock
 from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
-from tests.backends.impatient import answered
+from tests.backends.impatient import retried
 from tests.backends.postgres.on_postgres import emptied
 from tests.postgres_server import PostgresServer
 
@@ -63,9 +63,9 @@ def claim_of(record_id: bytes | None = None, **fields: Any) -> Claim:
 
 def leased(backend: PostgresBackend, claim: Claim) -> Lease:
     """The lease of a claim that succeeds."""
-    answer = backend.claim(claim)
-    assert isinstance(answer, Leased), answer
-    return answer.lease
+    result = backend.claim(claim)
+    assert isinstance(result, Leased), result
+    return result.lease
 
 
 def asked(backend: PostgresBackend, statement: str, *values: Any) -> list[Any]:
@@ -173,8 +173,8 @@ def test_one_of_many_claims_at_once_wins(backend: PostgresBackend) -> None:
         return type(backend.claim(claim_of(record_id))).__name__
 
     with ThreadPoolExecutor(16) as pool:
-        answers = [future.result(SOON) for future in [pool.submit(contend) for _ in range(16)]]
-    assert sorted(answers) == ["Busy"] * 15 + ["Leased"]
+        results = [future.result(SOON) for future in [pool.submit(contend) for _ in range(16)]]
+    assert sorted(results) == ["Busy"] * 15 + ["Leased"]
 
 
 def test_renewals_of_the_same_leases_in_another_order_do_not_wait_for_each_other(backend: PostgresBackend) -> None:
@@ -182,8 +182,8 @@ def test_renewals_of_the_same_leases_in_another_order_do_not_wait_for_each_other
     leases = [leased(backend, claim_of()) for _ in range(40)]
     with ThreadPoolExecutor(4) as pool:
         orders = [leases, leases[::-1]] * 10
-        answers = list(pool.map(lambda order: list(backend.renew(Renew(order))), orders, timeout=SOON))
-    assert all(answer == [Renewal.OWNED] * 40 for answer in answers)
+        results = list(pool.map(lambda order: list(backend.renew(Renew(order))), orders, timeout=SOON))
+    assert all(result == [Renewal.OWNED] * 40 for result in results)
 
 
 def test_an_acknowledged_write_survives_a_crash_of_the_server(own_server: PostgresServer) -> None:
@@ -228,7 +228,7 @@ def test_a_server_that_does_not_reply_is_given_up(backend: PostgresBackend, post
         with pytest.raises(BackendUnavailable, match="no response in time"):
             impatient.complete(Complete(lease, b"response"))
         assert time.monotonic() - started <= impatient.call_timeout + 1
-    answered(lambda: impatient.complete(Complete(lease, b"response")))
+    retried(lambda: impatient.complete(Complete(lease, b"response")))
     impatient.close()
 
 
@@ -395,9 +395,9 @@ def test_claims_that_meet_under_a_higher_default_isolation_get_a_response(postgr
         return type(backend.claim(claim_of(record_id)))
 
     with ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(claimed, [record_id for record_id in record_ids for _ in range(8)]))
+        results = list(threads.map(claimed, [record_id for record_id in record_ids for _ in range(8)]))
     backend.close()
-    assert (answers.count(Leased), answers.count(Busy)) == (10, 70)
+    assert (results.count(Leased), results.count(Busy)) == (10, 70)
 
 
 def test_what_others_make_in_the_callers_search_path_is_not_called(postgres18: PostgresServer) -> None:
@@ -410,9 +410,9 @@ def test_what_others_make_in_the_callers_search_path_is_not_called(postgres18: P
             " AS $$ BEGIN RAISE 'called'; END $$"
         )
     backend = PostgresBackend(url, timeout=10)
-    answer = backend.reserve(Reserve(secrets.token_bytes(32), secrets.token_bytes(32), 5, 30.0, 600.0))
+    result = backend.reserve(Reserve(secrets.token_bytes(32), secrets.token_bytes(32), 5, 30.0, 600.0))
     backend.close()
-    assert answer == Reserved()
+    assert result == Reserved()
 
 
 def test_no_message_repeats_the_password() -> None:

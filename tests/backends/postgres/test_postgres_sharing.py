@@ -42,10 +42,10 @@ def test_threads_share_a_transaction_too(postgres18: PostgresServer) -> None:
     backend = PostgresBackend(postgres18.url(), timeout=30, clock=clock)
     mine = backend._executor._of_process.get()
     claims = [claim_of() for _ in range(MANY)]
-    answers: dict[int, Any] = {}
+    results: dict[int, Any] = {}
 
     def ask(number: int) -> None:
-        answers[number] = backend.claim(claims[number])
+        results[number] = backend.claim(claims[number])
 
     def until(condition: Any) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -68,7 +68,7 @@ def test_threads_share_a_transaction_too(postgres18: PostgresServer) -> None:
     for thread in held + batch:
         thread.join(PATIENCE)
     backend.close()
-    assert [type(answers[number]) for number in range(MANY)] == [Leased] * MANY
+    assert [type(results[number]) for number in range(MANY)] == [Leased] * MANY
     assert transactions(postgres18, ids(claims)) == 1
 
 

@@ -46,9 +46,9 @@ def run(mode: str, backend: RedisBackend, steps: Steps) -> None:
 
 def lease(backend: Backend, record_id: bytes) -> Lease:
     """A new owner's lease."""
-    answer = backend.claim(claim_of(record_id))
-    assert isinstance(answer, Leased), answer
-    return answer.lease
+    result = backend.claim(claim_of(record_id))
+    assert isinstance(result, Leased), result
+    return result.lease
 
 
 async def claimed_again(verbs: AsyncVerbs, record_id: bytes) -> ClaimResult:

@@ -95,9 +95,9 @@ def _run(mode: str, backend: RedisBackend, steps: Callable[[AsyncVerbs], Awaitab
 
 
 def _lease(backend: Backend, record_id: bytes = RECORD) -> Lease:
-    answer = backend.claim(claim_of(record_id))
-    assert isinstance(answer, Leased)
-    return answer.lease
+    result = backend.claim(claim_of(record_id))
+    assert isinstance(result, Leased)
+    return result.lease
 
 
 VERBS: dict[str, Callable[[AsyncVerbs, Lease], Awaitable[object]]] = {
@@ -192,12 +192,12 @@ def test_a_lease_really_ends(backend: RedisBackend) -> None:
     """L-02: in real time, polled until it does."""
     backend.claim(claim_of(RECORD, lease=0.05))
     deadline = time.monotonic() + 20
-    answer = backend.claim(claim_of(RECORD))
-    while isinstance(answer, Busy) and time.monotonic() < deadline:
+    result = backend.claim(claim_of(RECORD))
+    while isinstance(result, Busy) and time.monotonic() < deadline:
         time.sleep(0.01)
-        answer = backend.claim(claim_of(RECORD))
-    assert isinstance(answer, Leased)
-    assert answer.lease.attempt == 2
+        result = backend.claim(claim_of(RECORD))
+    assert isinstance(result, Leased)
+    assert result.lease.attempt == 2
 
 
 def _spliced(place: int, other: bytes) -> Callable[[redis.Redis, bytes], object]:

@@ -63,9 +63,9 @@ def _run(steps: Callable[[], Awaitable[None]], uvloop: bool = False) -> None:
 
 
 async def _lease(backend: AsyncRedisBackend, record_id: bytes) -> Lease:
-    answer = await backend.claim(claim_of(record_id, owner=os.urandom(16)))
-    assert isinstance(answer, Leased), answer
-    return answer.lease
+    result = await backend.claim(claim_of(record_id, owner=os.urandom(16)))
+    assert isinstance(result, Leased), result
+    return result.lease
 
 
 @contextmanager
@@ -135,8 +135,8 @@ def test_what_is_asked_at_once_is_few_writes_on_one_connection(own: Server, uvlo
                 found = count()
             assert (found["scripts"], found["connections"]) == (2 * MANY, 0)
             assert found["reads"] <= 2 * BATCHES
-            answers = await asyncio.gather(*(backend.claim(claim_of(key)) for key in keys))
-            assert answers == [Finished(key) for key in keys]
+            results = await asyncio.gather(*(backend.claim(claim_of(key)) for key in keys))
+            assert results == [Finished(key) for key in keys]
 
     _run(steps, uvloop)
 
@@ -193,11 +193,11 @@ def test_of_one_key_in_one_batch_one_owner_wins(own: Server) -> None:
             key = os.urandom(8)
             claims = [claim_of(key, owner=os.urandom(16)) for _ in range(MANY)]
             with _counting(own) as count:
-                answers = await _at_once(own, [backend.claim(claim) for claim in claims])
+                results = await _at_once(own, [backend.claim(claim) for claim in claims])
                 assert count()["reads"] <= BATCHES
-            winners = [(c, a.lease) for c, a in zip(claims, answers, strict=True) if isinstance(a, Leased)]
+            winners = [(c, a.lease) for c, a in zip(claims, results, strict=True) if isinstance(a, Leased)]
             ((claim, lease),) = winners
-            assert sum(isinstance(answer, Busy) for answer in answers) == MANY - 1
+            assert sum(isinstance(result, Busy) for result in results) == MANY - 1
             record = await backend.get(Get(key))
             assert record is not None
             assert (record.owner, record.token, record.attempt) == (claim.owner, lease.token, 1)
@@ -212,9 +212,9 @@ def test_a_claim_that_is_sent_again_in_one_batch_is_one_lease(own: Server) -> No
         async with _opened(own.url) as backend:
             mine, theirs = claim_of(os.urandom(8), owner=b"me"), claim_of(b"other", owner=b"me")
             claims: list[Claim] = [mine, theirs] * (MANY // 2)
-            answers = await _at_once(own, [backend.claim(claim) for claim in claims])
-            assert all(isinstance(answer, Leased) for answer in answers)
-            assert len({(answer.lease.record_id, answer.lease.token) for answer in answers}) == 2
+            results = await _at_once(own, [backend.claim(claim) for claim in claims])
+            assert all(isinstance(result, Leased) for result in results)
+            assert len({(result.lease.record_id, result.lease.token) for result in results}) == 2
             await backend.delete(b"other")
 
     _run(steps)
@@ -258,14 +258,14 @@ def test_what_the_server_refuses_is_refused_to_its_caller_alone(own: Server) -> 
             try:
                 pairs = [(backend.claim(claim_of(os.urandom(8))), _done(backend, lease)) for lease in held]
                 calls: list[Coroutine[Any, Any, Any]] = [call for pair in pairs for call in pair]
-                answers = await _at_once(own, calls)
+                results = await _at_once(own, calls)
             finally:
                 with own.connect() as plain:
                     plain.config_set("maxmemory", 0)
-            assert answers[1::2] == [True] * 4
-            assert all(isinstance(error, BackendUnavailable) for error in answers[::2])
-            assert all(isinstance(error.__cause__, ResponseError) for error in answers[::2])
-            assert len({id(error) for error in answers[::2]}) == 4
+            assert results[1::2] == [True] * 4
+            assert all(isinstance(error, BackendUnavailable) for error in results[::2])
+            assert all(isinstance(error.__cause__, ResponseError) for error in results[::2])
+            assert len({id(error) for error in results[::2]}) == 4
 
     _run(steps)
 
@@ -436,7 +436,7 @@ def test_on_a_cluster_each_node_has_batches_of_its_own(cluster: Cluster) -> None
                 counts = [stack.enter_context(_counting(node)) for node in cluster.nodes]
                 with _stopped(stopped):
                     tasks = await _begin([backend.get(Get(key)) for key in keys])
-                    await asyncio.wait_for(_answered(tasks, MANY), LONG)
+                    await asyncio.wait_for(_until_done(tasks, MANY), LONG)
                     assert not all(task.done() for task in tasks)
                 records = await asyncio.gather(*tasks)
                 found = [count() for count in counts]
@@ -447,7 +447,7 @@ def test_on_a_cluster_each_node_has_batches_of_its_own(cluster: Cluster) -> None
     _run(steps)
 
 
-async def _answered(tasks: list[asyncio.Task[Any]], number: int) -> None:
+async def _until_done(tasks: list[asyncio.Task[Any]], number: int) -> None:
     while sum(task.done() for task in tasks) < number:
         await asyncio.sleep(0.01)
 

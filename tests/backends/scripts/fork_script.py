@@ -22,9 +22,9 @@ def work(backend, name: bytes) -> None:
     """Claims and completions whose responses would show a connection that is shared with another process."""
     for number in range(CLAIMS):
         record_id = name + b"-%d" % number
-        answer = backend.claim(claim_of(record_id))
-        assert isinstance(answer, Leased), answer
-        backend.complete(Complete(answer.lease, record_id))
+        result = backend.claim(claim_of(record_id))
+        assert isinstance(result, Leased), result
+        backend.complete(Complete(result.lease, record_id))
         assert backend.claim(claim_of(record_id)) == Finished(record_id)
 
 
@@ -69,8 +69,8 @@ def on_loops(url: str) -> None:
 
     async def at_once(name: bytes) -> None:
         ids = [name + b"-%d" % number for number in range(20)]
-        answers = await asyncio.gather(*(backend.to_async().claim(claim_of(record_id)) for record_id in ids))
-        assert all(isinstance(answer, Leased) for answer in answers), answers
+        results = await asyncio.gather(*(backend.to_async().claim(claim_of(record_id)) for record_id in ids))
+        assert all(isinstance(result, Leased) for result in results), results
 
     asyncio.run(at_once(b"before"))
     pid = in_child(lambda: asyncio.run(at_once(b"child")))
@@ -126,9 +126,9 @@ def while_waiting(url: str) -> None:
     claims = {name: claim_of(name) for name in (b"parent", b"child")}
     leases = {}
     for name, claim in claims.items():
-        answer = backend.claim(claim)
-        assert isinstance(answer, Leased)
-        leases[name] = answer.lease
+        result = backend.claim(claim)
+        assert isinstance(result, Leased)
+        leases[name] = result.lease
     parent = threading.Thread(target=lambda: backend.wait(Wait(b"parent", 100.0, 100.0)), daemon=True)
     parent.start()
     while backend.listener._session is None or not backend.listener._session._waiters:

@@ -51,9 +51,9 @@ def claim_of(record_id: bytes | None = None, **fields: Any) -> Claim:
 
 def leased(backend: SqlalchemyBackend, claim: Claim) -> Lease:
     """The lease of a claim that succeeds."""
-    answer = backend.claim(claim)
-    assert isinstance(answer, Leased), answer
-    return answer.lease
+    result = backend.claim(claim)
+    assert isinstance(result, Leased), result
+    return result.lease
 
 
 @pytest.fixture(params=KINDS)
@@ -118,8 +118,8 @@ def test_of_many_claims_at_once_one_wins(backend: SqlalchemyBackend) -> None:
         return type(backend.claim(claim_of(record_id))).__name__
 
     with ThreadPoolExecutor(16) as threads:
-        answers = list(threads.map(contend, range(16), timeout=SOON))
-    assert sorted(answers) == ["Busy"] * 15 + ["Leased"]
+        results = list(threads.map(contend, range(16), timeout=SOON))
+    assert sorted(results) == ["Busy"] * 15 + ["Leased"]
 
 
 def test_renewals_in_another_order_do_not_wait_for_each_other(backend: SqlalchemyBackend) -> None:
@@ -127,8 +127,8 @@ def test_renewals_in_another_order_do_not_wait_for_each_other(backend: Sqlalchem
     leases = [leased(backend, claim_of()) for _ in range(20)]
     with ThreadPoolExecutor(4) as threads:
         orders = [leases, leases[::-1]] * 5
-        answers = list(threads.map(lambda order: list(backend.renew(Renew(order))), orders, timeout=SOON))
-    assert all(answer == [Renewal.OWNED] * 20 for answer in answers)
+        results = list(threads.map(lambda order: list(backend.renew(Renew(order))), orders, timeout=SOON))
+    assert all(result == [Renewal.OWNED] * 20 for result in results)
 
 
 def test_purging_in_parallel_deletes_each_record_once(url: str) -> None:
@@ -286,8 +286,8 @@ async def test_a_silent_server_is_unavailable_in_time(postgres18: PostgresServer
         verbs: Any = backend if mode == "sync" else backend.to_async()
 
         async def claim() -> object:
-            answer = verbs.claim(claim_of())
-            return answer if mode == "sync" else await answer
+            result = verbs.claim(claim_of())
+            return result if mode == "sync" else await result
 
         assert isinstance(await claim(), Leased)
         proxy.swallow()

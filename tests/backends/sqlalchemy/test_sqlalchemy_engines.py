@@ -147,9 +147,9 @@ def test_an_asynchronous_engine_serves_several_loops_and_threads(path: Path) -> 
     record = claim_of()
 
     async def on_a_loop() -> object:
-        answer = await backend.claim(claim_of(record.record_id))
+        result = await backend.claim(claim_of(record.record_id))
         await backend.close()
-        return type(answer)
+        return type(result)
 
     assert asyncio.run(on_a_loop()) is Leased
     assert asyncio.run(on_a_loop()) is Busy

@@ -37,18 +37,18 @@ class _Killing(transactions.transaction):
 
 def _telling(claim: Any) -> Any:
     def tell(self: SqliteBackend, c: Claim) -> Any:
-        answer = claim(self, c)
+        result = claim(self, c)
         os.write(1, c.record_id + b"\n")
-        return answer
+        return result
 
     return tell
 
 
 def _atelling(claim: Any) -> Any:
     async def tell(self: AsyncSqliteBackend, c: Claim) -> Any:
-        answer = await claim(self, c)
+        result = await claim(self, c)
         os.write(1, c.record_id + b"\n")
-        return answer
+        return result
 
     return tell
 
@@ -66,7 +66,7 @@ def main(path: str, asking: str, moment: str) -> None:
     SqliteBackend.claim = _telling(SqliteBackend.claim)
     AsyncSqliteBackend.claim = _atelling(AsyncSqliteBackend.claim)
     questions = [("claim", claim_of(b"key-%d" % number)) for number in range(10)]
-    getattr(together, asking)(backend).answers(path, questions, lambda: None)
+    getattr(together, asking)(backend).results(path, questions, lambda: None)
 
 
 if __name__ == "__main__":

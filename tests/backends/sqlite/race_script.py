@@ -13,6 +13,6 @@ sys.stdout.write("ready\n")
 sys.stdout.flush()
 sys.stdin.read()
 for number in range(20):
-    answer = backend.claim(Claim(b"race-%d" % number, b"fingerprint", os.urandom(16), 30.0, 600.0))
-    sys.stdout.write(f"{type(answer).__name__}\n")
+    result = backend.claim(Claim(b"race-%d" % number, b"fingerprint", os.urandom(16), 30.0, 600.0))
+    sys.stdout.write(f"{type(result).__name__}\n")
 backend.close()

@@ -30,7 +30,7 @@ from open_idempotency.backends.sqlite import SqliteBackend
 from open_idempotency.conformance import ManualClock
 from open_idempotency.conformance.support import claim_of, stage_of
 from open_idempotency.exceptions import BackendUnavailable, ConfigurationError, RecordUnreadable
-from tests.backends.impatient import answered
+from tests.backends.impatient import retried
 
 RECORDS = "open_idempotency_records"
 
@@ -57,9 +57,9 @@ def other(path: str, backend: SqliteBackend) -> Iterator[sqlite3.Connection]:
 
 
 def _lease(backend: SqliteBackend, record_id: bytes = b"a"):
-    answer = backend.claim(claim_of(record_id))
-    assert isinstance(answer, Leased)
-    return answer.lease
+    result = backend.claim(claim_of(record_id))
+    assert isinstance(result, Leased)
+    return result.lease
 
 
 def test_refused_duplicates_take_no_write_lock(backend: SqliteBackend, other: sqlite3.Connection) -> None:
@@ -90,7 +90,7 @@ def test_a_locked_database_is_unavailable_in_time(path: str, other: sqlite3.Conn
     assert time.monotonic() - started < impatient.call_timeout + 1
     other.execute("ROLLBACK")
     claim = claim_of(b"a")
-    assert isinstance(answered(lambda: impatient.claim(claim)), Leased)
+    assert isinstance(retried(lambda: impatient.claim(claim)), Leased)
     impatient.close()
 
 
@@ -114,7 +114,7 @@ def test_threads_of_one_process_queue_for_the_write_lock(path: str, coalesce: bo
     go_on.set()
     thread.join(20)
     claim = claim_of(b"b")
-    assert isinstance(answered(lambda: backend.claim(claim)), Leased)
+    assert isinstance(retried(lambda: backend.claim(claim)), Leased)
     backend.close()
 
 
@@ -129,13 +129,13 @@ def test_two_processes_never_both_win(path: str) -> None:
     for racer in racers:
         assert racer.stdin is not None
         racer.stdin.close()
-    answers = []
+    results = []
     for racer in racers:
         assert racer.stdout is not None
-        answers.append(racer.stdout.read().split())
+        results.append(racer.stdout.read().split())
         racer.stdout.close()
         assert racer.wait(30) == 0
-    assert [sorted(pair) for pair in zip(*answers, strict=True)] == [["Busy", "Leased"]] * 20
+    assert [sorted(pair) for pair in zip(*results, strict=True)] == [["Busy", "Leased"]] * 20
 
 
 @pytest.mark.parametrize(
@@ -301,13 +301,13 @@ def test_an_attempt_that_outlives_its_ttl_is_not_purged(path: str) -> None:
     """B-05: what purging looks for is the earliest moment of expiry, and a renewed record expires later."""
     clock = ManualClock()
     backend = SqliteBackend(path, synchronous="normal", clock=clock)
-    answer = backend.claim(claim_of(b"long", ttl=10.0))
-    assert isinstance(answer, Leased)
+    result = backend.claim(claim_of(b"long", ttl=10.0))
+    assert isinstance(result, Leased)
     for _ in range(10):
         clock.advance(20)
-        assert backend.renew(Renew([answer.lease])) == [Renewal.OWNED]
+        assert backend.renew(Renew([result.lease])) == [Renewal.OWNED]
     assert backend.purge() == 0
-    backend.complete(Complete(answer.lease, b"response"))
+    backend.complete(Complete(result.lease, b"response"))
     clock.advance(9)
     assert backend.purge() == 0
     clock.advance(2)
@@ -381,7 +381,7 @@ def test_what_waits_for_a_fork_does_not_wait_for_ever(path: str) -> None:
             call()
     resume()
     claim = claim_of(b"a")
-    assert isinstance(answered(lambda: backend.claim(claim)), Leased)
+    assert isinstance(retried(lambda: backend.claim(claim)), Leased)
     backend.close()
 
 
@@ -408,9 +408,9 @@ def test_the_stages_of_a_record_that_was_deleted_by_hand_are_not_taken_over(
     backend.save_stage(SaveStage(_lease(backend), stage_of("reserve")))
     other.execute(f"DELETE FROM {RECORDS}")
     backend.fail(Fail(_lease(backend)))
-    answer = backend.claim(claim_of(b"a"))
-    assert isinstance(answer, Leased)
-    assert (answer.lease.attempt, answer.stages) == (2, ())
+    result = backend.claim(claim_of(b"a"))
+    assert isinstance(result, Leased)
+    assert (result.lease.attempt, result.stages) == (2, ())
 
 
 def test_more_threads_than_idle_connections_are_closed_after_use(path: str) -> None:

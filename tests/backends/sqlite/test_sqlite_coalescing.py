@@ -35,7 +35,7 @@ from open_idempotency.backends.sqlite import SqliteBackend, verbs
 from open_idempotency.backends.sqlite.transactions import Request
 from open_idempotency.conformance.support import stage_of
 from open_idempotency.exceptions import AlreadyCompleted, BackendUnavailable, LeaseLost, RecordUnreadable
-from tests.backends.impatient import answered
+from tests.backends.impatient import retried
 from tests.backends.sqlite.together import (
     FIRST,
     PATIENCE,
@@ -75,8 +75,8 @@ def together(request: pytest.FixtureRequest, backend: SqliteBackend, path: str) 
     asking = request.param(backend)
 
     def ask(*questions: tuple[str, Any], meanwhile: Callable[[], None] = nothing) -> list[Any]:
-        answers: list[Any] = asking.answers(path, questions, meanwhile)
-        return answers
+        results: list[Any] = asking.results(path, questions, meanwhile)
+        return results
 
     return ask
 
@@ -93,8 +93,8 @@ def test_what_waits_shares_one_transaction(together: Ask, path: str, backend: Sq
     done = lease_of(backend, b"done")
     before = commits(path)
     keys = [b"key-%d" % number for number in range(20)]
-    answers = together(*(("claim", claim_of(key)) for key in keys), ("complete", Complete(done, b"response")))
-    assert [type(answer) for answer in answers] == [Leased] * 20 + [Completed]
+    results = together(*(("claim", claim_of(key)) for key in keys), ("complete", Complete(done, b"response")))
+    assert [type(result) for result in results] == [Leased] * 20 + [Completed]
     assert commits(path) - before == 2
     assert rows_of(path) == {FIRST, b"done", *keys}
     assert backend.claim(claim_of(b"done", b"another")) == Finished(b"response")
@@ -121,9 +121,9 @@ def test_who_is_alone_waits_for_nobody(backend: SqliteBackend, path: str, mode: 
     before = commits(path)
 
     async def pair() -> None:
-        answer = await backend.to_async().claim(claim_of(b"alone"))
-        assert isinstance(answer, Leased)
-        await backend.to_async().complete(Complete(answer.lease, b"response"))
+        result = await backend.to_async().claim(claim_of(b"alone"))
+        assert isinstance(result, Leased)
+        await backend.to_async().complete(Complete(result.lease, b"response"))
 
     if mode == "sync":
         backend.complete(Complete(lease_of(backend, b"alone"), b"response"))
@@ -164,7 +164,7 @@ def test_what_one_is_refused_is_no_business_of_the_others(together: Ask, path: s
     with connection:
         connection.execute(f"UPDATE {RECORDS} SET record_version = 9 WHERE record_id = ?", (b"damaged",))
     before = commits(path)
-    answers = together(
+    results = together(
         ("complete", Complete(stale, b"stale")),
         ("save_stage", SaveStage(sound, stage_of("reserve"))),
         ("save_stage", SaveStage(done, stage_of("late"))),
@@ -173,10 +173,10 @@ def test_what_one_is_refused_is_no_business_of_the_others(together: Ask, path: s
         ("fail", Fail(stale)),
         ("claim", claim_of(b"new")),
     )
-    assert [type(answer) for answer in answers] == [
+    assert [type(result) for result in results] == [
         LeaseLost, StageSaved, AlreadyCompleted, RecordUnreadable, list, LeaseLost, Leased
     ]  # fmt: skip
-    assert answers[4] == [Renewal.LOST, Renewal.OWNED]
+    assert results[4] == [Renewal.LOST, Renewal.OWNED]
     assert commits(path) - before == 2
     kept = backend.get(Get(b"stale"))
     assert kept is not None
@@ -187,20 +187,20 @@ def test_what_one_is_refused_is_no_business_of_the_others(together: Ask, path: s
 
 def test_what_cannot_be_written_takes_nobody_with_it(together: Ask, path: str) -> None:
     """B-10: a value that SQLite refuses undoes the transaction, and then each of it is written alone."""
-    answers = together(
+    results = together(
         ("claim", claim_of(b"one")), ("claim", claim_of(b"bad", ttl=float("nan"))), ("claim", claim_of(b"two"))
     )
-    assert [type(answer) for answer in answers] == [Leased, BackendUnavailable, Leased]
-    assert isinstance(answers[1].__cause__, sqlite3.IntegrityError)
+    assert [type(result) for result in results] == [Leased, BackendUnavailable, Leased]
+    assert isinstance(results[1].__cause__, sqlite3.IntegrityError)
     assert rows_of(path) == {FIRST, b"one", b"two"}
 
 
 def test_a_command_that_makes_no_sense_takes_nobody_with_it(together: Ask, path: str) -> None:
     """B-10: nor does a mistake of one caller."""
-    answers = together(
+    results = together(
         ("claim", claim_of(b"one")), ("claim", claim_of(b"bad", ttl="soon")), ("claim", claim_of(b"two"))
     )
-    assert [type(answer) for answer in answers] == [Leased, TypeError, Leased]
+    assert [type(result) for result in results] == [Leased, TypeError, Leased]
     assert rows_of(path) == {FIRST, b"one", b"two"}
 
 
@@ -209,11 +209,11 @@ def test_a_look_that_fails_takes_nobody_with_it(backend: SqliteBackend) -> None:
     lease_of(backend, b"running")
     claims = [claim_of(b"new"), claim_of(b"running", fingerprint="text"), claim_of(b"running", b"other")]
     questions = [Request(verbs.CLAIM, claim, PATIENCE) for claim in claims]
-    assert [type(answer) for answer in backend._transactions.look(questions)] == [type(None), TypeError, Busy]
+    assert [type(result) for result in backend._transactions.look(questions)] == [type(None), TypeError, Busy]
     no_id = claim_of(b"")
     no_id.record_id = {}
     questions = [Request(verbs.CLAIM, claim, PATIENCE) for claim in (no_id, claims[2], claims[0])]
-    assert [type(answer) for answer in backend._transactions.look(questions)] == [BackendUnavailable, Busy, type(None)]
+    assert [type(result) for result in backend._transactions.look(questions)] == [BackendUnavailable, Busy, type(None)]
 
 
 def test_many_are_looked_for_at_once(backend: SqliteBackend) -> None:
@@ -221,16 +221,16 @@ def test_many_are_looked_for_at_once(backend: SqliteBackend) -> None:
     for number in range(0, 300, 50):
         lease_of(backend, b"%d" % number)
     questions = [Request(verbs.CLAIM, claim_of(b"%d" % number, b"o"), PATIENCE) for number in range(300)]
-    answers = backend._transactions.look(questions)
-    assert [number for number, answer in enumerate(answers) if isinstance(answer, Busy)] == list(range(0, 300, 50))
-    assert answers.count(None) == 294
+    results = backend._transactions.look(questions)
+    assert [number for number, result in enumerate(results) if isinstance(result, Busy)] == list(range(0, 300, 50))
+    assert results.count(None) == 294
 
 
 def test_what_waited_too_long_is_not_written(backend: SqliteBackend, path: str) -> None:
     """B-10: its asker was told, or is told now; the others go on."""
     late, in_time = (Request(verbs.CLAIM, claim_of(key), left) for key, left in ((b"late", -1.0), (b"new", PATIENCE)))
-    answers = backend._transactions.execute_all([late, in_time])
-    assert [type(answer) for answer in answers] == [BackendUnavailable, Leased]
+    results = backend._transactions.execute_all([late, in_time])
+    assert [type(result) for result in results] == [BackendUnavailable, Leased]
     assert rows_of(path) == {b"new"}
 
 
@@ -244,9 +244,9 @@ def test_a_full_disk_refuses_all_of_a_transaction(together: Ask, path: str, back
     lease = lease_of(backend, b"big")
     # Of the only connection that there is; it is closed after the error.
     backend._connections.read(set_limit, 2)
-    answers = together(("claim", claim_of(b"one")), ("complete", Complete(lease, bytes(1_000_000))))
-    assert [type(answer) for answer in answers] == [BackendUnavailable, BackendUnavailable]
-    assert all("full" in str(answer.__cause__) for answer in answers)
+    results = together(("claim", claim_of(b"one")), ("complete", Complete(lease, bytes(1_000_000))))
+    assert [type(result) for result in results] == [BackendUnavailable, BackendUnavailable]
+    assert all("full" in str(result.__cause__) for result in results)
     assert b"one" not in rows_of(path)
     assert isinstance(backend.claim(claim_of(b"one")), Leased)
     assert backend.complete(Complete(lease, bytes(1_000_000))) == Completed()
@@ -267,14 +267,14 @@ def test_while_the_database_is_locked_all_are_refused_in_time(path: str, mode: s
         return await asyncio.to_thread(impatient.claim, claim)
 
     started = time.monotonic()
-    answers = asyncio.run(at_once(in_thread if mode == "sync" else impatient.to_async().claim))
+    results = asyncio.run(at_once(in_thread if mode == "sync" else impatient.to_async().claim))
     waited = time.monotonic() - started
-    assert {type(answer) for answer in answers} == {BackendUnavailable}
+    assert {type(result) for result in results} == {BackendUnavailable}
     # The threads of the executor are fewer than the claims, so some begin when others have ended.
     assert waited < impatient.call_timeout * (4 if mode == "sync" else 1) + 2
     unlock(holder)
     assert rows_of(path) == {b"schema"}
-    assert isinstance(answered(lambda: impatient.claim(claims[0])), Leased)
+    assert isinstance(retried(lambda: impatient.claim(claims[0])), Leased)
     impatient.close()
 
 
@@ -322,7 +322,7 @@ def test_a_replay_in_a_batch_with_writers_is_returned_before_the_write(path: str
         assert await asyncio.wait_for(tasks[0], PATIENCE) == Finished(b"response")
         assert not all(task.done() for task in tasks[1:])
         unlock(*holders)
-        assert [type(answer) for answer in await asyncio.gather(*tasks[1:])] == [Leased] * 2
+        assert [type(result) for result in await asyncio.gather(*tasks[1:])] == [Leased] * 2
 
     asyncio.run(asyncio.wait_for(test(), 2 * PATIENCE))
 
@@ -353,10 +353,10 @@ def test_the_loops_of_a_process_meet(backend: SqliteBackend) -> None:
     winners: list[bytes] = []
 
     async def race() -> None:
-        answers = await asyncio.gather(
+        results = await asyncio.gather(
             *(backend.to_async().claim(claim_of(b"%d" % number, os.urandom(16))) for number in range(30))
         )
-        winners.extend(answer.lease.record_id for answer in answers if isinstance(answer, Leased))
+        winners.extend(result.lease.record_id for result in results if isinstance(result, Leased))
 
     threads = [threading.Thread(target=lambda: asyncio.run(race())) for _ in range(3)]
     for thread in threads:

@@ -31,9 +31,9 @@ def claim_of(record_id: bytes, owner: bytes = b"", **fields: Any) -> Claim:
 
 def lease_of(backend: SqliteBackend, record_id: bytes):
     """The lease of a new claim."""
-    answer = backend.claim(claim_of(record_id))
-    assert isinstance(answer, Leased)
-    return answer.lease
+    result = backend.claim(claim_of(record_id))
+    assert isinstance(result, Leased)
+    return result.lease
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -71,16 +71,16 @@ class OnThreads:
     def __init__(self, backend: SqliteBackend) -> None:
         self._backend = backend
 
-    def answers(self, path: str, questions: Sequence[tuple[str, Any]], meanwhile: Callable[[], None]) -> list[Any]:
+    def results(self, path: str, questions: Sequence[tuple[str, Any]], meanwhile: Callable[[], None]) -> list[Any]:
         """The responses, or errors, of ``(verb, command)`` that go into one transaction, in order."""
-        answers: dict[int, Any] = {}
+        results: dict[int, Any] = {}
         threads: list[threading.Thread] = []
 
         def ask(number: int, verb: str, command: Any) -> None:
             try:
-                answers[number] = getattr(self._backend, verb)(command)
+                results[number] = getattr(self._backend, verb)(command)
             except Exception as error:
-                answers[number] = error
+                results[number] = error
 
         self._backend.get(Get(b"the schema is made"))
         holder = lock(path)
@@ -93,7 +93,7 @@ class OnThreads:
         unlock(holder)
         for thread in threads:
             thread.join(PATIENCE)
-        return [answers[number] for number in range(1, len(threads))]
+        return [results[number] for number in range(1, len(threads))]
 
 
 class OnALoop:
@@ -102,11 +102,11 @@ class OnALoop:
     def __init__(self, backend: SqliteBackend) -> None:
         self._backend = backend
 
-    def answers(self, path: str, questions: Sequence[tuple[str, Any]], meanwhile: Callable[[], None]) -> list[Any]:
+    def results(self, path: str, questions: Sequence[tuple[str, Any]], meanwhile: Callable[[], None]) -> list[Any]:
         """See ``OnThreads``."""
-        return asyncio.run(asyncio.wait_for(self._answers(path, questions, meanwhile), 2 * PATIENCE))
+        return asyncio.run(asyncio.wait_for(self._results(path, questions, meanwhile), 2 * PATIENCE))
 
-    async def _answers(
+    async def _results(
         self, path: str, questions: Sequence[tuple[str, Any]], meanwhile: Callable[[], None]
     ) -> list[Any]:
         backend = self._backend.to_async()
