@@ -1,4 +1,4 @@
-"""What the hidden blocks of the pages check: a real client sends, and each view's answer differs from run to run.
+"""Checks for the hidden blocks of the pages: a real client sends requests to views whose responses differ in each run.
 
 Every check makes a key of its own, so that examples of one page may share a database.
 """
@@ -18,7 +18,7 @@ from open_idempotency.testing import Kit, NoResponse
 
 
 def posted_over_asgi(app: Any, path: str, body: object = None, *, times: int, key: str | None = None) -> list[Any]:
-    """The answers to one request that is sent several times with one key; ``key=""``: without any."""
+    """The responses to one request that is sent several times with one key; ``key=""``: without any."""
     sent = str(uuid.uuid4()) if key is None else key
     headers = {"Idempotency-Key": sent} if sent else {}
 
@@ -51,8 +51,8 @@ def posted_in_django(path: str, body: object = None, *, times: int, key: str | N
     return [client.post(path, text, content_type="application/json", headers=headers) for _ in range(times)]
 
 
-def _body(answer: Any) -> bytes:
-    return answer.data if hasattr(answer, "data") else answer.content
+def _body(response: Any) -> bytes:
+    return response.data if hasattr(response, "data") else response.content
 
 
 def _replays(first: Any, second: Any) -> None:
@@ -62,9 +62,9 @@ def _replays(first: Any, second: Any) -> None:
     assert (second.status_code, _body(second)) == (first.status_code, _body(first))
 
 
-def _requires_a_key(answer: Any) -> None:
-    assert answer.status_code == 400, _body(answer)
-    assert json.loads(_body(answer))["type"] == "urn:problem-type:open-idempotency:key-missing"
+def _requires_a_key(response: Any) -> None:
+    assert response.status_code == 400, _body(response)
+    assert json.loads(_body(response))["type"] == "urn:problem-type:open-idempotency:key-missing"
 
 
 def _runs_each_time(first: Any, second: Any) -> None:

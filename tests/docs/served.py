@@ -34,7 +34,7 @@ class Exchange(NamedTuple):
 
 @contextmanager
 def listening() -> Iterator[socket.socket]:
-    """A socket that clients may connect to already; it outlives the servers that answer on it."""
+    """A socket that clients may connect to already; it outlives the servers that accept on it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener
 
@@ -66,14 +66,14 @@ def exchanges(text: str) -> list[Exchange]:
 
 
 def await_ready(listener: socket.socket) -> None:
-    """Wait until the server answers; what it answers does not matter."""
+    """Wait until the server responds, with any status."""
     with socket.create_connection(listener.getsockname(), SECONDS) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert _read(client)
 
 
 def perform(command: str, listener: socket.socket) -> list[str]:
-    """Send what a ``curl -i`` command says; the lines that it would print, or none where nobody answered."""
+    """Send what a ``curl -i`` command says; the lines that it would print, or none if there is no response."""
     options, path = _parse(command)
     body = options.pop("-d", [""])[0].encode()
     lines = [f"POST {path} HTTP/1.1", "Host: localhost:8000", "Connection: close", f"Content-Length: {len(body)}"]
@@ -99,13 +99,13 @@ def _parse(command: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _read(client: socket.socket) -> list[str]:
-    answer = b""
+    response = b""
     try:
         while piece := client.recv(65536):
-            answer += piece
+            response += piece
     except ConnectionResetError:
         return []
-    head, _, body = answer.partition(b"\r\n\r\n")
+    head, _, body = response.partition(b"\r\n\r\n")
     lines = head.decode("latin-1").split("\r\n")
     return [line for line in lines if line and line.lower() != "connection: close"] + ["", body.decode()] * bool(head)
 

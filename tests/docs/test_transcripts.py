@@ -57,7 +57,7 @@ def test_the_tutorials_first_application_responds_as_shown(tmp_path: Path) -> No
 
 
 def test_the_tutorials_crash_is_resumed_as_shown(tmp_path: Path) -> None:
-    """O-09, L-02: no answer from a killed worker, 409 while its lease lasts, then attempt 2 with attempt 1's stage."""
+    """O-09, L-02: a killed worker sends no response; 409 until its lease ends; then attempt 2 reuses the stage."""
     _write_app(tmp_path, TUTORIAL, "Two stages, and a crash between them")
     crash, busy, resumed = _exchanges(TUTORIAL, "The crash")
     # The second server is up before the crash: the lease must not end while it starts.
