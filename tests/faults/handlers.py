@@ -34,11 +34,11 @@ def charging(effects: Effects, *, hold: str | None = None, external: bool = Fals
     """
 
     def handler(call: Call) -> Steps:
-        for name in ("reserve", "charge", "answer"):
+        for name in ("reserve", "charge", "response"):
             if hold == name and idem.attempt == 1:
                 call.script.arrived.set()
                 yield Wait(call.script.release)
-            if name != "answer":
+            if name != "response":
                 yield Run(name, _effect(effects, name), {"external": external})
         return Reply(201, JSON, uuid4().hex.encode())
 

@@ -33,7 +33,7 @@ POINTS: Mapping[str, Point] = {
     "between-stages": Point("between two stages"),
     "after-effect": Point("inside a stage, after its effect and before its record"),
     "before-completion": Point("after the last stage, before the completion"),
-    "before-answer": Point("after the completion, before the answer leaves", beating=False),
+    "before-response": Point("after the completion, before the response is sent", beating=False),
     "mid-stream": Point("in the middle of a stream", "order in pieces"),
     "before-end": Point("after the completion of a stream, before its end leaves", "order in pieces", beating=False),
 }
@@ -94,7 +94,7 @@ class Outcome(NamedTuple):
 
 
 _NOTHING_HAPPENED = Outcome(attempt=1)
-_ANSWERED = Outcome(attempt=1, replays=True)
+_COMPLETED = Outcome(attempt=1, replays=True)
 _RESUMED = Outcome(attempt=2)
 _RESUMED_IN_THE_GAP = Outcome(attempt=2, twice=("charge",))
 
@@ -104,9 +104,9 @@ _DEAD: Mapping[str, Outcome] = {
     "between-stages": _RESUMED._replace(waits=True),
     "after-effect": _RESUMED_IN_THE_GAP._replace(waits=True),
     "before-completion": _RESUMED._replace(waits=True),
-    "before-answer": _ANSWERED,
+    "before-response": _COMPLETED,
     "mid-stream": _RESUMED._replace(waits=True),
-    "before-end": _ANSWERED,
+    "before-end": _COMPLETED,
 }
 # Who is told that it is to end gives a claim back, ends an attempt at once, and completes what it had begun to.
 _TOLD: Mapping[str, Outcome] = {
@@ -114,12 +114,12 @@ _TOLD: Mapping[str, Outcome] = {
     "after-claim": _NOTHING_HAPPENED,
     "between-stages": _RESUMED,
     "after-effect": _RESUMED_IN_THE_GAP,
-    "before-completion": _ANSWERED,
-    "before-answer": _ANSWERED,
+    "before-completion": _COMPLETED,
+    "before-response": _COMPLETED,
     "mid-stream": _RESUMED,
-    "before-end": _ANSWERED,
+    "before-end": _COMPLETED,
 }
-_UNDISTURBED: Mapping[str, Outcome] = dict.fromkeys(POINTS, _ANSWERED)
+_UNDISTURBED: Mapping[str, Outcome] = dict.fromkeys(POINTS, _COMPLETED)
 
 OUTCOMES: Mapping[str, Mapping[str, Outcome]] = {
     "kill": _DEAD,
@@ -225,7 +225,7 @@ SHORT: tuple[Cell, ...] = (
     Cell("before-claim", "kill", "gunicorn-sync", "redis"),
     Cell("after-claim", "kill", "uvicorn", "postgres"),
     Cell("between-stages", "kill", "gunicorn-preload", "postgres"),
-    Cell("before-answer", "kill", "granian", "sqlite"),
+    Cell("before-response", "kill", "granian", "sqlite"),
     Cell("after-effect", "freeze", "hypercorn", "redis"),
     Cell("before-completion", "freeze", "gunicorn-gevent", "sqlite"),
     Cell("mid-stream", "freeze", "uvicorn", "postgres"),

@@ -44,7 +44,7 @@ class Retried(NamedTuple):
     refused: Sequence[Refusal]
     #: how many duplicates the store did not respond to
     failures: int
-    answer: Response
+    response: Response
     after: Look
 
 
@@ -61,13 +61,13 @@ def retried(ask: Asked, look: Callable[[], Look], seconds: float) -> Retried:
     while True:
         assert time.monotonic() < deadline, f"still refused after {seconds} s: {failures} failures, {refused[-1:]}"
         sent = time.time()
-        answer, failed = ask()
+        response, failed = ask()
         if failed:
             failures += 1
-        elif b":in-progress" in answer.body:
+        elif b":in-progress" in response.body:
             refused.append(Refusal(sent, look(), failures > 0))
         else:
-            return Retried(before, refused, failures, answer, look())
+            return Retried(before, refused, failures, response, look())
         time.sleep(_STEP)
 
 
@@ -121,8 +121,8 @@ def check_attempt(outcome: Outcome, retried: Retried) -> None:
 
     A claim whose reply the store did not give may be an attempt that never ran, so there may be one for each.
     """
-    assert (retried.answer.status, retried.answer.replayed) == (201, outcome.replays)
-    found = re.search(rb"attempt (\d+) ", retried.answer.body)
-    assert found is not None, retried.answer.body
+    assert (retried.response.status, retried.response.replayed) == (201, outcome.replays)
+    found = re.search(rb"attempt (\d+) ", retried.response.body)
+    assert found is not None, retried.response.body
     unknown = 0 if outcome.replays else retried.failures
-    assert outcome.attempt <= int(found[1]) <= outcome.attempt + unknown, retried.answer.body
+    assert outcome.attempt <= int(found[1]) <= outcome.attempt + unknown, retried.response.body

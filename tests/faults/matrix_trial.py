@@ -140,20 +140,20 @@ class Trial:
             with suppress(BackendUnavailable):
                 record = self._records.get(Get(bytes.fromhex(name.removeprefix(NAMES_RECORD))))
                 return Look(record, time.time())
-        raise AssertionError(f"the store did not answer within {PATIENCE} s")
+        raise AssertionError(f"the store did not respond within {PATIENCE} s")
 
     def ask(self) -> tuple[Response, bool]:
         """Send the order to the successor, and say whether its store failed, so that it is to be sent again."""
-        answer = self.case.exchange(self.case.request())
-        return answer, store_failed(answer, self.case.server.log[self._logged :])
+        response = self.case.exchange(self.case.request())
+        return response, store_failed(response, self.case.server.log[self._logged :])
 
     def duplicates_while_renewed(self) -> list[int]:
         """What duplicates get while the order is at its point for longer than a lease, where it is renewed there."""
         statuses: list[int] = []
         until = time.monotonic() + 1.2 * LEASE
         while POINTS[self.cell.point].beating and time.monotonic() < until:
-            answer, failed = self.ask()
-            statuses += [answer.status] * (not failed)
+            response, failed = self.ask()
+            statuses += [response.status] * (not failed)
             time.sleep(BEAT / 4)
         return statuses
 
@@ -176,7 +176,7 @@ class Trial:
         """Let the order go on."""
         self.case.journal.gate().set()
 
-    def answer(self, connection: Connection) -> Response | None:
+    def response(self, connection: Connection) -> Response | None:
         """The whole response to the first request; None where the connection ended within it, or before it."""
         try:
             head = connection.read_head()
@@ -198,14 +198,14 @@ class Trial:
         """The retry ran, or did not, as the matrix says; its response is final; it waited for no lease that
         was given back (I2, I4, L-04).
         """
-        outcome, answer = self.cell.outcome, retried.answer
-        if outcome.or_replays and answer.replayed:
+        outcome, response = self.cell.outcome, retried.response
+        if outcome.or_replays and response.replayed:
             outcome = outcome._replace(attempt=1, replays=True)
         matrix_leases.check_attempt(outcome, retried)
         matrix_leases.check_given_back(outcome, retried, self.begun)
         again = self.retry()
         assert not again.refused
-        assert (again.answer.status, again.answer.replayed, again.answer.body) == (201, True, answer.body)
+        assert (again.response.status, again.response.replayed, again.response.body) == (201, True, response.body)
 
 
 def closes_port(server: Server, seconds: float) -> bool:

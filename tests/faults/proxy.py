@@ -164,7 +164,7 @@ class FaultProxy:
                 link.mute = self._mute
                 self._links.add(link)
             threading.Thread(target=self._relay_commands, args=(link,), daemon=True).start()
-            threading.Thread(target=self._relay_answers, args=(link,), daemon=True).start()
+            threading.Thread(target=self._relay_replies, args=(link,), daemon=True).start()
 
     def _relay_commands(self, link: _Link) -> None:
         while data := link.receive(link.client):
@@ -182,7 +182,7 @@ class FaultProxy:
         link.end(link.server)
         self._left(link)
 
-    def _relay_answers(self, link: _Link) -> None:
+    def _relay_replies(self, link: _Link) -> None:
         while data := link.receive(link.server):
             self._linger()
             watches, link.watches = link.watches, []

@@ -98,12 +98,12 @@ def _run_wsgi(app: Any, order: Order, body: bytes) -> Got:
     head: list[Any] = []
     chunks = app(environ, lambda status, headers, exc_info=None: head.__setitem__(slice(None), [status, headers]))
     try:
-        answered = b"".join(chunks)
+        content = b"".join(chunks)
     finally:
         if hasattr(chunks, "close"):
             chunks.close()
     status, headers = head
-    return Got(int(status[:3]), tuple((n.lower().encode(), v.encode("latin-1")) for n, v in headers), answered)
+    return Got(int(status[:3]), tuple((n.lower().encode(), v.encode("latin-1")) for n, v in headers), content)
 
 
 async def _run_asgi(app: Any, order: Order, body: bytes) -> Got:
@@ -227,10 +227,10 @@ def refused_in_time(worker: Worker, make: Callable[[], Order], tries: int = 3) -
 def until(ask: Callable[[], Any], wanted: Callable[[Any], bool], within: float = PATIENCE) -> Any:
     """Ask until the response is as wanted, and return it."""
     deadline = time.monotonic() + within
-    while not wanted(answer := ask()):
-        assert time.monotonic() < deadline, f"after {within} s still {answer}"
+    while not wanted(response := ask()):
+        assert time.monotonic() < deadline, f"after {within} s still {response}"
         time.sleep(_STEP)
-    return answer
+    return response
 
 
 def admitted(got: Got) -> bool:

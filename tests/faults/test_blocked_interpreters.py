@@ -30,11 +30,11 @@ def test_a_blocked_event_loop_keeps_its_lease(records: Records, effects: Effects
         duplicate = order.again(between(effects, int))
         owner = worker.start(order)
         order.until_arrived()
-        while (answer := other.post(duplicate)).status == 409:
+        while (response := other.post(duplicate)).status == 409:
             time.sleep(0.05)
         first = owner.result(PATIENCE)
         assert (first.status, first.replayed) == (201, False)
-        assert (answer.replayed, answer.body) == (True, first.body)
+        assert (response.replayed, response.body) == (True, first.body)
         assert first.seconds > LEASE
     assert effects.all() == ["reserve 1", "mail 1", "charge 1"]
 
@@ -53,9 +53,9 @@ def test_a_worker_that_held_its_interpreter_changes_nothing(records: Records, ef
         with Worker("wsgi", records.at(), lease=LEASE) as worker:
             first = worker.post_until(order, admitted)
             assert first.status == 201
-            answer, _ = process.communicate(timeout=60)
+            response, _ = process.communicate(timeout=60)
             # What the worker that woke told its own client.
-            assert answer.split() == ["201", first.body.decode()]
+            assert response.split() == ["201", first.body.decode()]
             assert worker.post(order).body == first.body
     finally:
         process.kill()

@@ -71,7 +71,7 @@ def test_a_backend_whose_clock_jumps_ends_leases_early(records: Records, effects
     clock = ManualClock()
     backends = [open_backend(records.at(), clock=clock) for _ in range(2)]
     with Worker(interface, backends[0], lease=30) as worker, Worker(interface, backends[1], lease=30) as other:
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = worker.start(order)
         order.until_arrived()
         clock.advance(HOUR)

@@ -76,13 +76,13 @@ def test_while_another_process_writes_nothing_new_runs_and_replays_go_on(
     assert len(effects.all()) == 2
 
 
-@pytest.mark.fault("database locked while an answer is recorded, freed in time", row=8, invariants=("I4", "I11"))
+@pytest.mark.fault("database locked while a response is recorded, freed in time", row=8, invariants=("I4", "I11"))
 def test_a_completion_is_tried_until_the_lock_is_free(
     records: Database, effects: Effects, interface: str, lock: Callable[[], Unlock]
 ) -> None:
     """L-08."""
     with Worker(interface, records.at(), record_within=PATIENCE) as worker:
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = worker.start(order)
         order.until_arrived()
         unlock = lock()
@@ -96,13 +96,13 @@ def test_a_completion_is_tried_until_the_lock_is_free(
 
 
 @pytest.mark.full_form
-@pytest.mark.fault("database locked while an answer is recorded, not freed", row=8, invariants=("I5", "I9", "I11"))
+@pytest.mark.fault("database locked while a response is recorded, not freed", row=8, invariants=("I5", "I9", "I11"))
 def test_a_response_that_found_the_database_locked_goes_out_marked(
     records: Database, effects: Effects, interface: str, lock: Callable[[], Unlock]
 ) -> None:
     """L-08: the record stays; a retry gets 409, and later runs from its last stage."""
     with Worker(interface, records.at(), record_within=0.3) as worker:
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = worker.start(order)
         order.until_arrived()
         unlock = lock()

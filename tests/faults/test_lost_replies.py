@@ -157,8 +157,8 @@ def test_a_batch_whose_response_was_lost_is_sent_again_for_all_in_it(
     with Worker("asgi", records.at(proxy.port, "timeout=5"), lease=20) as worker:
         orders = [Order(plain(effects)) for _ in range(MANY)]
         loss = proxy.lose_reply(records.command(batch))
-        answers = [answer.result(PATIENCE) for answer in [worker.start(order) for order in orders]]
+        responses = [response.result(PATIENCE) for response in [worker.start(order) for order in orders]]
         assert loss.happened.wait(PATIENCE)
-        assert {(answer.status, answer.unrecorded) for answer in answers} == {(201, False)}
-        assert [worker.post(order).body for order in orders] == [answer.body for answer in answers]
+        assert {(response.status, response.unrecorded) for response in responses} == {(201, False)}
+        assert [worker.post(order).body for order in orders] == [response.body for response in responses]
     assert effects.all() == ["run 1"] * MANY

@@ -34,7 +34,7 @@ def test_the_request_of_a_killed_worker_is_resumed_when_its_lease_has_ended(cell
             during = trial.duplicates_while_renewed() if cell.server == "gunicorn-preload" else []
             trial.signal(signal.SIGKILL)
             retried = trial.retry()
-            first = trial.answer(connection)
+            first = trial.response(connection)
 
     assert set(during) <= {409}
     assert first is None
@@ -53,8 +53,8 @@ def test_an_external_stage_whose_worker_is_killed_in_the_gap_is_not_repeated(cel
             retried = trial.retry()
 
     trial.check_waited(retried)
-    assert retried.answer.status == 409
-    assert b":outcome-unknown" in retried.answer.body
+    assert retried.response.status == 409
+    assert b":outcome-unknown" in retried.response.body
     assert unfenced(trial.case.journal) == {"reserve": 1, "charge": 1}
 
 
@@ -73,7 +73,7 @@ def test_a_worker_that_wakes_after_its_lease_changes_nothing_and_its_client_gets
             trial.open_gate()
         finally:
             trial.signal(signal.SIGCONT)
-        first = trial.answer(connection)
+        first = trial.response(connection)
 
     assert set(during) <= {409}
     trial.check_waited(retried)
@@ -81,7 +81,7 @@ def test_a_worker_that_wakes_after_its_lease_changes_nothing_and_its_client_gets
         assert first is None, "a stream that nobody recorded was sent to its end"
     else:
         assert first is not None
-        assert (first.status, first.body) == (201, retried.answer.body)
+        assert (first.status, first.body) == (201, retried.response.body)
     trial.check_recorded(retried)
     trial.check_effects()
 
@@ -95,12 +95,12 @@ def test_a_worker_that_is_stopped_finishes_its_request_and_the_retry_replays(cel
             stopping.terminate()
             closes_port(stopping, 0.3)
             trial.open_gate()
-            first = trial.answer(connection)
+            first = trial.response(connection)
         retried = trial.retry()
         ended = stopping.wait()
 
     assert first is not None
-    assert (first.status, first.replayed, first.body) == (201, False, retried.answer.body)
+    assert (first.status, first.replayed, first.body) == (201, False, retried.response.body)
     trial.check_recorded(retried)
     trial.check_effects()
     assert ended

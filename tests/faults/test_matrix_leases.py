@@ -37,34 +37,34 @@ TAKEN_OVER = look(2, claimed=LEASE, end=LEASE + 0.3, ended=True)
 TOO_EARLY = look(2, claimed=LEASE - 0.5, end=LEASE, ended=True)
 
 
-def scripted(*answers: Response, looks: list[Look]) -> Retried:
+def scripted(*responses: Response, looks: list[Look]) -> Retried:
     """What comes of these responses and looks."""
-    left = iter(answers)
+    left = iter(responses)
 
     def ask() -> tuple[Response, bool]:
-        answer = next(left)
-        return answer, store_failed(answer, "BackendFailed")
+        response = next(left)
+        return response, store_failed(response, "BackendFailed")
 
     seen: Iterator[Look] = itertools.chain(looks[:-1], itertools.repeat(looks[-1]))
     return retried(ask, lambda: next(seen), 10.0)
 
 
 @pytest.mark.parametrize(
-    "answers", [(RESPONSE,), (IN_PROGRESS, RESPONSE), (UNAVAILABLE, RESPONSE)], ids=["", "409", "503"]
+    "responses", [(RESPONSE,), (IN_PROGRESS, RESPONSE), (UNAVAILABLE, RESPONSE)], ids=["", "409", "503"]
 )
-def test_a_takeover_after_the_lease_is_right_however_slow_the_machine_was(answers: tuple[Response, ...]) -> None:
+def test_a_takeover_after_the_lease_is_right_however_slow_the_machine_was(responses: tuple[Response, ...]) -> None:
     """L-02: with no duplicate that was refused, and with a store that did not respond, too."""
-    done = scripted(*answers, looks=[DEAD, *[DEAD] * (IN_PROGRESS in answers), TAKEN_OVER])
+    done = scripted(*responses, looks=[DEAD, *[DEAD] * (IN_PROGRESS in responses), TAKEN_OVER])
     check_waited(WAITS, LEASE, done)
     check_attempt(WAITS, done)
 
 
 @pytest.mark.parametrize(
-    "answers", [(RESPONSE,), (IN_PROGRESS, RESPONSE), (UNAVAILABLE, RESPONSE)], ids=["", "409", "503"]
+    "responses", [(RESPONSE,), (IN_PROGRESS, RESPONSE), (UNAVAILABLE, RESPONSE)], ids=["", "409", "503"]
 )
-def test_a_takeover_beside_a_living_lease_is_found(answers: tuple[Response, ...]) -> None:
+def test_a_takeover_beside_a_living_lease_is_found(responses: tuple[Response, ...]) -> None:
     """I1: whatever came before it, a 503 of the store included."""
-    done = scripted(*answers, looks=[DEAD, *[DEAD] * (IN_PROGRESS in answers), TOO_EARLY])
+    done = scripted(*responses, looks=[DEAD, *[DEAD] * (IN_PROGRESS in responses), TOO_EARLY])
     with pytest.raises(AssertionError, match="beside a living lease"):
         check_waited(WAITS, LEASE, done)
 
@@ -118,8 +118,8 @@ def test_a_retry_that_waited_for_a_lease_that_should_have_been_given_back_is_fou
 @pytest.mark.parametrize(("failures", "attempt", "right"), [(0, 2, True), (0, 3, False), (1, 3, True), (1, 4, False)])
 def test_each_attempt_has_a_run_or_a_store_that_failed(failures: int, attempt: int, right: bool) -> None:
     """I2: of a claim without a reply nobody knows whether it was an attempt."""
-    answer: Any = RESPONSE._replace(body=b"attempt %d abc" % attempt)
-    done = scripted(*[UNAVAILABLE] * failures, answer, looks=[DEAD, TAKEN_OVER])
+    response: Any = RESPONSE._replace(body=b"attempt %d abc" % attempt)
+    done = scripted(*[UNAVAILABLE] * failures, response, looks=[DEAD, TAKEN_OVER])
     if right:
         check_attempt(WAITS, done)
     else:

@@ -52,7 +52,7 @@ def test_at_the_limit_claims_are_refused_and_completions_are_kept(
     """B-11b: nothing new runs, and what has been done is not lost."""
     server = start_server("noeviction")
     with Worker(interface, f"{server.url}?{BRISK}", lease=15) as worker:
-        running, new = Order(charging(effects, hold="answer")), Order(plain(effects))
+        running, new = Order(charging(effects, hold="response")), Order(plain(effects))
         owner = worker.start(running)
         running.until_arrived()
         _fill(server)

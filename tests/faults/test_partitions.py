@@ -42,13 +42,13 @@ def test_connections_that_stayed_half_open_do_not_stop_the_worker_for_long(
 
 
 @on_servers
-@pytest.mark.fault("silent partition while an answer is recorded, healed in time", row=7, invariants=("I4", "I11"))
+@pytest.mark.fault("silent partition while a response is recorded, healed in time", row=7, invariants=("I4", "I11"))
 def test_a_completion_is_tried_until_the_partition_ends(
     records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
     """L-08: within ``record_within``."""
     with Worker(interface, records.at(proxy.port), record_within=PATIENCE) as worker:
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = worker.start(order)
         order.until_arrived()
         proxy.swallow()
@@ -62,7 +62,7 @@ def test_a_completion_is_tried_until_the_partition_ends(
 
 
 @mostly_redis
-@pytest.mark.fault("silent partition while an answer is recorded, not healed", row=7, invariants=("I9", "I11"))
+@pytest.mark.fault("silent partition while a response is recorded, not healed", row=7, invariants=("I9", "I11"))
 def test_a_response_that_cannot_be_recorded_goes_out_marked(
     records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
@@ -71,7 +71,7 @@ def test_a_response_that_cannot_be_recorded_goes_out_marked(
         Worker(interface, records.at(proxy.port), record_within=0.3, lease=4) as worker,
         Worker(interface, records.at()) as other,
     ):
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = worker.start(order)
         order.until_arrived()
         proxy.swallow()
@@ -158,7 +158,7 @@ def test_a_completion_that_arrives_late_changes_nothing(
         Worker(interface, records.at(proxy.port), record_within=0.3) as worker,
         Worker(interface, records.at()) as other,
     ):
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = worker.start(order)
         order.until_arrived()
         late = proxy.watch(records.command("complete"))

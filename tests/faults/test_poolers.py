@@ -33,9 +33,9 @@ def test_requests_behind_a_pooler_are_owned_renewed_resumed_and_replayed(
         until(lambda: next(other.backend.scan()).lease_end, lambda end: end > first.lease_end + LEASE)
         assert other.post(order).status == 409
         order.script.release.set()
-        answer = owner.result(PATIENCE)
-        assert (answer.status, answer.unrecorded) == (201, False)
-        assert [at.post(order).body for at in (worker, other)] == [answer.body, answer.body]
+        response = owner.result(PATIENCE)
+        assert (response.status, response.unrecorded) == (201, False)
+        assert [at.post(order).body for at in (worker, other)] == [response.body, response.body]
         with pytest.raises(Failed):
             worker.post(failing)
         assert other.post(failing).status == 201

@@ -108,7 +108,7 @@ def test_a_backend_that_came_back_has_forgotten_nothing(
     server = start_server(logged=True)
     with Worker(interface, _url(server), lease=LONG) as worker:
         done, running, new = Order(plain(effects)), Order(charging(effects, hold="charge")), Order(plain(effects))
-        answer = worker.post(done)
+        response = worker.post(done)
         owner = worker.start(running)
         running.until_arrived()
         server.kill()
@@ -116,7 +116,7 @@ def test_a_backend_that_came_back_has_forgotten_nothing(
         assert (refused.status, new.runs) == (503, 0)
         server.start()
         assert worker.post_until(new, lambda got: got.status != 503).status == 201
-        assert worker.post(done).body == answer.body
+        assert worker.post(done).body == response.body
         assert worker.post(running).status == 409
         running.script.release.set()
         first = owner.result(PATIENCE)
@@ -126,14 +126,14 @@ def test_a_backend_that_came_back_has_forgotten_nothing(
 
 
 @on_servers
-@pytest.mark.fault("backend killed while an answer is recorded", row=5, invariants=("I4", "I11"))
+@pytest.mark.fault("backend killed while a response is recorded", row=5, invariants=("I4", "I11"))
 def test_a_completion_waits_for_the_backend_to_come_back(
     start_server: StartServer, effects: Effects, interface: str
 ) -> None:
     """L-08: within ``record_within``; the response goes out unmarked, and is replayed."""
     server = start_server(logged=True)
     with Worker(interface, _url(server), lease=LONG) as worker:
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = worker.start(order)
         order.until_arrived()
         server.kill()
@@ -155,7 +155,7 @@ def test_an_owner_whose_record_did_not_come_back_records_its_response(
     """B-08a, B-10: the empty server knows no script and no record; a completion brings both."""
     server = start_server(logged=False)
     with Worker(interface, _url(server), lease=LONG) as worker:
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = worker.start(order)
         order.until_arrived()
         server.kill()
@@ -192,7 +192,7 @@ def test_stages_survive_a_server_that_dies_without_a_word(
     server = _postgres(backend_kind, postgres_hosts)
     server.number = signal.SIGKILL
     with Worker(interface, _url(server)) as worker, Worker(interface, _url(server), record_within=0.3) as doomed:
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = doomed.start(order)
         order.until_arrived()
         server.kill()
@@ -223,8 +223,8 @@ def test_a_process_that_dies_while_it_writes_leaves_a_sound_record(
     assert effects.all() == before
     with Worker("wsgi", records.at()) as worker:
         assert worker.post(order).status == 409
-        answer = worker.post_until(order, admitted)
-        assert (answer.status, worker.post(order).body) == (201, answer.body)
+        response = worker.post_until(order, admitted)
+        assert (response.status, worker.post(order).body) == (201, response.body)
     # The stage that was being recorded when the process died is the one that is repeated.
     repeated = {"complete": [], "save_stage": ["reserve 2", "charge 2"]}[verb]
     assert until(effects.all, bool) == before + repeated

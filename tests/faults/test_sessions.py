@@ -31,7 +31,7 @@ def test_sessions_that_an_operator_ended_are_replaced_unnoticed(
 ) -> None:
     """B-10: each call notices that its connection is gone, and is made on another one."""
     with Worker(interface, records.at(options=UNHURRIED), lease=LONG) as worker:
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = worker.start(order)
         order.until_arrived()
         assert records.ask(_END_ALL)
@@ -66,7 +66,7 @@ def test_a_completion_whose_session_is_ended_in_mid_call_is_made_again(
 ) -> None:
     """B-08, R-03: the response goes out recorded, and a duplicate gets it."""
     with Worker(interface, records.at(options=UNHURRIED), lease=LONG) as worker:
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = worker.start(order)
         order.until_arrived()
         with records.lock():
@@ -130,7 +130,7 @@ def test_without_a_free_slot_nothing_new_runs_and_the_finished_is_recorded_later
 ) -> None:
     """B-10, L-08, O-12: 503 in time; the completion is tried until there is a connection for it."""
     with Worker(interface, f"{slots.url}?{BRISK_POSTGRES}", lease=LONG) as worker:
-        running = Order(charging(effects, hold="answer"))
+        running = Order(charging(effects, hold="response"))
         owner = worker.start(running)
         running.until_arrived()
         give_back = slots.fill()

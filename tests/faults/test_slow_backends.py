@@ -71,7 +71,7 @@ def _locking(records: OnPostgres) -> Iterator[Pausing]:
         thread.join(PATIENCE)
 
 
-@pytest.mark.fault("answers 200 to 300 ms late, jitter", row=8, invariants=("I1", "I2"))
+@pytest.mark.fault("replies 200 to 300 ms late, jitter", row=8, invariants=("I1", "I2"))
 def test_of_many_at_once_one_runs(
     records: OnServer, proxy: FaultProxy, effects: Effects, interface: str, patient: str
 ) -> None:
@@ -95,7 +95,7 @@ def test_of_many_at_once_one_runs(
 
 
 @pytest.mark.full_form
-@pytest.mark.fault("answers 200 to 300 ms late for longer than a lease", row=8, invariants=("I1", "I9"))
+@pytest.mark.fault("replies 200 to 300 ms late for longer than a lease", row=8, invariants=("I1", "I9"))
 def test_late_beats_still_keep_the_lease(records: OnServer, proxy: FaultProxy, effects: Effects, patient: str) -> None:
     """L-01: the lease is counted from when the server has the request; nobody takes over."""
     proxy.delay(DELAY, JITTER)
@@ -117,7 +117,7 @@ def test_a_pause_of_the_server_refuses_the_new_and_delays_the_finished(
 ) -> None:
     """B-10, L-08: the completion is tried again until the server goes on."""
     with Worker(interface, pausing.url, lease=15) as worker:
-        running, new = Order(charging(effects, hold="answer")), Order(plain(effects))
+        running, new = Order(charging(effects, hold="response")), Order(plain(effects))
         owner = worker.start(running)
         running.until_arrived()
         pausing.pause(3.0)

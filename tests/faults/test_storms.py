@@ -43,10 +43,10 @@ def test_of_a_storm_of_duplicates_one_runs_and_all_get_its_response(cases: list[
         return first, cases[number % 2].ask_until_admitted()[1]
 
     with ThreadPoolExecutor(DUPLICATES) as pool:
-        answers = [pool.submit(ask, number) for number in range(DUPLICATES)]
+        responses = [pool.submit(ask, number) for number in range(DUPLICATES)]
         cases[0].journal.await_line("arrived")
         cases[0].journal.gate().set()
-        answered = [answer.result(3 * PATIENCE) for answer in answers]
-    assert {first.status for first, _ in answered} <= {201, 409}
-    assert {(last.status, last.body, last.replayed) for _, last in answered} == {(201, answered[0][1].body, True)}
+        pairs = [response.result(3 * PATIENCE) for response in responses]
+    assert {first.status for first, _ in pairs} <= {201, 409}
+    assert {(last.status, last.body, last.replayed) for _, last in pairs} == {(201, pairs[0][1].body, True)}
     assert cases[0].journal.lines() == ["arrived", "ran"]

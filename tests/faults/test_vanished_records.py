@@ -18,7 +18,7 @@ from tests.servers import Server
 def test_a_completion_makes_the_record_anew(records: Records, effects: Effects, interface: str) -> None:
     """B-08a: with an event; a duplicate gets a response from it."""
     with Worker(interface, records.at()) as worker:
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = worker.start(order)
         order.until_arrived()
         records.forget()
@@ -78,7 +78,7 @@ def test_a_server_that_was_emptied_gets_record_and_script_again(
     server = Server(backend_kind).start()
     try:
         with Worker(interface, f"{server.url}?{BRISK}") as worker, server.connect() as operator:
-            order = Order(charging(effects, hold="answer"))
+            order = Order(charging(effects, hold="response"))
             owner = worker.start(order)
             order.until_arrived()
             operator.flushall()
@@ -99,7 +99,7 @@ def test_a_database_that_was_emptied_refuses_until_it_is_migrated(
 ) -> None:
     """B-08a, B-10: without its functions it is a backend that is down; with them the owner brings its record."""
     with Worker(interface, records.at()) as worker:
-        order, new = Order(charging(effects, hold="answer")), Order(plain(effects))
+        order, new = Order(charging(effects, hold="response")), Order(plain(effects))
         owner = worker.start(order)
         order.until_arrived()
         records.ask("DROP SCHEMA open_idempotency CASCADE")

@@ -46,8 +46,8 @@ def _on_wsgi(adapter: str) -> Maker:
         def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
             # Set by each request and never reset: the server iterates over the response when this has returned.
             stopping.set(_stop(environ.get("HTTP_X_STOP"), environ["QUERY_STRING"]))
-            answer: Iterable[bytes] = inner(environ, start_response)
-            return answer
+            response: Iterable[bytes] = inner(environ, start_response)
+            return response
 
         return app
 

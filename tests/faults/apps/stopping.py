@@ -108,9 +108,9 @@ class StoppingBackend(Backend):
     def claim(self, c: Claim, /) -> ClaimResult:
         _name(c.record_id)
         _pass("before-claim")
-        answer = self._inner.claim(c)
+        response = self._inner.claim(c)
         _pass("after-claim")
-        return answer
+        return response
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
         return self._inner.renew(c)
@@ -121,7 +121,7 @@ class StoppingBackend(Backend):
     def complete(self, c: Complete, /) -> Completed:
         _pass("before-completion")
         done = self._inner.complete(c)
-        _pass("before-answer")
+        _pass("before-response")
         _pass("before-end")
         return done
 
@@ -167,9 +167,9 @@ class AsyncStoppingBackend(AsyncBackend):
     async def claim(self, c: Claim, /) -> ClaimResult:
         _name(c.record_id)
         await _pass_async("before-claim")
-        answer = await self._inner.claim(c)
+        response = await self._inner.claim(c)
         await _pass_async("after-claim")
-        return answer
+        return response
 
     async def renew(self, c: Renew, /) -> Sequence[Renewal]:
         return await self._inner.renew(c)
@@ -180,7 +180,7 @@ class AsyncStoppingBackend(AsyncBackend):
     async def complete(self, c: Complete, /) -> Completed:
         await _pass_async("before-completion")
         done = await self._inner.complete(c)
-        await _pass_async("before-answer")
+        await _pass_async("before-response")
         await _pass_async("before-end")
         return done
 
