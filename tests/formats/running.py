@@ -61,23 +61,23 @@ class Worker:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([verb, arguments]).encode() + b"\n")
         self._process.stdin.flush()
-        answer = self._read()
-        assert not (isinstance(answer, dict) and "error" in answer), answer
-        return answer
+        response = self._read()
+        assert not (isinstance(response, dict) and "error" in response), response
+        return response
 
     def post(self, path: str, key: str, **more: Any) -> dict[str, Any]:
         """The response to a request, whose key is made from a name. Raises ``Died``."""
         key = hashlib.sha256(key.encode()).hexdigest()
-        answer: dict[str, Any] = self.ask("post", path=path, key=key, **more)
-        return answer
+        response: dict[str, Any] = self.ask("post", path=path, key=key, **more)
+        return response
 
     def post_until_admitted(self, path: str, key: str, **more: Any) -> dict[str, Any]:
         """The same, sent again while an attempt is taken for alive."""
         deadline = time.monotonic() + PATIENCE
-        while (answer := self.post(path, key, **more))["status"] in (409, 503) and "in-progress" in answer["body"]:
-            assert time.monotonic() < deadline, answer
+        while (response := self.post(path, key, **more))["status"] in (409, 503) and "in-progress" in response["body"]:
+            assert time.monotonic() < deadline, response
             time.sleep(0.1)
-        return answer
+        return response
 
     def _read(self) -> Any:
         assert self._process.stdout is not None
@@ -96,10 +96,10 @@ def killed(start: Start, path: str, key: str, end: str, **more: Any) -> None:
     """A worker of its own has the request, and dies in it."""
     with start() as worker:
         try:
-            answer = worker.post(path, key, end=end, **more)
+            response = worker.post(path, key, end=end, **more)
         except Died:
             return
-    raise AssertionError(f"the worker did not die: {answer}")
+    raise AssertionError(f"the worker did not die: {response}")
 
 
 def tree_of(commit: str, folder: Path) -> Path:

@@ -81,8 +81,8 @@ def test_a_completed_request_is_replayed(opened: Opened, key: str) -> None:
 @pytest.mark.parametrize("key", REPLAYED)
 def test_another_request_with_its_key_is_known_for_that(opened: Opened, key: str) -> None:
     """B-13, O-05: fingerprints are made as they were."""
-    answer = opened.post(key, body='{"another": 1}')
-    assert (answer["status"], "key-reused" in answer["body"]) == (422, True)
+    response = opened.post(key, body='{"another": 1}')
+    assert (response["status"], "key-reused" in response["body"]) == (422, True)
 
 
 def test_a_body_that_is_written_in_another_way_is_the_same_json(opened: Opened) -> None:
@@ -92,9 +92,9 @@ def test_a_body_that_is_written_in_another_way_is_the_same_json(opened: Opened) 
 
 def test_a_response_that_was_too_long_stands_for_itself(opened: Opened) -> None:
     """B-13, O-11."""
-    answer = opened.post("too long")
-    problem = json.loads(answer["body"])
-    assert (answer["status"], problem["original_status"], problem["location"]) == (409, 201, "/done/1")
+    response = opened.post("too long")
+    problem = json.loads(response["body"])
+    assert (response["status"], problem["original_status"], problem["location"]) == (409, 201, "/done/1")
 
 
 def test_a_stored_failure_is_replayed(opened: Opened) -> None:
@@ -106,26 +106,26 @@ def test_a_stored_failure_is_replayed(opened: Opened) -> None:
 def test_an_attempt_that_failed_or_died_goes_on_from_its_stages(opened: Opened, key: str) -> None:
     """B-13, O-08, O-09: stages of every kind, sealed ones and those of the ledger too; no effect happens again."""
     before = effects_in(opened.effects)
-    answer = opened.post(key)
-    values = json.loads(answer["body"])
-    assert (answer["status"], values["attempt"], values["decline"], values["nothing"]) == (200, 2, "no money", None)
+    response = opened.post(key)
+    values = json.loads(response["body"])
+    assert (response["status"], values["attempt"], values["decline"], values["nothing"]) == (200, 2, "no money", None)
     for name in ("reserve", "charge", "row"):
         assert f"{name} {values[name][name]}" in opened.expected["effects"]
     assert effects_in(opened.effects) == before
-    assert opened.post(key)["body"] == answer["body"]
+    assert opened.post(key)["body"] == response["body"]
 
 
 @pytest.mark.parametrize("key", IN_DOUBT)
 def test_an_intent_without_its_end_is_in_doubt(opened: Opened, key: str) -> None:
     """B-13, S-04."""
-    answer = opened.post(key)
-    assert (answer["status"], "outcome-unknown" in answer["body"]) == (409, True)
+    response = opened.post(key)
+    assert (response["status"], "outcome-unknown" in response["body"]) == (409, True)
 
 
 def test_a_key_that_counts_goes_on_counting(opened: Opened) -> None:
     """B-13: reservations are found by the same scope."""
-    answer = opened.worker.post("/done", "one more", app="few keys", caller=CALLER)
-    assert (answer["status"], "too-many-keys" in answer["body"]) == (429, True)
+    response = opened.worker.post("/done", "one more", app="few keys", caller=CALLER)
+    assert (response["status"], "too-many-keys" in response["body"]) == (429, True)
 
 
 def test_the_ledger_has_the_response_where_the_record_was_lost(
@@ -135,8 +135,8 @@ def test_the_ledger_has_the_response_where_the_record_was_lost(
     stores.load_file(version / "sqlite-ledger.sqlite3", tmp_path / "ledger.db")
     expected = json.loads((version / "sqlite-expected.json").read_text(encoding="utf-8"))
     with Worker(ROOT / "src", "memory://", tmp_path / "effects.txt", tmp_path / "ledger.db") as worker:
-        answer = worker.post("/atomic", "atomic")
-        assert (answer["status"], answer["body"]) == (201, expected["got"]["atomic"]["body"])
+        response = worker.post("/atomic", "atomic")
+        assert (response["status"], response["body"]) == (201, expected["got"]["atomic"]["body"])
         assert worker.post("/atomic", "atomic", body="another")["status"] == 422
     assert effects_in(tmp_path / "effects.txt") == []
 

@@ -124,10 +124,10 @@ def test_what_failed_at_one_the_other_resumes(deploy: Deploy, key: str, first: s
     """B-13: from its stages, those in the ledger included."""
     assert deploy.by(first).post("/stages", key, app=app, end="fail")["status"] == 500
     before = effects_in(deploy.effects)
-    answer = deploy.by(then).post("/stages", key, app=app)
-    assert (answer["status"], json.loads(answer["body"])["attempt"]) == (200, 2)
+    response = deploy.by(then).post("/stages", key, app=app)
+    assert (response["status"], json.loads(response["body"])["attempt"]) == (200, 2)
     assert effects_in(deploy.effects) == before
-    assert deploy.by(first).post("/stages", key, app=app) == {**answer, "replayed": True}
+    assert deploy.by(first).post("/stages", key, app=app) == {**response, "replayed": True}
 
 
 @directions
@@ -136,8 +136,8 @@ def test_what_died_at_one_the_other_takes_over(deploy: Deploy, key: str, first: 
     killed(deploy.start[first], "/stages", key, "die")
     before = effects_in(deploy.effects)
     assert deploy.by(then).post("/stages", key)["status"] == 409
-    answer = deploy.by(then).post_until_admitted("/stages", key)
-    assert (answer["status"], json.loads(answer["body"])["attempt"]) == (200, 2)
+    response = deploy.by(then).post_until_admitted("/stages", key)
+    assert (response["status"], json.loads(response["body"])["attempt"]) == (200, 2)
     assert effects_in(deploy.effects) == before
 
 

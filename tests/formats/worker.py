@@ -141,12 +141,12 @@ class Worker:
         headers = {"Idempotency-Key": key, "X-End": end, "Content-Type": "application/json", "X-Tenant": "t"}
         if caller:
             headers["Authorization"] = f"Bearer {caller}"
-        answer = self.applications[app].test_client().post(path, headers=headers, data=body.encode())
+        response = self.applications[app].test_client().post(path, headers=headers, data=body.encode())
         return {
-            "status": answer.status_code,
-            "body": answer.data.decode("latin-1"),
-            "headers": [pair for pair in answer.headers.items() if pair[0] in ("Location", "X-Twice")],
-            "replayed": answer.headers.get("Idempotent-Replayed") == "true",
+            "status": response.status_code,
+            "body": response.data.decode("latin-1"),
+            "headers": [pair for pair in response.headers.items() if pair[0] in ("Location", "X-Twice")],
+            "replayed": response.headers.get("Idempotent-Replayed") == "true",
         }
 
     def migrate(self) -> list[str]:
@@ -154,7 +154,7 @@ class Worker:
         return list(self.backend.migrate())
 
     def claim(self, record: str, owner: str) -> str:
-        """Claim a record; the kind of the response."""
+        """Claim a record; the name of the type of the result."""
         return type(self.backend.claim(self._claim(record, owner))).__name__
 
     def withdraw(self, record: str, owner: str) -> None:
@@ -177,22 +177,22 @@ class Worker:
         return replace(c)
 
 
-def _say(answer: Any) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
+def _say(result: Any) -> None:
+    sys.stdout.write(json.dumps(result) + "\n")
     sys.stdout.flush()
 
 
 def main() -> None:
-    """Response commands until stdin ends."""
+    """Execute commands until stdin ends."""
     worker = Worker(*sys.argv[1:])
     _say("ready")
     for line in sys.stdin:
         verb, arguments = json.loads(line)
         try:
-            answer = getattr(worker, verb)(**arguments)
+            result = getattr(worker, verb)(**arguments)
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        _say(answer)
+            result = {"error": f"{type(error).__name__}: {error}"}
+        _say(result)
 
 
 if __name__ == "__main__":
