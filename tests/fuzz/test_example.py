@@ -57,16 +57,16 @@ class Form:
     parts: dict[str, Any]
     keyed: bool
 
-    async def answer(self, prepared: requests.PreparedRequest) -> httpx.Response:
+    async def response(self, prepared: requests.PreparedRequest) -> httpx.Response:
         """Its response to the request."""
         before = {name: vars(self.example)[name] for name in self.parts}
         vars(self.example).update(self.parts)
         try:
-            return await self._answer(prepared)
+            return await self._response(prepared)
         finally:
             vars(self.example).update(before)
 
-    async def _answer(self, prepared: requests.PreparedRequest) -> httpx.Response:
+    async def _response(self, prepared: requests.PreparedRequest) -> httpx.Response:
         headers = [*prepared.headers.items(), *([("Idempotency-Key", f'"{uuid4()}"')] if self.keyed else [])]
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport) as client:
@@ -139,15 +139,15 @@ def seen(response: httpx.Response) -> tuple[int, list[tuple[bytes, bytes]], byte
     return response.status_code, headers, _CHARGE_ID.sub(b"ch_", response.content)
 
 
-async def same_answers(example: ModuleType, sent: list[requests.PreparedRequest]) -> set[int]:
+async def same_responses(example: ModuleType, sent: list[requests.PreparedRequest]) -> set[int]:
     """Send each to all three, one after the other; the statuses that came."""
     statuses = set()
     with tempfile.TemporaryDirectory() as folder:
         bare, free, keyed = forms(example, Path(folder))
         for request in sent:
-            expected = seen(await bare.answer(request))
-            assert seen(await free.answer(request)) == expected
-            assert seen(await keyed.answer(request)) == expected
+            expected = seen(await bare.response(request))
+            assert seen(await free.response(request)) == expected
+            assert seen(await keyed.response(request)) == expected
             statuses.add(expected[0])
         left = {form.parts["shop"].available("mug") for form in (bare, free, keyed)}
     assert len(left) == 1
@@ -168,7 +168,7 @@ def test_generated_requests_get_the_same_responses_as_without_middleware_and_sta
     @settings(max_examples=times(8), deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.builds(prepared, cases(example), known), min_size=1, max_size=3))
     def check(sent: list[requests.PreparedRequest]) -> None:
-        statuses.update(asyncio.run(same_answers(example, [*sent, wrong, missing, order.prepare()])))
+        statuses.update(asyncio.run(same_responses(example, [*sent, wrong, missing, order.prepare()])))
 
     check()
     assert statuses >= {201, 404, 422}

@@ -61,7 +61,7 @@ def _bytes(text: Any) -> bytes:
     return text.encode("utf-8") if isinstance(text, str) else text or b""
 
 
-async def answer(app: FastAPI, sent: requests.PreparedRequest, key: str | None) -> tuple[int, Any, bytes]:
+async def response(app: FastAPI, sent: requests.PreparedRequest, key: str | None) -> tuple[int, Any, bytes]:
     """Status, fields in order, and body."""
     headers = [*sent.headers.items(), *([] if key is None else [("Idempotency-Key", f'"{key}"')])]
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -75,15 +75,15 @@ async def answer(app: FastAPI, sent: requests.PreparedRequest, key: str | None) 
         return got.status_code, got.headers.raw, got.content
 
 
-async def same_answers(all_sent: list[requests.PreparedRequest]) -> set[int]:
+async def same_responses(all_sent: list[requests.PreparedRequest]) -> set[int]:
     """Send each to all three, one after the other; the statuses that came."""
     bare, free, keyed = make_app(), protected(), protected()
     statuses = set()
     for sent in all_sent:
-        expected = await answer(bare, sent, None)
-        assert await answer(free, sent, None) == expected
+        expected = await response(bare, sent, None)
+        assert await response(free, sent, None) == expected
         key = str(uuid4())
-        assert await answer(keyed, sent, key) == expected
+        assert await response(keyed, sent, key) == expected
         await same_again(keyed, sent, key, expected)
         statuses.add(expected[0])
     return statuses
@@ -93,7 +93,7 @@ async def same_again(app: FastAPI, sent: requests.PreparedRequest, key: str, exp
     """A retry of what was stored brings the same, apart from what belongs to one message, and says so."""
     if sent.method not in ("POST", "PATCH") or expected[0] >= 500 or expected[0] == 409:
         return
-    status, fields, body = await answer(app, sent, key)
+    status, fields, body = await response(app, sent, key)
     assert (status, body) == (expected[0], expected[2])
     kept = [pair for pair in expected[1] if pair[0].lower() not in OWN]
     assert [pair for pair in fields if pair[0].lower() not in OWN] == kept
@@ -113,7 +113,7 @@ def test_generated_requests_get_the_same_responses_as_without_the_middleware() -
     @settings(max_examples=times(8), deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.builds(prepared, cases(), st.sampled_from([None, 1])), min_size=1, max_size=4))
     def check(sent: list[requests.PreparedRequest]) -> None:
-        statuses.update(asyncio.run(same_answers([order, found, missing, wrong, *sent, bug])))
+        statuses.update(asyncio.run(same_responses([order, found, missing, wrong, *sent, bug])))
 
     check()
     assert statuses >= {200, 201, 404, 422, 500}
