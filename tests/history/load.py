@@ -18,7 +18,7 @@ from tests.history.checker import NEVER, Operation, Result
 
 LEASE = 2.0
 #: seconds for which a client waits for its response, and for which the whole load may take
-ANSWER_WITHIN, LOAD_WITHIN = 5.0, 60.0
+RESPONSE_WITHIN, LOAD_WITHIN = 5.0, 60.0
 BODIES = ("mug", "mug", "mug", "mug", "mug", "mug", "mug", "cup")
 
 
@@ -122,18 +122,18 @@ class Load:
         self._count += 1
         name = f"{self._run}-{self._count}"
         # Some clients do not wait for their response.
-        patience = self._random.uniform(0.005, 0.1) if self._random.random() < 0.15 else ANSWER_WITHIN
+        patience = self._random.uniform(0.005, 0.1) if self._random.random() < 0.15 else RESPONSE_WITHIN
         called = time.monotonic()
         try:
             reply = await asyncio.wait_for(self._send(key, body, name), patience)
         except (OSError, EOFError, asyncio.TimeoutError, ValueError):
             reply = None
         returned = time.monotonic()
-        result, answer = Result.UNKNOWN, 0
+        result, response = Result.UNKNOWN, 0
         if reply is not None:
-            result, answer = _read(*reply)
+            result, response = _read(*reply)
         end = NEVER if result is Result.UNKNOWN else returned
-        self.seen.append(Seen(key, Operation(name, body, called, end, result, answer)))
+        self.seen.append(Seen(key, Operation(name, body, called, end, result, response)))
 
     async def _send(self, key: str, body: str, name: str) -> tuple[int, bytes, bytes]:
         port = self._random.choice(self._servers.ports)
@@ -153,7 +153,7 @@ class Load:
             (int(line[15:]) for line in header.split(b"\r\n") if line.lower().startswith(b"content-length:")), None
         )
         if not status or (length is not None and len(content) < length):
-            raise EOFError("the connection broke in the middle of the answer")
+            raise EOFError("the connection broke in the middle of the response")
         return status, header.lower(), content
 
 
@@ -180,7 +180,7 @@ def histories(seen: Sequence[Seen], effects: Sequence[dict[str, object]]) -> dic
         if line is not None:
             operation = replace(operation, run=int(str(line["token"])), ran_at=float(str(line["at"])))
             if operation.result is Result.BUSY:
-                # It ran, so this 409 is that of a superseded owner, which tells nothing of the record.
+                # It ran, so this 409 is that of a superseded owner, which says nothing about the record.
                 operation = replace(operation, result=Result.UNKNOWN, returned=NEVER)
         found[one.key].append(operation)
     return found
