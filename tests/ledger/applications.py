@@ -73,8 +73,8 @@ def in_flask(database: Database, notifies: bool = False, **fields: Any) -> Itera
     Idempotency(app, backend, **fields)
 
     def send(body: bytes) -> Result:
-        answer = app.test_client().post("/", headers={"Idempotency-Key": KEY}, data=body)
-        return Result(answer.status_code, answer.data)
+        response = app.test_client().post("/", headers={"Idempotency-Key": KEY}, data=body)
+        return Result(response.status_code, response.data)
 
     yield Application(send, backend)
     engine.dispose()
@@ -106,8 +106,8 @@ def in_fastapi(database: Database, notifies: bool = False, **fields: Any) -> Ite
 
     async def asend(body: bytes) -> Result:
         async with AsyncClient(transport=ASGITransport(app), base_url="http://shop") as client:
-            answer = await client.post("/", content=body, headers={"Idempotency-Key": KEY})
-        return Result(answer.status_code, answer.content)
+            response = await client.post("/", content=body, headers={"Idempotency-Key": KEY})
+        return Result(response.status_code, response.content)
 
     yield Application(lambda body: anyio.run(asend, body), backend)
 
@@ -135,8 +135,8 @@ def in_django(database: Database, notifies: bool = False, **fields: Any) -> Iter
             return order(request)
 
         def send(body: bytes) -> Result:
-            answer = post(Client(raise_request_exception=False), data=body.decode(), content_type="text/plain")
-            return Result(answer.status_code, answer.content)
+            response = post(Client(raise_request_exception=False), data=body.decode(), content_type="text/plain")
+            return Result(response.status_code, response.content)
 
         backend = MemoryBackend()
         settings = {f"IDEMPOTENCY_{name.upper()}": value for name, value in fields.items()}

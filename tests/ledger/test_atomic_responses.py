@@ -12,11 +12,11 @@ from tests.unit.stages.stage_client import Client
 RESPONSE = Response(201, [(b"content-type", b"text/plain")], b"placed")
 
 
-def answer_order(opened: Open, answer: Response = RESPONSE) -> None:
+def order(opened: Open, response: Response = RESPONSE) -> None:
     """One order, and its response."""
     with idem.atomic(opened.tx) as block:
         opened.execute(INSERT)
-        block.respond(answer)
+        block.respond(response)
 
 
 def lose_record(client: Client, attempt: object) -> None:
@@ -31,17 +31,17 @@ def test_a_committed_response_is_the_response_although_the_record_is_lost(
 ) -> None:
     """S-06: nothing runs again."""
     with client.request() as attempt, BLOCKING[kind][1](database) as opened:
-        answer_order(opened)
+        order(opened)
     lose_record(client, attempt)
     with client.request(), pytest.raises(AlreadyCommitted), BLOCKING[kind][1](database) as opened:
-        answer_order(opened)
+        order(opened)
     assert database.orders() == 1
 
 
 def test_a_stage_in_a_transaction_notices_the_response_too(client: Client, kind: str, database: Database) -> None:
     """S-06: what is around the atomic block need not run in between."""
     with client.request() as attempt, BLOCKING[kind][1](database) as opened:
-        answer_order(opened)
+        order(opened)
     lose_record(client, attempt)
     with client.request(), pytest.raises(AlreadyCommitted), BLOCKING[kind][1](database) as opened:
         idem.run("notify", lambda: opened.execute(INSERT), tx=opened.tx)
@@ -52,7 +52,7 @@ def test_the_attempt_that_responded_may_go_on(client: Client, kind: str, databas
     """S-06: its own response does not stop it."""
     with client.request():
         with BLOCKING[kind][1](database) as opened:
-            answer_order(opened)
+            order(opened)
         with BLOCKING[kind][1](database) as opened, idem.stage("notify", tx=opened.tx) as stage:
             stage.save("done")
         assert stage.value == "done"
@@ -65,9 +65,9 @@ def test_a_rolled_back_response_is_none(client: Client, kind: str, database: Dat
         raise ValueError
 
     with client.request(), pytest.raises(ValueError), BLOCKING[kind][1](database) as opened:
-        fail(answer_order(opened))
+        fail(order(opened))
     with client.request(), BLOCKING[kind][1](database) as opened:
-        answer_order(opened)
+        order(opened)
     assert database.orders() == 1
 
 
@@ -75,7 +75,7 @@ def test_a_response_that_is_not_kept_is_not_in_the_ledger(client: Client, kind: 
     """S-06: 409 is never stored, so the retry runs."""
     for _ in range(2):
         with client.request(), BLOCKING[kind][1](database) as opened:
-            answer_order(opened, Response(409, [], b"not now"))
+            order(opened, Response(409, [], b"not now"))
     assert database.orders() == 2
 
 
@@ -91,7 +91,7 @@ def test_a_stale_worker_that_commits_in_the_middle_does_not_keep_its_response(
         with idem.atomic(opened.tx) as block:
             opened.tx.commit()
             with client.request(), BLOCKING[kind][1](database) as other:
-                answer_order(other)
+                order(other)
             opened.execute(INSERT)
             block.respond(Response(201, [], b"stale"))
 
@@ -111,7 +111,7 @@ def test_a_block_that_a_frozen_worker_enters_asks_whose_the_lease_is(
     with client.request():
         stale.sure_until = 0.0
         with client.bound(stale), pytest.raises(LeaseLost), BLOCKING[kind][1](database) as opened:
-            answer_order(opened)
+            order(opened)
     assert database.orders() == 0
 
 

@@ -19,7 +19,7 @@ COMMIT = ["sqlite3", "psycopg", "session on SQLite", "session on PostgreSQL"]
 #: those that know one transaction from the next
 KNOW = COMMIT[1:]
 STAGES = "SELECT count(*) FROM open_idempotency_ledger_stages WHERE frame IS NOT NULL"
-ANSWERS = "SELECT count(*) FROM open_idempotency_ledger WHERE response IS NOT NULL"
+RESPONSES = "SELECT count(*) FROM open_idempotency_ledger WHERE response IS NOT NULL"
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def test_a_commit_at_the_end_of_a_block_is_reported(client: Client, kind: str, f
     """S-05, S-06: stage and response would go into the next transaction, which nobody may ever commit."""
     with client.request(), reported(), BLOCKING[kind][1](database) as opened:
         form(opened, ordered(opened))
-    assert database.query(STAGES) == database.query(ANSWERS) == [(0,)]
+    assert database.query(STAGES) == database.query(RESPONSES) == [(0,)]
 
 
 @FORMS
@@ -80,7 +80,7 @@ def test_a_commit_in_the_middle_of_a_block_is_reported(
 
     with client.request(), reported(), BLOCKING[kind][1](database) as opened:
         form(opened, committed_in_the_middle(opened))
-    assert database.query(STAGES) == database.query(ANSWERS) == [(0,)]
+    assert database.query(STAGES) == database.query(RESPONSES) == [(0,)]
     assert database.orders() == 1
 
 
@@ -101,7 +101,7 @@ def test_a_savepoint_within_a_block_ends_nothing(client: Client, kind: str, form
     with client.request(), BLOCKING[kind][1](database) as opened:
         form(opened, in_savepoints(opened))
     assert database.orders() == 1
-    assert sorted(database.query(kept) for kept in (STAGES, ANSWERS)) == [[(0,)], [(1,)]]
+    assert sorted(database.query(kept) for kept in (STAGES, RESPONSES)) == [[(0,)], [(1,)]]
 
 
 def test_a_savepoint_around_a_block_ends_nothing(client: Client, new_database: Callable[[str], Database]) -> None:

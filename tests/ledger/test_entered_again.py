@@ -27,11 +27,11 @@ class LostError(Exception):
     """The COMMIT counted, and its reply did not arrive."""
 
 
-def order(opened: Open, answer: Response) -> None:
+def order(opened: Open, response: Response) -> None:
     """An order and its response."""
     with idem.atomic(opened.tx) as block:
         opened.execute(INSERT)
-        block.respond(answer)
+        block.respond(response)
 
 
 def replayed(client: Client, attempt: Any, error: BaseException) -> bytes | None:
@@ -128,10 +128,10 @@ async def test_awaited_a_block_after_a_commit_does_not_run_again(
 ) -> None:
     """S-06a."""
 
-    async def once(answer: Response) -> None:
+    async def once(response: Response) -> None:
         async with AWAITED[awaited_kind][1](awaited_database) as opened, idem.atomic(opened.tx) as block:
             await opened.execute(INSERT)
-            block.respond(answer)
+            block.respond(response)
 
     with client.request() as attempt:
         await once(FIRST)
@@ -150,11 +150,11 @@ async def test_awaited_a_block_after_a_rollback_runs_again(
 ) -> None:
     """S-06a."""
 
-    async def once(answer: Response, fails: bool) -> None:
+    async def once(response: Response, fails: bool) -> None:
         async with AWAITED[awaited_kind][1](awaited_database) as opened:
             async with idem.atomic(opened.tx) as block:
                 await opened.execute(INSERT)
-                block.respond(answer)
+                block.respond(response)
             if fails:
                 raise ZeroDivisionError
 
@@ -184,13 +184,13 @@ def losing(owner: Any, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def session_that_loses(database: Database, answer: Response) -> Iterator[Any]:
+def session_that_loses(database: Database, response: Response) -> Iterator[Any]:
     """A session of SQLAlchemy's."""
     engine = sqlalchemy.create_engine(database.url.replace("postgresql:", "postgresql+psycopg:"))
 
     def place() -> None:
         with Session(engine) as session, session.begin():
-            order(Open(session, lambda statement: session.execute(sqlalchemy.text(statement))), answer)
+            order(Open(session, lambda statement: session.execute(sqlalchemy.text(statement))), response)
 
     try:
         with losing(engine.dialect, "do_commit"):
@@ -200,13 +200,13 @@ def session_that_loses(database: Database, answer: Response) -> Iterator[Any]:
 
 
 @contextmanager
-def psycopg_that_loses(database: Database, answer: Response) -> Iterator[Any]:
+def psycopg_that_loses(database: Database, response: Response) -> Iterator[Any]:
     """Two connections of psycopg's, the first of which breaks."""
     broken = []
 
     def place() -> None:
         with psycopg.connect(database.url) as connection:
-            order(Open(connection, connection.execute), answer)
+            order(Open(connection, connection.execute), response)
             if not broken:
                 broken.append(connection)
                 connection.commit()
@@ -216,14 +216,14 @@ def psycopg_that_loses(database: Database, answer: Response) -> Iterator[Any]:
 
 
 @contextmanager
-def sqlite3_that_loses(database: Database, answer: Response) -> Iterator[Any]:
+def sqlite3_that_loses(database: Database, response: Response) -> Iterator[Any]:
     """The same with files."""
     broken = []
 
     def place() -> None:
         connection = sqlite3.connect(database.path)
         try:
-            order(Open(connection, connection.execute), answer)
+            order(Open(connection, connection.execute), response)
             connection.commit()
             if not broken:
                 broken.append(connection)
@@ -235,7 +235,7 @@ def sqlite3_that_loses(database: Database, answer: Response) -> Iterator[Any]:
 
 
 @contextmanager
-def django_that_loses(database: Database, answer: Response) -> Iterator[Any]:
+def django_that_loses(database: Database, response: Response) -> Iterator[Any]:
     """An alias of Django's."""
     from django.db import connections, transaction
 
@@ -245,7 +245,7 @@ def django_that_loses(database: Database, answer: Response) -> Iterator[Any]:
 
         def place() -> None:
             with transaction.atomic(alias), connections[alias].cursor() as cursor:
-                order(Open(alias, cursor.execute), answer)
+                order(Open(alias, cursor.execute), response)
 
         with losing(connections[alias], "_commit"):
             yield place

@@ -37,10 +37,10 @@ class Hooks:
         self.asked.append("store")
         return None
 
-    def redact(self, answer: Response) -> Response:
+    def redact(self, response: Response) -> Response:
         """Nothing."""
         self.asked.append("redact")
-        return answer
+        return response
 
     def seal(self, frame: bytes, place: bytes) -> bytes:
         """With another nonce each time."""

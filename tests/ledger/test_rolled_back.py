@@ -59,21 +59,21 @@ def as_a_stage(tx: Any, run: Any = None) -> None:
         (run or tx).execute(ORDER)
 
 
-def as_an_answer(tx: Any, run: Any = None) -> None:
+def as_a_response(tx: Any, run: Any = None) -> None:
     """An order, and the response."""
     with idem.atomic(tx) as block:
         (run or tx).execute(ORDER)
         block.respond(PLACED)
 
 
-FORMS = pytest.mark.parametrize("form", [as_a_stage, as_an_answer])
+FORMS = pytest.mark.parametrize("form", [as_a_stage, as_a_response])
 
 
-def verdict(client: Client, view: Callable[[], object], answer: Response = PLACED) -> Fate | Response:
+def verdict(client: Client, view: Callable[[], object], response: Response = PLACED) -> Fate | Response:
     """What becomes of a response that a view returns."""
     with client.request() as attempt:
         view()
-        return client.engine.sync.run(finish(attempt, answer))
+        return client.engine.sync.run(finish(attempt, response))
 
 
 def is_refused(found: Fate | Response) -> bool:
@@ -168,7 +168,7 @@ async def test_awaited_what_the_connection_of_a_session_commits_counts(client: C
 def by_the_session(engine: Engine) -> None:
     """A rollback that somebody calls."""
     with Session(engine) as session:
-        as_an_answer(session)
+        as_a_response(session)
         session.rollback()
 
 
@@ -177,7 +177,7 @@ def by_a_savepoint(engine: Engine) -> None:
     with Session(engine) as session, session.begin():
         session.execute(sqlalchemy.text("DELETE FROM orders"))
         savepoint = session.begin_nested()
-        as_an_answer(session)
+        as_a_response(session)
         savepoint.rollback()
 
 
@@ -187,20 +187,20 @@ def by_an_outer_savepoint(engine: Engine) -> None:
         session.execute(sqlalchemy.text("DELETE FROM orders"))
         with contextlib.suppress(ZeroDivisionError), session.begin_nested():
             with session.begin_nested():
-                as_an_answer(session)
+                as_a_response(session)
             raise ZeroDivisionError
 
 
 def by_closing(engine: Engine) -> None:
     """Which rolls back without a word."""
     with Session(engine) as session:
-        as_an_answer(session)
+        as_a_response(session)
 
 
 def by_invalidating(engine: Engine) -> None:
     """As after a timeout."""
     session = Session(engine)
-    as_an_answer(session)
+    as_a_response(session)
     session.invalidate()
 
 
@@ -209,7 +209,7 @@ def by_the_connection(engine: Engine) -> None:
     with engine.connect() as connection:
         transaction = connection.begin()
         with Session(bind=connection, join_transaction_mode="create_savepoint") as session:
-            as_an_answer(session)
+            as_a_response(session)
             session.commit()
         transaction.rollback()
 
@@ -218,14 +218,14 @@ def by_the_connection_alone(engine: Engine) -> None:
     """Without a session."""
     with engine.connect() as connection:
         transaction = connection.begin()
-        as_an_answer(connection)
+        as_a_response(connection)
         transaction.rollback()
 
 
 def by_closing_the_connection(engine: Engine) -> None:
     """Without a session and without a word."""
     with engine.connect() as connection:
-        as_an_answer(connection)
+        as_a_response(connection)
 
 
 def by_a_savepoint_of_the_connection(engine: Engine) -> None:
@@ -233,7 +233,7 @@ def by_a_savepoint_of_the_connection(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(sqlalchemy.text("DELETE FROM orders"))
         savepoint = connection.begin_nested()
-        as_an_answer(connection)
+        as_a_response(connection)
         savepoint.rollback()
 
 
@@ -253,7 +253,7 @@ def _fail(connection: Connection) -> None:
 def by_a_commit_that_fails(engine: Engine) -> None:
     """And a view that takes no notice."""
     with Session(engine) as session:
-        as_an_answer(session)
+        as_a_response(session)
         dialect: Any = engine.dialect
         dialect.do_commit, kept = _fail, dialect.do_commit
         try:
@@ -298,7 +298,7 @@ def _begin_as_documented(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         Response(201, [*PLACED.headers, (b"x-request", b"1")], b"placed"),
         Response(201, [(b"content-encoding", b"gzip")], b"\x1f\x8b"),
@@ -306,17 +306,17 @@ def _begin_as_documented(engine: Engine) -> None:
     ],
     ids=["with more headers", "encoded", "too long to be kept"],
 )
-def test_a_response_is_known_again_behind_other_middleware(client: Client, engine: Engine, answer: Response) -> None:
+def test_a_response_is_known_again_behind_other_middleware(client: Client, engine: Engine, response: Response) -> None:
     """S-05: whatever became of its headers and its encoding."""
-    assert is_refused(verdict(client, lambda: by_the_session(engine), answer))
+    assert is_refused(verdict(client, lambda: by_the_session(engine), response))
 
 
 @pytest.mark.parametrize(
-    "answer", [Response(200, [], b"placed"), Response(201, [], b"another"), Response(404, [], b"placed")]
+    "response", [Response(200, [], b"placed"), Response(201, [], b"another"), Response(404, [], b"placed")]
 )
-def test_another_response_after_a_rollback_counts(client: Client, engine: Engine, answer: Response) -> None:
+def test_another_response_after_a_rollback_counts(client: Client, engine: Engine, response: Response) -> None:
     """S-05: a view may find at the commit that somebody else has placed the order, and say that."""
-    assert verdict(client, lambda: by_the_session(engine), answer) is Fate.KEPT
+    assert verdict(client, lambda: by_the_session(engine), response) is Fate.KEPT
 
 
 def test_a_savepoint_within_a_block_may_be_rolled_back(client: Client, engine: Engine, database: Database) -> None:
@@ -343,7 +343,7 @@ def test_nothing_of_a_connection_is_kept_when_it_is_gone(client: Client, engine:
 
     for _ in range(3):
         with client.request(), engine.connect() as connection:
-            as_an_answer(connection)
+            as_a_response(connection)
         del connection
     gc.collect()
     assert not [one for one in on_sqlalchemy._watched_on if one.engine is engine]

@@ -52,9 +52,9 @@ class Site:
         assert isinstance(attempt, Attempt)
         return attempt
 
-    def finish(self, attempt: Attempt, answer: Response = PLACED) -> Fate | Response:
+    def finish(self, attempt: Attempt, response: Response = PLACED) -> Fate | Response:
         """What becomes of its response."""
-        return self.client.engine.sync.run(finish(attempt, answer))
+        return self.client.engine.sync.run(finish(attempt, response))
 
     def abort(self, attempt: Attempt, error: BaseException) -> Response:
         """What is sent in place of its error."""
@@ -76,9 +76,9 @@ def order(opened: Open) -> None:
         block.respond(PLACED)
 
 
-def is_superseded(answer: Fate | Response) -> bool:
+def is_superseded(response: Fate | Response) -> bool:
     """As L-03 has it where nobody has responded."""
-    return isinstance(answer, Response) and answer.status == 409
+    return isinstance(response, Response) and response.status == 409
 
 
 def test_a_stale_worker_whose_commit_counted_sends_its_response(site: Site, kind: str, database: Database) -> None:
@@ -106,8 +106,8 @@ def test_a_stale_worker_that_is_stopped_behind_its_commit_sends_its_response(
         site.take_over()
         with pytest.raises(LeaseLost) as raised:
             idem.save_stage("notified")
-        answer = site.abort(stale, raised.value)
-    assert (answer.status, answer.body) == (201, b"placed")
+        response = site.abort(stale, raised.value)
+    assert (response.status, response.body) == (201, b"placed")
 
 
 def test_the_new_owners_response_comes_first(site: Site, kind: str, database: Database) -> None:
@@ -117,9 +117,9 @@ def test_the_new_owners_response_comes_first(site: Site, kind: str, database: Da
             order(opened)
         owner = site.take_over()
         assert site.finish(owner) is Fate.KEPT
-        answer = site.finish(stale)
-    assert isinstance(answer, Response)
-    assert (answer.status, (b"idempotent-replayed", b"true") in answer.headers) == (201, True)
+        response = site.finish(stale)
+    assert isinstance(response, Response)
+    assert (response.status, (b"idempotent-replayed", b"true") in response.headers) == (201, True)
 
 
 def test_a_stale_worker_whose_records_cannot_be_read_sends_its_response(
@@ -160,9 +160,9 @@ def test_a_stale_worker_that_returns_something_else_sends_what_it_has_committed(
         with BLOCKING["session on SQLite"][1](database) as opened:
             order(opened)
         site.take_over()
-        answer = site.finish(stale, Response(500, [], b"error"))
-    assert isinstance(answer, Response)
-    assert (answer.status, answer.body) == (201, b"placed")
+        response = site.finish(stale, Response(500, [], b"error"))
+    assert isinstance(response, Response)
+    assert (response.status, response.body) == (201, b"placed")
 
 
 @pytest.mark.anyio
@@ -177,7 +177,7 @@ async def test_awaited_a_stale_worker_whose_commit_counted_sends_its_response(
             block.respond(PLACED)
         site.take_over()
         assert await site.client.engine.aio.run(finish(stale, PLACED)) is Fate.KEPT
-        answer = await site.client.engine.aio.run(abort(stale, LeaseLost("taken over")))
-    assert isinstance(answer, Response)
-    assert (answer.status, answer.body) == (201, b"placed")
+        response = await site.client.engine.aio.run(abort(stale, LeaseLost("taken over")))
+    assert isinstance(response, Response)
+    assert (response.status, response.body) == (201, b"placed")
     assert await asyncio.to_thread(awaited_database.orders) == 1

@@ -71,9 +71,9 @@ class Site:
             return body_of(b"{}")
 
         intake = Intake(request_of(), [(b"idempotency-key", KEY)], new_owner(), identify, receive)
-        answer = await self.client.engine.aio.run(admit(intake, self.client.engine.policy))
-        assert isinstance(answer, CoreResponse)
-        return answer
+        response = await self.client.engine.aio.run(admit(intake, self.client.engine.policy))
+        assert isinstance(response, CoreResponse)
+        return response
 
 
 @pytest.fixture
@@ -84,9 +84,12 @@ def database(new_database: Callable[[str], Database]) -> Database:
     return made
 
 
-def is_marked(answer: CoreResponse) -> bool:
+def is_marked(response: CoreResponse) -> bool:
     """The response that was committed, replayed."""
-    return (answer.status, answer.body) == (201, b"placed") and (b"idempotent-replayed", b"true") in answer.headers
+    return (response.status, response.body) == (201, b"placed") and (
+        b"idempotent-replayed",
+        b"true",
+    ) in response.headers
 
 
 # What ledger= takes
@@ -145,9 +148,9 @@ def test_on_an_event_loop_django_is_asked_in_its_own_thread(database: Database) 
     """S-06b: where it closes the connection when the request has ended."""
 
     async def again() -> CoreResponse:
-        answer = await site.again()
+        response = await site.again()
         await sync_to_async(lambda: connections[alias].close())()
-        return answer
+        return response
 
     with django_alias(database) as alias:
         site = Site(database, ledger=alias, on_abandoned="reject")
@@ -198,9 +201,9 @@ def test_a_server_is_asked_through_psycopg(new_database: Callable[[str], Databas
 # What it does not give
 
 
-def is_refused(answer: CoreResponse) -> bool:
+def is_refused(response: CoreResponse) -> bool:
     """As the policy says."""
-    return answer.status == 409 and b"outcome-unknown" in (answer.body or b"")
+    return response.status == 409 and b"outcome-unknown" in (response.body or b"")
 
 
 @pytest.mark.parametrize(
@@ -299,9 +302,9 @@ def test_flask_a_view_that_fails_behind_its_commit_leaves_the_response(database:
             block.respond(app.make_response(("placed", 201)))
         raise ZeroDivisionError
 
-    answers = [app.test_client().post("/", headers=SENT) for _ in range(3)]
-    assert [answer.status_code for answer in answers] == [500, 201, 201]
-    assert answers[1].data == b"placed"
+    responses = [app.test_client().post("/", headers=SENT) for _ in range(3)]
+    assert [response.status_code for response in responses] == [500, 201, 201]
+    assert responses[1].data == b"placed"
     assert database.orders() == 1
     engine.dispose()
 
@@ -331,8 +334,8 @@ async def test_starlette_a_view_that_fails_behind_its_commit_leaves_the_response
     app = IdempotencyMiddleware(Starlette(routes=routes), MemoryBackend(), scope_by_route=True, **policy)
     async with AsyncClient(transport=ASGITransport(app), base_url="http://shop") as client:
         for path in ("/", "/awaited"):
-            answers = [await client.post(path, headers=SENT) for _ in range(3)]
-            assert [answer.status_code for answer in answers] == [503, 201, 201]
-            assert answers[1].text == "placed"
+            responses = [await client.post(path, headers=SENT) for _ in range(3)]
+            assert [response.status_code for response in responses] == [503, 201, 201]
+            assert responses[1].text == "placed"
     assert database.orders() == 2
     engine.dispose()

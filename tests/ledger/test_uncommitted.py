@@ -50,20 +50,20 @@ def _as_a_stage(session: Any) -> None:
         session.execute(ORDER)
 
 
-def _as_an_answer(session: Any) -> None:
+def _as_a_response(session: Any) -> None:
     with idem.atomic(session) as block:
         session.execute(ORDER)
         block.respond(PLACED)
 
 
-FORMS = pytest.mark.parametrize("form", [_as_a_stage, _as_an_answer])
+FORMS = pytest.mark.parametrize("form", [_as_a_stage, _as_a_response])
 
 
 def _verdict(client: Client, view: Callable[[], Response]) -> Fate | Response:
     """What becomes of a view's response."""
     with client.request() as attempt:
-        answer = view()
-        return client.engine.sync.run(finish(attempt, answer))
+        response = view()
+        return client.engine.sync.run(finish(attempt, response))
 
 
 def _is_told(verdict: Fate | Response) -> bool:

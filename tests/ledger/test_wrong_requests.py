@@ -90,10 +90,10 @@ def refused(*stages: Stage, attempt: int = 1) -> Attempt:
     return made
 
 
-def ended(attempt: Attempt, **answers: Any) -> Script:
+def ended(attempt: Attempt, **responses: Any) -> Script:
     """What is asked at its end."""
     prepared = {Renew: [[Renewal.OWNED]], Forget: [True], Release: [None], Unreserve: [None], Get: [None]}
-    script = Script({**prepared, **{getattr(_COMMANDS, name): value for name, value in answers.items()}})
+    script = Script({**prepared, **{getattr(_COMMANDS, name): value for name, value in responses.items()}})
     script.run(finish(attempt, Response(500, [], b"")))
     return script
 
