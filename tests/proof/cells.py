@@ -107,7 +107,7 @@ class Site:
         assert line, "the server of workers ended"
         reported = json.loads(line)
         assert "error" not in reported, f"{verb}: {reported['error']}"
-        return reported["answer"]
+        return reported["result"]
 
     def die(self, form: str, groups: list[tuple[Cell, list[str]]]) -> None:
         """Have workers killed, each at its point with all its keys."""
@@ -128,8 +128,8 @@ class Site:
 
     def served(self, pids: list[int], into: dict[str, Served]) -> None:
         """Add what the clients of these workers got."""
-        for answers in self._ask("end", pids):
-            for key, status, body in answers:
+        for responses in self._ask("end", pids):
+            for key, status, body in responses:
                 if status == 201:
                     into[key].bodies[body] += 1
                 else:
@@ -191,7 +191,7 @@ def new_served() -> dict[str, Served]:
     return defaultdict(lambda: Served(Counter(), Counter()))
 
 
-def wrong(orders: dict[str, list[str]], served: dict[str, Served], answers: int) -> dict[str, str]:
+def wrong(orders: dict[str, list[str]], served: dict[str, Served], responses: int) -> dict[str, str]:
     """What does not hold, by key: one row, and for every client a response with its number, equal to the byte."""
     found: dict[str, str] = {}
     for key, numbers in orders.items():
@@ -199,11 +199,11 @@ def wrong(orders: dict[str, list[str]], served: dict[str, Served], answers: int)
         if len(numbers) != 1:
             found[key] = f"{len(numbers)} rows"
         elif others:
-            found[key] = f"answered {others}"
+            found[key] = f"got {others}"
         elif len(bodies) != 1 or json.loads(next(iter(bodies))) != {"order": numbers[0]}:
             found[key] = f"row {numbers[0]}, bodies {bodies}"
-        elif bodies.total() < answers:
-            found[key] = f"{bodies.total()} answers"
+        elif bodies.total() < responses:
+            found[key] = f"{bodies.total()} responses"
     return found
 
 

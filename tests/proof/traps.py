@@ -20,7 +20,7 @@ IN_TRANSACTION = "inside the transaction"
 #: everything is written
 BEFORE_COMMIT = "before COMMIT"
 AFTER_COMMIT = "after COMMIT and before the completion"
-AFTER_COMPLETION = "after completion and before the answer"
+AFTER_COMPLETION = "after completion and before the response"
 
 POINTS = (BEFORE_CLAIM, AFTER_CLAIM, IN_TRANSACTION, BEFORE_COMMIT, AFTER_COMMIT, AFTER_COMPLETION)
 #: where a frozen worker is in the middle of its transaction

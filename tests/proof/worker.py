@@ -90,7 +90,7 @@ def _retried(call: Any, key: str) -> Response:
     while True:
         status, body = call(key)
         if status not in RETRIED or time.monotonic() > deadline:
-            return _answer(key, (status, body))
+            return _response(key, (status, body))
         time.sleep(_PAUSE * (0.5 + random.random()))
 
 
@@ -99,11 +99,11 @@ async def _aretried(call: Any, key: str) -> Response:
     while True:
         status, body = await call(key)
         if status not in RETRIED or time.monotonic() > deadline:
-            return _answer(key, (status, body))
+            return _response(key, (status, body))
         await asyncio.sleep(_PAUSE * (0.5 + random.random()))
 
 
-def _answer(key: str, result: Result) -> Response:
+def _response(key: str, result: Result) -> Response:
     return key, result[0], result[1].decode("latin-1")
 
 
@@ -188,12 +188,12 @@ def main() -> None:
         for line in sys.stdin:
             verb, argument = json.loads(line)
             try:
-                answer = {"answer": verbs[verb](argument)}
+                reply = {"result": verbs[verb](argument)}
             except Exception as error:  # one test's: the next one finds no worker of this one
                 traceback.print_exc()
                 workers.close()
-                answer = {"error": repr(error)}
-            sys.stdout.write(json.dumps(answer) + "\n")
+                reply = {"error": repr(error)}
+            sys.stdout.write(json.dumps(reply) + "\n")
             sys.stdout.flush()
     finally:
         workers.close()
