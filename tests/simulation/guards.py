@@ -90,9 +90,9 @@ class WithoutMemoryOfWithdrawals(Site):
 
     def decide(self, process: Process, verb: str, command: Any) -> Any:
         """As if nobody had withdrawn anything."""
-        answer = super().decide(process, verb, command)
+        result = super().decide(process, verb, command)
         self.memory.forget_withdrawals()
-        return answer
+        return result
 
 
 class WithoutStages(Site):
@@ -100,8 +100,8 @@ class WithoutStages(Site):
 
     def decide(self, process: Process, verb: str, command: Any) -> Any:
         """Every claim finds nothing."""
-        answer = super().decide(process, verb, command)
-        return replace(answer, stages=()) if isinstance(answer, Leased) else answer
+        result = super().decide(process, verb, command)
+        return replace(result, stages=()) if isinstance(result, Leased) else result
 
 
 class _Unshielded(VirtualPerformer):

@@ -282,7 +282,7 @@ class History:
 
     def _check_rest(self) -> None:
         if self._open:
-            raise Failure(f"I6: {self._open} clients still wait for an answer")
+            raise Failure(f"I6: {self._open} clients still wait for a response")
         for worker in self.workers:
             if worker.exchanges or worker.process.tasks:
                 raise Failure(f"I11: {worker.process.name} still runs {[task.name for task in worker.exchanges]}")

@@ -126,13 +126,13 @@ class Network:
         if self.loop.random.random() < 0.5:
             await self.loop.sleep(self.loop.random.uniform(0.0, 0.02))
         try:
-            answer = await self._send(process, verb, command)
+            result = await self._send(process, verb, command)
         except BackendUnavailable:
             if not self.weather.driver_retries:
                 raise
-            answer = await self._send(process, verb, command)
+            result = await self._send(process, verb, command)
         self._fail_here(verb)
-        return answer
+        return result
 
     def _fail_here(self, verb: str) -> None:
         """Have no thread, file descriptor or memory left for a call, or for its reply."""
@@ -153,14 +153,14 @@ class Network:
             self._fail_here(verb)
             if self._refuses(command) or random.random() < weather.lost_request:
                 raise BackendUnavailable("no connection")
-            answer = self._carry_out(process, verb, command, self.loop.now)
+            result = self._carry_out(process, verb, command, self.loop.now)
             if random.random() < weather.lost_reply:
                 raise BackendUnavailable("no reply")
         except (BackendUnavailable, *LOCAL_KINDS):
             if verb == "renew":
                 process.missed_at = self.loop.now
             raise
-        return answer
+        return result
 
     def _refuses(self, command: Any) -> bool:
         now = self.loop.now
@@ -225,11 +225,11 @@ class Network:
     ) -> None:
         if self._refuses(command):
             _excuse(root, "down")
-            answer: Any = BackendUnavailable("refused")
+            result: Any = BackendUnavailable("refused")
         else:
-            answer = self._outcome(process, verb, command, arrived)
-        respond = reply.fail if isinstance(answer, BaseException) else reply.set
-        self.loop.after(self.loop.random.uniform(0.0005, 0.02), lambda: respond(answer))
+            result = self._outcome(process, verb, command, arrived)
+        respond = reply.fail if isinstance(result, BaseException) else reply.set
+        self.loop.after(self.loop.random.uniform(0.0005, 0.02), lambda: respond(result))
 
     def _again(self, process: Process, verb: str, command: Any) -> None:
         if not self._refuses(command):
@@ -262,23 +262,23 @@ class RemoteBackend(AsyncBackend):
 
     async def claim(self, c: Claim, /) -> ClaimResult:
         """See ``Backend.claim``."""
-        answer: ClaimResult = await self._call("claim", c)
-        return answer
+        result: ClaimResult = await self._call("claim", c)
+        return result
 
     async def renew(self, c: Renew, /) -> Sequence[Renewal]:
         """See ``Backend.renew``."""
-        answer: Sequence[Renewal] = await self._call("renew", c)
-        return answer
+        result: Sequence[Renewal] = await self._call("renew", c)
+        return result
 
     async def save_stage(self, c: SaveStage, /) -> StageSaved:
         """See ``Backend.save_stage``."""
-        answer: StageSaved = await self._call("save_stage", c)
-        return answer
+        result: StageSaved = await self._call("save_stage", c)
+        return result
 
     async def complete(self, c: Complete, /) -> Completed:
         """See ``Backend.complete``."""
-        answer: Completed = await self._call("complete", c)
-        return answer
+        result: Completed = await self._call("complete", c)
+        return result
 
     async def fail(self, c: Fail, /) -> None:
         """See ``Backend.fail``."""
@@ -294,8 +294,8 @@ class RemoteBackend(AsyncBackend):
 
     async def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""
-        answer: Record | None = await self._call("get", c)
-        return answer
+        result: Record | None = await self._call("get", c)
+        return result
 
     async def delete(self, record_id: bytes, /) -> bool:
         """Operators do not come through here."""
@@ -333,13 +333,13 @@ class _Beating(Backend):
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
         """See ``Backend.renew``."""
-        answer: Sequence[Renewal] = self._call("renew", c)
-        return answer
+        result: Sequence[Renewal] = self._call("renew", c)
+        return result
 
     def complete(self, c: Complete, /) -> Completed:
         """See ``Backend.complete``."""
-        answer: Completed = self._call("complete", c)
-        return answer
+        result: Completed = self._call("complete", c)
+        return result
 
     def fail(self, c: Fail, /) -> None:
         """See ``Backend.fail``."""

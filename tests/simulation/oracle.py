@@ -103,7 +103,7 @@ class Oracle:
         self._away_until = away_until
         self.stories: dict[bytes, Story] = {}
         #: effects and responses, for the caller's own counts
-        self.answers = 0
+        self.results = 0
 
     def story(self, record_id: bytes) -> Story:
         """What is known of a record."""
@@ -132,11 +132,11 @@ class Oracle:
         if before is not None and after is None:
             self.story(before.record_id).bodies.clear()  # given back, so any request may have the key
 
-    def renewed(self, lease: Lease, before: Record | None, after: Record | None, answer: Renewal) -> None:
+    def renewed(self, lease: Lease, before: Record | None, after: Record | None, result: Renewal) -> None:
         """One lease of a beat."""
         self._check_stale(lease, "Renew", before, after)
         story = self.story(lease.record_id)
-        if answer is Renewal.OWNED and story.token == lease.token:
+        if result is Renewal.OWNED and story.token == lease.token:
             self._extended(story, lease)
 
     def _extended(self, story: Story, lease: Lease) -> None:
@@ -148,33 +148,33 @@ class Oracle:
         if not owns and after != before:
             self._loop.fail(f"I3: {verb} of the superseded token {lease.token} has changed the record")
 
-    def _claimed(self, c: Claim, answer: Any) -> None:
+    def _claimed(self, c: Claim, result: Any) -> None:
         story, now = self.story(c.record_id), self._memory.time()
         alive = story.running and now < story.lease_end
-        if isinstance(answer, Busy):
+        if isinstance(result, Busy):
             if story.running and story.owner == c.owner:
                 self._loop.fail("I6: an owner was told to wait for itself")
             elif not alive:
                 self._loop.fail("I5: told to wait, although nobody runs")
-        elif isinstance(answer, Leased):
-            lease = answer.lease
+        elif isinstance(result, Leased):
+            lease = result.lease
             if c.owner in story.withdrawn:
                 self._loop.fail("B-08c: a claim was leased after its withdrawal")
             if lease.token != story.token or not story.running:
-                self._check_new_owner(story, c, answer, alive)
+                self._check_new_owner(story, c, result, alive)
                 story.reported[lease.token] = frozenset(story.recorded)
             story.token, story.owner, story.running = lease.token, lease.owner, True
             story.last_token = max(story.last_token, lease.token)
             self._extended(story, lease)
 
-    def _check_new_owner(self, story: Story, c: Claim, answer: Leased, alive: bool) -> None:
+    def _check_new_owner(self, story: Story, c: Claim, result: Leased, alive: bool) -> None:
         if alive and story.owner != c.owner:
             self._loop.fail(f"I1: claimed while token {story.token} has an unexpired lease")
         if story.completed is not None and self._memory.time() < story.completed_until:
             self._loop.fail("I2: a completed key was claimed again within its TTL")
-        if answer.lease.token <= story.last_token:
+        if result.lease.token <= story.last_token:
             self._loop.fail("B-02: the token has not grown")
-        missing = story.recorded - {stage.name + stage.key for stage in answer.stages}
+        missing = story.recorded - {stage.name + stage.key for stage in result.stages}
         if missing:
             self._loop.fail(f"I5: the new attempt was not told of {sorted(missing)}")
         owner = story.processes.get(story.token)
@@ -190,9 +190,9 @@ class Oracle:
         last_trouble = max(owner.paused_until, owner.missed_at, self._away_until())
         return last_trouble <= story.renewed_at + story.duration * 2 / 3
 
-    def _stage_saved(self, c: SaveStage, answer: Any) -> None:
+    def _stage_saved(self, c: SaveStage, result: Any) -> None:
         story = self.story(c.lease.record_id)
-        if answer.recreated:
+        if result.recreated:
             self._taken(story, c.lease)
         elif c.stage.name + c.stage.key not in story.recorded:
             self._extended(story, c.lease)
@@ -203,9 +203,9 @@ class Oracle:
         self._extended(story, lease)
         story.last_token = max(story.last_token, lease.token)
 
-    def _completed(self, c: Complete, answer: Any) -> None:
+    def _completed(self, c: Complete, result: Any) -> None:
         story = self.story(c.lease.record_id)
-        if answer.recreated:
+        if result.recreated:
             self._taken(story, c.lease)
         if story.completed is None:
             story.completed, story.completed_until = c.response, self._memory.time() + c.lease.ttl
@@ -246,7 +246,7 @@ class Oracle:
         if len(story.bodies) > 1:
             self._loop.fail("I7: one key ran for two requests")
         if story.promise is not None and lease.token > story.promise.token:
-            self._loop.fail("I4: ran again after its answer had been received")
+            self._loop.fail("I4: ran again after its response had been received")
         story.processes[lease.token] = process
         self._check_alone(story, lease)
 
@@ -263,7 +263,7 @@ class Oracle:
                 self._loop.fail(f"I12: begins beside work of token {work.token}, whose lease could be renewed")
         owed = story.owed
         if owed is not None and self._holds(story, owed.token, owed.process, lease):
-            self._loop.fail("I13: ran again after its answer was received, while that was being recorded")
+            self._loop.fail("I13: ran again after its response was received, while that was being recorded")
 
     def _holds(self, story: Story, token: int, process: Process, lease: Lease) -> bool:
         return token < lease.token and not process.dead and token not in story.excused
@@ -289,12 +289,12 @@ class Oracle:
 
     # Where responses leave
 
-    def answered(self, record_id: bytes, status: int, body: bytes, unrecorded: tuple[int, Process] | None) -> None:
+    def retried(self, record_id: bytes, status: int, body: bytes, unrecorded: tuple[int, Process] | None) -> None:
         """The last byte of a handler's response, or of a replay, has left.
 
         ``unrecorded``: where it is marked so, by which token and process.
         """
-        self.answers += 1
+        self.results += 1
         story = self.story(record_id)
         if unrecorded is not None:
             if story.completed is None and story.token == unrecorded[0] and not story.losses:
@@ -302,11 +302,11 @@ class Oracle:
             return
         if story.promise is not None:
             if (story.promise.status, story.promise.body) != (status, body):
-                self._loop.fail("I4: two different answers to one request")
+                self._loop.fail("I4: two different responses to one request")
         elif story.completed is not None and _is(story.completed, status, body):
             story.promise = Promise(status, body, story.last_token)
         elif not story.losses:
-            self._loop.fail("I4: an answer left before it was durable (R-03)")
+            self._loop.fail("I4: a response was sent before it was durable (R-03)")
 
     def refused_as_reused(self, record_id: bytes, body: bytes) -> None:
         """A 422."""
@@ -320,7 +320,7 @@ class Oracle:
             owed = story.owed
             if owed is None or owed.process.dead or owed.token in story.excused or story.token != owed.token:
                 continue
-            self._loop.fail("I13: an answer that its client has got was never recorded")
+            self._loop.fail("I13: a response that its client has received was never recorded")
 
     def ended(self, task: Task) -> None:
         """A request is over, however it ended."""

@@ -219,13 +219,13 @@ class Site:
 
     def _renew(self, process: Process, command: Renew) -> Any:
         """One by one, since two leases of a beat may be of one record."""
-        answers: list[Renewal] = []
+        results: list[Renewal] = []
         for lease in command.leases:
             before = self.memory.look(lease.record_id)
-            answers += self.decide(process, "renew", Renew([lease]))
-            self.oracle.renewed(lease, before, self.memory.look(lease.record_id), answers[-1])
-        self.note(process, "renew", [lease.token for lease in command.leases], "->", answers)
-        return answers
+            results += self.decide(process, "renew", Renew([lease]))
+            self.oracle.renewed(lease, before, self.memory.look(lease.record_id), results[-1])
+        self.note(process, "renew", [lease.token for lease in command.leases], "->", results)
+        return results
 
     # The client's side
 
@@ -235,10 +235,10 @@ class Site:
         ``losses``: how often the record had been lost when the request came; one more takes back what was promised.
         """
         status, headers = start["status"], dict(start["headers"])
-        self.note(None, "answer", order.key, order.user, status, body)
+        self.note(None, "response", order.key, order.user, status, body)
         is_problem = headers.get(b"content-type") == b"application/problem+json"
         if not is_problem and not body.startswith(b"%b|%b|" % (order.user.encode(), order.body)):
-            self.loop.fail(f"I10: {order.user} got another one's answer, {body!r}")
+            self.loop.fail(f"I10: {order.user} got another user's response, {body!r}")
         record_id = self.record_of.get((order.key, order.user))
         if record_id is None or losses != self.losses_of(order):
             return
@@ -250,7 +250,7 @@ class Site:
             assert task is not None
             unmarkable = streamed and task.root.unrecorded
             lease = here().lease if marked or unmarkable else None
-            self.oracle.answered(record_id, status, body, None if lease is None else (lease.token, task.process))
+            self.oracle.retried(record_id, status, body, None if lease is None else (lease.token, task.process))
 
 
 def _record_of(command: Any) -> bytes:
