@@ -13,16 +13,16 @@ from tests.wire.servers import Server
 Lines = Sequence[bytes]
 
 
-def store_failed(answer: Response, log: str) -> bool:
+def store_failed(response: Response, log: str) -> bool:
     """Whether a response tells of a store that did not respond in time; the server's log has to say so too.
 
     It says nothing of the record: the request was not run, or its response was not recorded, and it is to be sent
     again.
     """
-    unavailable = answer.status == 503 and b":backend-unavailable" in answer.body
-    if not unavailable and answer.values(b"idempotency-status") != [b"unrecorded"]:
+    unavailable = response.status == 503 and b":backend-unavailable" in response.body
+    if not unavailable and response.values(b"idempotency-status") != [b"unrecorded"]:
         return False
-    assert "BackendFailed" in log, f"nothing failed, and yet {answer}: {log[-3000:]}"
+    assert "BackendFailed" in log, f"nothing failed, and yet {response}: {log[-3000:]}"
     return True
 
 

@@ -70,7 +70,7 @@ CANNOT: Mapping[str, Mapping[str, str]] = {
     "gunicorn-gevent": {},
     "waitress": {
         "field order": "it sorts the header fields",
-        "bodiless keep-alive": "it closes the connection after an answer without a Content-Length",
+        "bodiless keep-alive": "it closes the connection after a response without a Content-Length",
         "unread refusal": "it reads the whole body before it calls the application",
         "unread malformed key": "it reads the whole body before it calls the application",
     },

@@ -105,7 +105,7 @@ class Server:
         for _ in range(_PORT_TRIES):
             self.port = _free_port()
             process = self._launch()
-            if self._answers(process):
+            if self._responds(process):
                 return process
             process.kill()
             process.wait(10)
@@ -127,15 +127,15 @@ class Server:
                 stderr=log,
             )
 
-    def _answers(self, process: subprocess.Popen[bytes]) -> bool:
+    def _responds(self, process: subprocess.Popen[bytes]) -> bool:
         """Whether it is this server that responds there: another one may have taken the port in between."""
         deadline = time.monotonic() + START_WITHIN
         while time.monotonic() < deadline and process.poll() is None:
             try:
                 with self.connect() as connection:
                     connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-                    answer = b"".join(iter(lambda: connection.recv(65536), b""))
-                return self._nonce.encode() in answer
+                    response = b"".join(iter(lambda: connection.recv(65536), b""))
+                return self._nonce.encode() in response
             except OSError:
                 time.sleep(0.02)
         return False

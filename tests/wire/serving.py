@@ -101,8 +101,8 @@ def _drain_after_sigterm() -> None:
 def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     """The WSGI servers' target."""
     if "HTTP_X_APP" in environ:
-        answer: Iterable[bytes] = _app(environ["HTTP_X_APP"])(environ, start_response)
-        return answer
+        response: Iterable[bytes] = _app(environ["HTTP_X_APP"])(environ, start_response)
+        return response
     body = _said()
     start_response("200 OK", [("Content-Length", str(len(body)))])
     return [body]

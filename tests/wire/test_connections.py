@@ -46,9 +46,9 @@ def test_a_body_that_waits_for_100_continue_is_asked_for_and_fingerprinted(serve
         connection.send(case.head(b"Content-Length: 4", b"Expect: 100-continue"))
         assert connection.read_head().status == 100
         connection.send(b"body")
-        answer = connection.read()
+        response = connection.read()
 
-    assert (answer.status, answer.values(b"x-body")) == (201, [hashlib.sha256(b"body").hexdigest().encode()])
+    assert (response.status, response.values(b"x-body")) == (201, [hashlib.sha256(b"body").hexdigest().encode()])
     assert case.ask(b"body").replayed
     assert case.ask(b"ydob").status == 422
 
@@ -59,10 +59,10 @@ def test_a_malformed_key_is_refused_without_its_body(served: str, new_case: NewC
     case = new_case("charge")
     with case.connect() as connection:
         connection.send(case.head(b"Content-Length: 4", b"Expect: 100-continue", key=b'"unterminated'))
-        answer = connection.read()
+        response = connection.read()
 
-    assert answer.status == 400
-    assert b"key-malformed" in answer.body
+    assert response.status == 400
+    assert b"key-malformed" in response.body
     assert case.journal.lines() == []
 
 
@@ -86,18 +86,18 @@ def test_two_chunkings_of_one_body_are_the_same_request(served: str, new_case: N
 def test_the_handler_gets_a_chunked_body_whole(served: str, new_case: NewCase) -> None:
     """R-09: what the middleware has read is given back, also where no Content-Length told its size."""
     case = new_case("charge")
-    answer = case.exchange(case.head(b"Transfer-Encoding: chunked") + chunked([b"a", b"b" * 70_000]))
+    response = case.exchange(case.head(b"Transfer-Encoding: chunked") + chunked([b"a", b"b" * 70_000]))
 
-    assert answer.values(b"x-body") == [hashlib.sha256(b"a" + b"b" * 70_000).hexdigest().encode()]
+    assert response.values(b"x-body") == [hashlib.sha256(b"a" + b"b" * 70_000).hexdigest().encode()]
 
 
 @pytest.mark.parametrize("kind", ["gunicorn-sync", "gunicorn-gthread", "gunicorn-gevent"])
 def test_a_chunked_body_that_django_would_not_read_is_refused(running: Running, kind: str) -> None:
     """O-05: two different bodies would be one request to it, so with a key neither runs."""
     case = Case(running(kind), "django-wsgi", "charge")
-    answer = case.exchange(case.head(b"Transfer-Encoding: chunked") + chunked([b"a body"]))
+    response = case.exchange(case.head(b"Transfer-Encoding: chunked") + chunked([b"a body"]))
 
-    assert answer.status == 411
+    assert response.status == 411
     assert case.journal.lines() == []
     assert not case.ask().replayed
 
@@ -124,8 +124,8 @@ def test_a_field_that_is_no_key_is_400_and_nothing_runs(
     case = new_case("charge")
     key = case.key.encode()
     fields = [line.replace(b"%b", key) for line in lines]
-    answer = case.exchange(case.head(b"Content-Length: 2", b"Connection: close", *fields, key=None) + b"{}")
+    response = case.exchange(case.head(b"Content-Length: 2", b"Connection: close", *fields, key=None) + b"{}")
 
-    assert answer.status == 400
+    assert response.status == 400
     assert case.journal.lines() == []
     assert not case.ask().replayed

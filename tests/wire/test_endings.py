@@ -25,7 +25,7 @@ EXITS += ["uvicorn-httptools:django-asgi", "gunicorn-sync:django-wsgi", "gunicor
 INTERRUPTS = ["uvicorn-h11:asgi", "hypercorn:asgi", "granian:asgi", "gunicorn-sync:wsgi", "waitress:wsgi"]
 
 
-def answered_or_cut(connection: Connection) -> int | None:
+def status_or_cut(connection: Connection) -> int | None:
     """The status, or None where the connection ended without one."""
     try:
         return connection.read().status
@@ -61,7 +61,7 @@ def test_a_sync_worker_at_its_time_limit_fails_and_the_retry_resumes_at_once(
     case = Case(server, adapter, "staged")
     with case.begin() as connection:
         case.journal.await_line("arrived")
-        first = answered_or_cut(connection)
+        first = status_or_cut(connection)
         _, retry = case.ask_until_admitted()
 
     assert first in (None, 500)
@@ -75,7 +75,7 @@ def test_a_sync_worker_that_refuses_its_time_limit_is_killed_and_the_lease_ends(
     case = Case(server, "wsgi", "stubborn", variant="brisk")
     with case.begin() as connection:
         case.journal.await_line("refused to end")
-        assert answered_or_cut(connection) is None
+        assert status_or_cut(connection) is None
         with records(f"sqlite:///{server.folder}/records.db") as backend:
             (left,) = [record for record in backend.scan() if record.status is Status.IN_PROGRESS]
             _, retry = case.ask_until_admitted()
@@ -119,7 +119,7 @@ def test_sigterm_without_grace_on_uvicorn_costs_a_lease_at_most(
     with case.begin() as connection:
         case.journal.await_line("arrived")
         server.terminate()
-        assert answered_or_cut(connection) in (None, 500)
+        assert status_or_cut(connection) in (None, 500)
         case.server = successor
         _, retry = case.ask_until_admitted()
 

@@ -17,14 +17,14 @@ NOT_REPLAYED = {b"set-cookie", b"age"}
 CORS = b"access-control-"
 
 
-def fields(answer: Response) -> list[tuple[bytes, bytes]]:
+def fields(response: Response) -> list[tuple[bytes, bytes]]:
     """The header fields that the application has sent, in order."""
-    return [field for field in answer.headers if field[0] not in OF_THE_MESSAGE]
+    return [field for field in response.headers if field[0] not in OF_THE_MESSAGE]
 
 
-def stored(answer: Response) -> list[tuple[bytes, bytes]]:
+def stored(response: Response) -> list[tuple[bytes, bytes]]:
     """The header fields of a first response that every replay has too."""
-    return [field for field in fields(answer) if field[0] not in NOT_REPLAYED and not field[0].startswith(CORS)]
+    return [field for field in fields(response) if field[0] not in NOT_REPLAYED and not field[0].startswith(CORS)]
 
 
 @pytest.mark.parametrize("reply", ["204", "304", "empty", "binary", "gzip", "latin", "one cookie"])
@@ -79,10 +79,10 @@ def test_a_replay_without_a_body_does_not_disturb_the_next_response(served: str,
     case = new_case(reply)
     with case.connect() as connection:
         connection.send(case.request() * 3)
-        answers = [connection.read() for _ in range(3)]
+        responses = [connection.read() for _ in range(3)]
 
-    assert [answer.replayed for answer in answers] == [False, True, True]
-    assert {answer.status for answer in answers} == {int(reply)}
+    assert [response.replayed for response in responses] == [False, True, True]
+    assert {response.status for response in responses} == {int(reply)}
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

@@ -61,11 +61,11 @@ def test_what_is_written_is_live_and_replayed(served: str, native_case: NewCase)
 def test_the_iterable_is_closed_once(served: str, native_case: NewCase) -> None:
     """R-07: `close()` is called by way of the server, or not at all."""
     case = native_case("/closes")
-    answer = case.ask()
+    response = case.ask()
     case.journal.await_line("closed")
     replay = case.ask()
 
-    assert (answer.body, replay.body, replay.replayed) == (b"one two", b"one two", True)
+    assert (response.body, replay.body, replay.replayed) == (b"one two", b"one two", True)
     assert case.journal.lines() == ["closed"]
 
 

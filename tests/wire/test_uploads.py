@@ -71,9 +71,9 @@ def test_an_upload_over_the_limit_ends_in_413_with_bounded_memory(served: str, n
     case = new_case("charge")
     assert case.ask(key=None).status == 201
     with memory_of(case.server) as peak, case.connect() as connection:
-        answer = upload(connection, case.head(b"Transfer-Encoding: chunked"), 128)
+        response = upload(connection, case.head(b"Transfer-Encoding: chunked"), 128)
 
-    assert answer.status == 413
+    assert response.status == 413
     assert peak.added < ADDED
     assert case.journal.lines() == ["ran"]
     assert not case.ask().replayed
@@ -83,10 +83,10 @@ def test_an_upload_over_the_limit_ends_in_413_with_bounded_memory(served: str, n
 def test_a_declared_gigabyte_is_refused_before_a_byte_of_it(served: str, new_case: NewCase) -> None:
     """O-07: the client sends no body, and has its response."""
     case = new_case("charge")
-    answer = case.exchange(case.head(b"Content-Length: 1073741824"))
+    response = case.exchange(case.head(b"Content-Length: 1073741824"))
 
-    assert answer.status == 413
-    assert b"urn:problem-type:open-idempotency:" in answer.body
+    assert response.status == 413
+    assert b"urn:problem-type:open-idempotency:" in response.body
     assert case.journal.lines() == []
 
 
@@ -97,12 +97,12 @@ def test_a_body_under_a_high_limit_is_spooled_with_bounded_memory(served: str, n
     case.ask(key=None)
     with memory_of(case.server) as peak:
         with case.connect() as connection:
-            answer = upload(connection, case.head(b"Transfer-Encoding: chunked"), 96)
+            response = upload(connection, case.head(b"Transfer-Encoding: chunked"), 96)
         with case.connect() as connection:
             again = upload(connection, case.head(b"Transfer-Encoding: chunked"), 96)
 
-    assert answer.status == 201
-    assert answer.body.decode() == hashlib.sha256(BLOCK * 96).hexdigest()
-    assert (again.replayed, again.body) == (True, answer.body)
+    assert response.status == 201
+    assert response.body.decode() == hashlib.sha256(BLOCK * 96).hexdigest()
+    assert (again.replayed, again.body) == (True, response.body)
     assert peak.added < ADDED
     assert case.journal.lines() == ["ran", "ran"]

@@ -100,9 +100,9 @@ def test_requests_that_run_at_the_same_time_have_each_their_own_context(served: 
         one.journal.await_line("saved one")
         other.journal.await_line("saved other")
         other.journal.gate().set()
-        answers = [second.read().body.split()]
+        responses = [second.read().body.split()]
         one.journal.gate().set()
-        answers.append(first.read().body.split())
+        responses.append(first.read().body.split())
 
-    assert [answer[:2] for answer in answers] == [[b"other", b"1"], [b"one", b"1"]]
-    assert answers[0][2] != answers[1][2]
+    assert [response[:2] for response in responses] == [[b"other", b"1"], [b"one", b"1"]]
+    assert responses[0][2] != responses[1][2]
