@@ -140,7 +140,7 @@ class MariadbServer:
                 time.sleep(0.02)
                 continue
             with connection, connection.cursor() as cursor:
-                # Another server may own the port: the folder tells ours.
+                # Another server may own the port: the folder identifies this one.
                 cursor.execute("SELECT @@datadir")
                 if Path(str(cursor.fetchone()[0])) != self._data:
                     return False

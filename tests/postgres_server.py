@@ -103,7 +103,7 @@ class PostgresServer:
         for port in self._ports():
             self.port = port
             self._process = self._launch(port)
-            if self._answers():
+            if self._responds():
                 return self
             self.kill()
         raise ServerMissing(f"postgres did not start: {self._log().read_text(errors='replace')[-2000:]}")
@@ -182,13 +182,13 @@ class PostgresServer:
     def _log(self) -> Path:
         return self._folder / "server.log"
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         assert self._process is not None
         deadline = time.monotonic() + _START_WITHIN
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
                 with self.connect() as connection:
-                    # Another server may own the port: the directory tells ours.
+                    # Another server may own the port: the directory identifies this one.
                     row = connection.execute("SHOW data_directory").fetchone()
                     return row is not None and Path(row[0]) == self._data
             except psycopg.OperationalError:

@@ -78,7 +78,7 @@ class Server:
         for port in ports:
             self.port = port
             self._process = self._launch(port)
-            if self._answers():
+            if self._responds():
                 return self
             self.kill()
         raise ServerMissing(f"{self._binary} did not start: {self._log().read_text(errors='replace')[-2000:]}")
@@ -121,13 +121,13 @@ class Server:
     def _log(self) -> Path:
         return Path(self._folder.name) / "server.log"
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         assert self._process is not None
         deadline = time.monotonic() + _START_WITHIN
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
                 with self.connect() as client:
-                    # Another server may own the port: the pid tells ours.
+                    # Another server may own the port: the pid identifies this one.
                     client.ping()  # which gets no reply while the data are loaded, as INFO is
                     return bool(client.info("server")["process_id"] == self._process.pid)
             except redis.exceptions.ConnectionError:
