@@ -1,4 +1,4 @@
-"""One view in three frameworks: an order and its response in one transaction, with a plain stage before it if asked."""
+"""One view in three frameworks: an order and its response in one transaction, optionally after a plain stage."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ PLACED = {"order": "placed"}
 
 
 class Result(NamedTuple):
-    """What a client got."""
+    """Status and body of a response."""
 
     status: int
     body: bytes
 
     @property
     def problem(self) -> str:
-        """Of a problem: its name."""
+        """The name of the problem, if the body is one."""
         return str(json.loads(self.body)["type"]).rpartition(":")[2]
 
 
 class Application(NamedTuple):
-    """One that runs: ``send(body)`` makes a request, always with the same key. Its records are in memory."""
+    """A running application: ``send(body)`` makes a request, always with the same key. Its records are in memory."""
 
     send: Callable[[bytes], Result]
     backend: MemoryBackend
 
     def lose(self) -> None:
-        """The cache was flushed."""
+        """Delete every record, as a flushed cache does."""
         for record in list(self.backend.scan()):
             self.backend.delete(record.record_id)
 
     def records(self) -> int:
-        """How many there are."""
+        """The number of records."""
         return len(list(self.backend.scan()))
 
 
@@ -54,7 +54,7 @@ Make = Callable[..., AbstractContextManager[Application]]
 
 @contextmanager
 def in_flask(database: Database, notifies: bool = False, **fields: Any) -> Iterator[Application]:
-    """``idem.atomic`` with a session."""
+    """A Flask view that uses ``idem.atomic`` with a session."""
     import flask
 
     from open_idempotency.flask import Idempotency
@@ -82,7 +82,7 @@ def in_flask(database: Database, notifies: bool = False, **fields: Any) -> Itera
 
 @contextmanager
 def in_fastapi(database: Database, notifies: bool = False, **fields: Any) -> Iterator[Application]:
-    """``idem.atomic`` with an awaited session."""
+    """A FastAPI view that uses ``idem.atomic`` with an async session."""
     from fastapi import FastAPI
     from fastapi.responses import JSONResponse
     from httpx import ASGITransport, AsyncClient
@@ -114,7 +114,7 @@ def in_fastapi(database: Database, notifies: bool = False, **fields: Any) -> Ite
 
 @contextmanager
 def in_django(database: Database, notifies: bool = False, **fields: Any) -> Iterator[Application]:
-    """``@idempotent(atomic=...)``."""
+    """A Django view under ``@idempotent(atomic=...)``."""
     from django.db import connections
     from django.http import HttpRequest, JsonResponse
     from django.test import Client

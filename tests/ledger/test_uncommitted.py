@@ -1,4 +1,4 @@
-"""A view that responds and has forgotten to commit: its response must not go on record, since its rows are nowhere."""
+"""A view that responds and forgets to commit: its response is not recorded, since its rows do not exist."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ FORMS = pytest.mark.parametrize("form", [_as_a_stage, _as_a_response])
 
 
 def _verdict(client: Client, view: Callable[[], Response]) -> Fate | Response:
-    """What becomes of a view's response."""
+    """The fate of a view's response."""
     with client.request() as attempt:
         response = view()
         return client.engine.sync.run(finish(attempt, response))
@@ -72,7 +72,7 @@ def _is_told(verdict: Fate | Response) -> bool:
 
 @FORMS
 def test_a_session_that_is_closed_without_a_commit_is_reported(client: Client, form: Any, on_sqlite: Database) -> None:
-    """S-05: both commit, or neither does."""
+    """S-05: rows and response commit together or not at all."""
     with _engine(on_sqlite) as engine:
 
         def view() -> Response:
@@ -86,7 +86,7 @@ def test_a_session_that_is_closed_without_a_commit_is_reported(client: Client, f
 
 @FORMS
 def test_a_session_that_is_still_open_is_reported(client: Client, form: Any, on_sqlite: Database) -> None:
-    """S-05: whoever commits it afterwards may die before."""
+    """S-05: the process may die before a later commit."""
     with _engine(on_sqlite) as engine, Session(engine) as session:
 
         def view() -> Response:
@@ -154,7 +154,7 @@ def test_a_plain_connection_to_sqlite_that_is_still_in_its_transaction_is_report
 
 
 def test_a_savepoint_is_no_commit(client: Client, on_sqlite: Database) -> None:
-    """S-05: what is released is not committed yet."""
+    """S-05: releasing a savepoint commits nothing."""
     with _engine(on_sqlite) as engine:
 
         def view() -> Response:
@@ -167,7 +167,7 @@ def test_a_savepoint_is_no_commit(client: Client, on_sqlite: Database) -> None:
 
 @FORMS
 def test_a_commit_is_enough(client: Client, form: Any, on_sqlite: Database) -> None:
-    """S-05: also where the session goes on to read afterwards."""
+    """S-05: even if the session reads afterwards."""
     with _engine(on_sqlite) as engine, Session(engine) as session:
 
         def view() -> Response:
@@ -181,7 +181,7 @@ def test_a_commit_is_enough(client: Client, form: Any, on_sqlite: Database) -> N
 
 
 def test_one_session_of_many_requests_is_watched_anew_each_time(client: Client, on_sqlite: Database) -> None:
-    """S-05: an earlier commit says nothing of this one."""
+    """S-05: the commit of an earlier request does not count for this one."""
     with _engine(on_sqlite) as engine, Session(engine) as session:
 
         def view(commits: bool) -> Response:
@@ -196,7 +196,7 @@ def test_one_session_of_many_requests_is_watched_anew_each_time(client: Client, 
 
 
 def test_a_block_that_rolls_back_may_respond(client: Client, on_sqlite: Database) -> None:
-    """S-05: the rows and the stage are gone on purpose."""
+    """S-05: rows and stage are discarded on purpose."""
     with _engine(on_sqlite) as engine, Session(engine) as session:
 
         def view() -> Response:
@@ -208,7 +208,7 @@ def test_a_block_that_rolls_back_may_respond(client: Client, on_sqlite: Database
 
 
 def test_a_refusal_may_leave_its_rows_behind(client: Client, on_sqlite: Database) -> None:
-    """S-05: a view that raises closes its session without a commit, as it should."""
+    """S-05: a view that raises closes its session without a commit, which is right."""
     with _engine(on_sqlite) as engine:
 
         def view() -> Response:
@@ -223,7 +223,7 @@ def test_a_refusal_may_leave_its_rows_behind(client: Client, on_sqlite: Database
 def test_a_client_whose_view_commits_too_late_gets_the_response_with_its_retry(
     on_sqlite: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """S-06: from the ledger, where it is by then; and the log says what is wrong."""
+    """S-06: from the ledger, which has it by then; the problem is logged."""
     backend = MemoryBackend()
     app = Flask(__name__)
     Idempotency(app, backend=backend)
