@@ -1,4 +1,4 @@
-"""SIGKILL between two stages, in each framework and on each backend: the retry resumes, nothing happens twice."""
+"""SIGKILL between two stages, in each framework and on each backend: the retry resumes, and no effect happens twice."""
 
 from __future__ import annotations
 
