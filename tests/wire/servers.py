@@ -1,6 +1,6 @@
-"""Real server processes on free ports, each in a folder of its own, ended by their own process ids.
+"""Real server processes on free ports, each in its own folder, ended by their process ids.
 
-Nothing here knows of our package.
+Nothing here knows the library.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The process that was started; of gunicorn and granian, the one that looks after the workers."""
+        """The process that was started; for gunicorn and granian the parent of the workers."""
         return self._process.pid
 
     @property
@@ -74,7 +74,7 @@ class Server:
         self._process.send_signal(signal.SIGTERM)
 
     def wait(self, seconds: float = 25) -> bool:
-        """Whether it ends by itself in time, which is less than a lease."""
+        """Whether it ends by itself within a timeout that is shorter than a lease."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -82,7 +82,7 @@ class Server:
         return True
 
     def stop(self) -> None:
-        """End it, and the processes that it has started, at once; itself first, so that it starts no other."""
+        """Kill it and the processes that it has started; itself first, so that it starts no other."""
         if not LISTS_PROCESSES:
             self.terminate()
             self.wait()
@@ -92,7 +92,7 @@ class Server:
         self._process.wait(10)
 
     def pids(self) -> list[int]:
-        """Its processes that are alive: itself first, then its workers, where the system lists them."""
+        """Its processes that are alive: itself first, then its workers, if the system lists them."""
         found, pending = [], [self.pid] if self._process.poll() is None else []
         while pending:
             pid = pending.pop()
@@ -128,7 +128,7 @@ class Server:
             )
 
     def _responds(self, process: subprocess.Popen[bytes]) -> bool:
-        """Whether it is this server that responds there: another one may have taken the port in between."""
+        """Whether this server responds on the port: another one may have taken it in between."""
         deadline = time.monotonic() + START_WITHIN
         while time.monotonic() < deadline and process.poll() is None:
             try:

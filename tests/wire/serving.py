@@ -55,7 +55,7 @@ def _app(name: str) -> Any:
 
 
 def maker_of(adapter: str) -> Callable[[Any, dict[str, Any]], Any]:
-    """What makes an adapter's application, of a backend (or its URL) and the policy's fields."""
+    """The function that makes an adapter's application from a backend (or its URL) and the policy's fields."""
     if adapter in native.MAKERS:
         return native.MAKERS[adapter]
     module, _, function = _MODULES.get(adapter, adapter).rpartition(".")
@@ -109,7 +109,7 @@ def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterabl
 
 
 def _warm(name: str) -> None:
-    """Response a request in this process, so that it has connections and a heartbeat thread."""
+    """Serve a request in this process, so that it has connections and a heartbeat thread."""
     case = uuid4().hex
     environ = {
         "REQUEST_METHOD": "POST",

@@ -1,4 +1,4 @@
-"""The policies that the servers run with. ``options``: what the backend's URL gets."""
+"""The policies that the servers run with. ``options``: the options of the backend's URL."""
 
 from __future__ import annotations
 
