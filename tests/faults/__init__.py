@@ -1,4 +1,4 @@
-"""Faults made on purpose, on real servers, files and processes: what must hold then, and what is lost.
+"""Fault injection on real servers, files and processes: which guarantees hold, and what is lost.
 
 Each test is marked with the row of ``docs/faults.md`` that it shows; ``tox -e faults`` ends with the table of them.
 """

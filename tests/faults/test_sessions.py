@@ -1,4 +1,4 @@
-"""Rows 5 and 8 on PostgreSQL: an operator ends sessions, also in mid-call; the server has no slot for a new one."""
+"""Rows 5 and 8 on PostgreSQL: an operator ends sessions, also during a call; the server has no free connection slot."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SLOTS = 3
 def test_sessions_that_an_operator_ended_are_replaced_unnoticed(
     records: OnPostgres, effects: Effects, interface: str
 ) -> None:
-    """B-10: each call notices that its connection is gone, and is made on another one."""
+    """B-10: each call notices the lost connection, and is repeated on another one."""
     with Worker(interface, records.at(options=UNHURRIED), lease=LONG) as worker:
         order = Order(charging(effects, hold="response"))
         owner = worker.start(order)
@@ -48,7 +48,7 @@ def test_sessions_that_an_operator_ended_are_replaced_unnoticed(
 def test_a_claim_whose_session_is_ended_in_mid_call_is_made_again(
     records: OnPostgres, effects: Effects, interface: str
 ) -> None:
-    """B-08, B-10: on another connection, by the same owner; one run, and no 409 to itself."""
+    """B-08, B-10: on another connection, by the same owner; one run, and no 409."""
     with Worker(interface, records.at(options=UNHURRIED), lease=LONG) as worker:
         order = Order(plain(effects))
         with records.lock():
@@ -79,7 +79,7 @@ def test_a_completion_whose_session_is_ended_in_mid_call_is_made_again(
 
 
 class _Slots:
-    """A user of the server who may have few sessions at a time, and those that somebody else has taken."""
+    """A database user with few connections, and the ones that this test occupies."""
 
     def __init__(self, records: OnPostgres, stack: ExitStack) -> None:
         self._records = records
@@ -100,7 +100,7 @@ class _Slots:
         return self._records.at(options="").replace("postgres@", f"{self._user}@")
 
     def fill(self) -> Callable[[], None]:
-        """Take every session that is left, and those that the user has; returns how to give them back."""
+        """Occupy every free connection and close the user's own ones; returns a function that frees them."""
         self._records.ask(self._end_all)
         taken = self._stack.enter_context(ExitStack())
         for _ in range(SLOTS):
@@ -119,7 +119,7 @@ class _Slots:
 
 @pytest.fixture
 def slots(records: OnPostgres) -> Iterator[_Slots]:
-    """A user whose sessions can be taken."""
+    """A user whose connections can be occupied."""
     with ExitStack() as stack:
         yield _Slots(records, stack)
 
@@ -128,7 +128,7 @@ def slots(records: OnPostgres) -> Iterator[_Slots]:
 def test_without_a_free_slot_nothing_new_runs_and_the_finished_is_recorded_later(
     slots: _Slots, effects: Effects, interface: str
 ) -> None:
-    """B-10, L-08, O-12: 503 in time; the completion is tried until there is a connection for it."""
+    """B-10, L-08, O-12: 503 in time; the completion is retried until there is a connection for it."""
     with Worker(interface, f"{slots.url}?{BRISK_POSTGRES}", lease=LONG) as worker:
         running = Order(charging(effects, hold="response"))
         owner = worker.start(running)

@@ -1,4 +1,4 @@
-"""The applications of the HTTP suite with the shop's endpoints, on a backend whose requests can be stopped.
+"""The applications of the HTTP suite with the shop's endpoints, on a backend that can stop requests.
 
 ``tests.wire.serving`` makes them by their dotted names.
 """
