@@ -1,6 +1,6 @@
-"""The matrix: each test of the shipped contract runs on every backend, blocking and awaited.
+"""The matrix: each test of the contract suite runs on every backend, sync and async.
 
-A backend has variants: releases of its server, drivers, ways to deploy it, asyncio and trio. By default a test meets
+A backend has variants: releases of its server, drivers, ways to deploy it, asyncio and trio. By default a test runs on
 one of them, which depends on the test; ``OI_TEST_CONTRACT=full`` runs it on every variant (``tests.matrix``).
 """
 
@@ -35,7 +35,7 @@ WITHOUT_A_CHOICE: Mapping[str, str] = {
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take out what the full form alone runs."""
+    """Deselect what only the full form runs."""
     thin_out(config, items, "backends", "CONTRACT", _cell, every_column=False)
 
 

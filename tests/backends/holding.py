@@ -1,4 +1,4 @@
-"""Holding claims up in each kind of store, for the contract's test of tokens."""
+"""Delays claims in each kind of backend, for the contract's test of tokens."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Hold = Callable[[bytes], AbstractContextManager[Holding]]
 
 
 class _Shown(Holding):
-    """``now`` asks for the time; ``waits`` says whether a claim is held up, where the store shows that."""
+    """``now`` reads the clock; ``waits`` says whether a claim is delayed, if the backend shows that."""
 
     def __init__(self, now: Callable[[], float], waits: Callable[[], bool] = lambda: True) -> None:
         self._now = now
@@ -43,7 +43,7 @@ class _Shown(Holding):
         return self._now()
 
     def wait_for_a_claim(self) -> None:
-        """Look again and again."""
+        """Poll until a claim is delayed."""
         deadline = time.monotonic() + PATIENCE
         while not self._waits():
             assert time.monotonic() < deadline, "no claim was held up"
@@ -52,7 +52,7 @@ class _Shown(Holding):
 
 @contextmanager
 def held(made: Backend, mode: str) -> Iterator[Held]:
-    """A backend like ``made`` on its store's own clock, in the mode, and what holds its claims up."""
+    """A backend like ``made`` on its own clock, in this mode, and a function that delays its claims."""
     with _LIKE[next(kind for kind in _LIKE if isinstance(made, kind))](made) as (backend, hold):
         # In memory nothing is awaited, so what holds up a claim there would hold up the loop.
         blocking = mode == "sync" or isinstance(backend, MemoryBackend)
@@ -127,7 +127,7 @@ _ROW: dict[str, Any] = {
 
 
 def _row_held(engine: sqlalchemy.Engine, table: str, **more: Any) -> Hold:
-    """By a transaction that has inserted the record's row, and takes that back."""
+    """Delay claims with a transaction that has inserted the record's row, and rolls back."""
     on_postgres = engine.dialect.name == "postgresql"
     clock = "extract(epoch FROM clock_timestamp())" if on_postgres else "UNIX_TIMESTAMP(NOW(6))"
     # So long that a lease would notice.

@@ -1,4 +1,4 @@
-"""The shipped contract suite on the Django backend: SQLite, PostgreSQL, and MySQL where there is one."""
+"""The contract suite on the Django backend: SQLite, PostgreSQL, and MySQL where a server is available."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class TestPostgres(_OnDjango):
 if mariadb_server.IN_USE:
 
     class TestMysql(_OnDjango):
-        """B-12 on a project's MySQL or MariaDB; the async front has threads, as on the other databases."""
+        """B-12 on a project's MySQL or MariaDB; async calls are made in threads, as on the other databases."""
 
         database = "mysql"
 

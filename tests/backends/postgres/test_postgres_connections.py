@@ -1,4 +1,4 @@
-"""The connections of the PostgreSQL backend: how many there are, who gets one, and when they are closed."""
+"""The connections of the PostgreSQL backend: their number, their order, and when they are closed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.postgres_server import PostgresServer
 
 
 def of_this_name(server: PostgresServer, name: str) -> int:
-    """How many connections of a name the server has."""
+    """The number of connections with this name on the server."""
     with server.connect() as connection:
         row = connection.execute(
             "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s", (name,)
@@ -31,7 +31,7 @@ def of_this_name(server: PostgresServer, name: str) -> int:
 
 
 def test_connections_of_a_loop_that_ended_are_closed(postgres18: PostgresServer) -> None:
-    """B-11: a backend is used on one loop after the other; none of them closes it."""
+    """B-11: one backend is used on several loops in turn, and none of them closes it."""
     name = secrets.token_hex(8)
     backend = PostgresBackend(f"{postgres18.url()}?application_name={name}", timeout=10).to_async()
 
@@ -48,7 +48,7 @@ def test_connections_of_a_loop_that_ended_are_closed(postgres18: PostgresServer)
 
 
 def test_more_calls_than_connections_take_turns(postgres18: PostgresServer) -> None:
-    """B-11: and never more connections than were allowed, sync and async."""
+    """B-11: the limit of connections holds, sync and async."""
     name = secrets.token_hex(8)
     backend = PostgresBackend(f"{postgres18.url()}?application_name={name}&max_connections=2&coalesce=no", timeout=20)
     lease = leased(backend, claim_of())

@@ -1,6 +1,6 @@
-"""What is asked at once of the async front goes out in batches, and everybody gets his own response.
+"""Concurrent calls of the async front share batches, and each caller gets its own reply.
 
-A server that is stopped meanwhile makes sure that it is asked at once; how much was sent, the server counts.
+Calls begin while the server is stopped, which makes them concurrent; the server counts what it was sent.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ both_loops = pytest.mark.parametrize("uvloop", [False, True], ids=["asyncio", "u
 
 @pytest.fixture(params=SERVER_KINDS, scope="module")
 def own(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server that nobody else talks to; leave it running, and with its default settings."""
+    """A server for these tests alone; leave it running, with its default settings."""
     with server(kind=request.param) as own:
         yield own
 
 
 @asynccontextmanager
 async def _opened(url: str, **options: Any) -> AsyncIterator[AsyncRedisBackend]:
-    """A backend that is connected, on a server that knows the scripts."""
+    """A connected backend, on a server that has the scripts."""
     backend = RedisBackend(url, **{"timeout": LONG, "eviction": "ignore", **options}).to_async()
     try:
         lease = await _lease(backend, b"warm")
@@ -78,7 +78,7 @@ def _stopped(server: Server) -> Iterator[None]:
 
 
 async def _begin(calls: Sequence[Coroutine[Any, Any, Any]]) -> list[asyncio.Task[Any]]:
-    """Let each call come to where it waits for its response."""
+    """Let each call reach the point at which it waits for its reply."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     for _ in range(5):
         await asyncio.sleep(0)
@@ -86,14 +86,14 @@ async def _begin(calls: Sequence[Coroutine[Any, Any, Any]]) -> list[asyncio.Task
 
 
 async def _at_once(server: Server, calls: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """The responses and errors of calls that begin while the server stands still."""
+    """The results and errors of calls that begin while the server is stopped."""
     with _stopped(server):
         tasks = await _begin(calls)
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class _Count:
-    """What the server has read, run and accepted since then; a look at it is not counted."""
+    """What the server has read, run and accepted since then, without the reading of these counters."""
 
     def __init__(self, plain: redis.Redis) -> None:
         self._plain = plain
@@ -124,7 +124,7 @@ def _counting(server: Server) -> Iterator[_Count]:
 
 @both_loops
 def test_what_is_asked_at_once_is_few_writes_on_one_connection(own: Server, uvloop: bool) -> None:
-    """B-01: claims and completions of as many keys; each is one script."""
+    """B-01: claims and completions of many keys; each is one script."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -142,7 +142,7 @@ def test_what_is_asked_at_once_is_few_writes_on_one_connection(own: Server, uvlo
 
 
 def test_without_coalescing_each_call_has_a_connection(own: Server) -> None:
-    """The option: what the test above counts is there to be counted."""
+    """``coalesce=no`` disables what the test above counts."""
 
     async def steps() -> None:
         async with _opened(f"{own.url}?coalesce=no") as backend:
@@ -156,7 +156,7 @@ def test_without_coalescing_each_call_has_a_connection(own: Server) -> None:
 
 
 def test_a_large_response_holds_nobody_up(own: Server) -> None:
-    """I11: it goes on a connection of its own, as the others would have to wait behind it."""
+    """I11: it has its own connection, so that other calls do not wait behind it."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -172,7 +172,7 @@ def test_a_large_response_holds_nobody_up(own: Server) -> None:
 
 
 def test_alone_a_call_waits_for_nobody(own: Server) -> None:
-    """One after the other, each is one write."""
+    """Sequential calls are one write each."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -186,7 +186,7 @@ def test_alone_a_call_waits_for_nobody(own: Server) -> None:
 
 
 def test_of_one_key_in_one_batch_one_owner_wins(own: Server) -> None:
-    """I1: tokens and owners compared, not only responds."""
+    """I1: by tokens and owners, not only by the replies."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -206,7 +206,7 @@ def test_of_one_key_in_one_batch_one_owner_wins(own: Server) -> None:
 
 
 def test_a_claim_that_is_sent_again_in_one_batch_is_one_lease(own: Server) -> None:
-    """B-08: the same owner is told that it owns the key, each time."""
+    """B-08: the same owner gets the same lease each time."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -222,7 +222,7 @@ def test_a_claim_that_is_sent_again_in_one_batch_is_one_lease(own: Server) -> No
 
 @both_loops
 def test_a_caller_that_leaves_takes_nobody_along(own: Server, uvloop: bool) -> None:
-    """Cancelled on the way and in the queue; the connection stays, and the responses are the others' own."""
+    """Cancelled in flight and in the queue; the connection stays, and others get their own replies."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -275,7 +275,7 @@ async def _done(backend: AsyncRedisBackend, lease: Lease) -> bool:
 
 
 def test_scripts_that_the_server_forgot_are_sent_again_for_a_batch(own: Server) -> None:
-    """B-10: after SCRIPT FLUSH, on the same connection; each caller gets his response."""
+    """B-10: after SCRIPT FLUSH, on the same connection; each caller gets its reply."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -291,7 +291,7 @@ def test_scripts_that_the_server_forgot_are_sent_again_for_a_batch(own: Server) 
 
 
 def test_a_silent_server_is_refused_in_time_by_all(own: Server) -> None:
-    """B-10: those on their way and those that wait; afterwards it works again."""
+    """B-10: calls in flight and in the queue; afterwards calls succeed."""
 
     async def steps() -> None:
         async with _opened(own.url, timeout=0.4) as backend:
@@ -307,7 +307,7 @@ def test_a_silent_server_is_refused_in_time_by_all(own: Server) -> None:
 
 
 def test_a_connection_that_ends_costs_a_batch_nothing(own: Server) -> None:
-    """B-10, B-08: the commands that it carried are sent once more, on another."""
+    """B-10, B-08: its commands are sent again on another connection."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -323,7 +323,7 @@ def test_a_connection_that_ends_costs_a_batch_nothing(own: Server) -> None:
 
 
 def test_a_backend_that_is_closed_ends_every_wait(own: Server) -> None:
-    """B-10: with an error of ours; and it opens again."""
+    """B-10: with a typed error; the backend can be used again."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -354,7 +354,7 @@ def test_a_connection_that_ends_before_its_first_use_holds_nobody_up(own: Server
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="nothing comes between the connection and its first use")
 @pytest.mark.parametrize("closed", [False, True], ids=["lost", "closed"])
 def test_a_call_whose_connection_ends_before_its_first_use_is_not_held_up(own: Server, closed: bool) -> None:
-    """B-10: it has another connection, or an error where the backend was closed."""
+    """B-10: it gets another connection, or an error if the backend was closed."""
 
     async def steps() -> None:
         backend = RedisBackend(own.url, timeout=LONG, eviction="ignore").to_async()
@@ -377,7 +377,7 @@ def test_a_call_whose_connection_ends_before_its_first_use_is_not_held_up(own: S
 
 
 def test_what_nobody_asked_for_ends_the_connection() -> None:
-    """I6: else it would be taken for the response to the next question."""
+    """I6: a surplus reply would be taken for that of the next command."""
 
     async def steps() -> None:
         said = asyncio.Event()
@@ -404,7 +404,7 @@ def test_what_nobody_asked_for_ends_the_connection() -> None:
 
 
 def test_replicas_confirm_a_batch_at_once() -> None:
-    """I8: one WAIT for all that a batch wrote."""
+    """I8: one WAIT for all writes of a batch."""
 
     async def steps(primary: Server) -> None:
         async with _opened(primary.url, min_replicas=1) as backend:
@@ -423,7 +423,7 @@ def test_replicas_confirm_a_batch_at_once() -> None:
 
 
 def test_on_a_cluster_each_node_has_batches_of_its_own(cluster: Cluster) -> None:
-    """B-11a: what is asked while one node stands still waits for that node alone."""
+    """B-11a: only commands for a stopped node wait for it."""
 
     async def steps() -> None:
         async with _opened(cluster.url, prefix=os.urandom(4).hex()) as backend:
@@ -455,7 +455,7 @@ async def _until_done(tasks: list[asyncio.Task[Any]], number: int) -> None:
 def test_commands_that_could_not_be_written_take_nobody_elses_replies(
     own: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """B-10a: there was no memory for the write. Those that come next get their own replies, at once."""
+    """B-10a: the write fails without memory. Later commands get their own replies, at once."""
 
     def write(*_: object) -> None:
         raise MemoryError

@@ -1,4 +1,4 @@
-"""Run by the fork tests as a process of its own: ``fork_script.py SCENARIO URL``; exits with 0 if all is well."""
+"""A separate process for the fork tests: ``fork_script.py SCENARIO URL``; exits with 0 if the scenario succeeds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def claim_of(record_id: bytes) -> Claim:
 
 
 def work(backend, name: bytes) -> None:
-    """Claims and completions whose responses would show a connection that is shared with another process."""
+    """Claims and completions that would fail on a connection shared with another process."""
     for number in range(CLAIMS):
         record_id = name + b"-%d" % number
         result = backend.claim(claim_of(record_id))
@@ -29,7 +29,7 @@ def work(backend, name: bytes) -> None:
 
 
 def in_child(function) -> int:
-    """Fork, run ``function`` in the child alone, and return its pid."""
+    """Fork, run ``function`` in the child only, and return its pid."""
     pid = os.fork()
     if pid:
         return pid
@@ -47,7 +47,7 @@ def expect(pid: int) -> None:
 
 
 def after_use(url: str) -> None:
-    """Parent and child go on at the same time, after the parent used the backend."""
+    """Parent and child continue together, after the parent used the backend."""
     backend = open_backend(url)
     mine = claim_of(b"before")
     assert isinstance(backend.claim(mine), Leased)
@@ -64,7 +64,7 @@ def after_use(url: str) -> None:
 
 
 def on_loops(url: str) -> None:
-    """Parent and child go on at the same time, each on a loop of its own; the parent had used one before."""
+    """Parent and child continue together, each on a new event loop; the parent had used one before."""
     backend = open_backend(url)
 
     async def at_once(name: bytes) -> None:
@@ -79,7 +79,7 @@ def on_loops(url: str) -> None:
 
 
 def while_locked(url: str) -> None:
-    """The fork happens while another thread is in the middle of a write."""
+    """Fork while another thread is in the middle of a write."""
     inside, go_on, parent = threading.Event(), threading.Event(), os.getpid()
 
     def clock() -> float:
@@ -121,7 +121,7 @@ def no_file_inherited(path: str) -> None:
 
 
 def while_waiting(url: str) -> None:
-    """The parent waits when it forks; from then on both wait, and each is notified of the end that the other brings."""
+    """The parent waits when it forks; then both wait, and each is notified when the other completes."""
     backend = open_backend(url)
     claims = {name: claim_of(name) for name in (b"parent", b"child")}
     leases = {}

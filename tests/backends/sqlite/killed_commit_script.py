@@ -1,4 +1,4 @@
-"""Run by the coalescing tests: ``killed_commit_script PATH OnThreads|OnALoop before|after``.
+"""A separate process for the coalescing tests: ``killed_commit_script PATH OnThreads|OnALoop before|after``.
 
 Ten claims share a transaction, and the process is killed right before or right after its COMMIT.
 """
@@ -18,7 +18,7 @@ from tests.backends.sqlite.together import PATIENCE, claim_of
 
 
 class _Killing(transactions.transaction):
-    """The second transaction from now on is the last thing that this process does."""
+    """Kills this process at its second transaction."""
 
     moment = "before"
     left = 2
@@ -58,7 +58,7 @@ def _kill() -> None:
 
 
 def main(path: str, asking: str, moment: str) -> None:
-    """Never returns."""
+    """Run the claims; never returns."""
     backend = SqliteBackend(path, timeout=PATIENCE)
     _Killing.moment = moment
     backend.migrate()  # which makes the file, in a transaction of its own

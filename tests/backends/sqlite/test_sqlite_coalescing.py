@@ -1,4 +1,4 @@
-"""Group commit on SQLite: what waits while a transaction is written shares the next; each has its own response."""
+"""Group commit on SQLite: commands that wait for a transaction share the next one; each has its own result."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Ask = Callable[..., list[Any]]
 
 
 def nothing() -> None:
-    """For those who have nothing to do while all wait."""
+    """Do nothing while all commands wait."""
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def backend(path: str) -> Iterator[SqliteBackend]:
 
 @pytest.fixture(params=[OnThreads, OnALoop])
 def together(request: pytest.FixtureRequest, backend: SqliteBackend, path: str) -> Ask:
-    """``together((verb, command), ...)``: what is asked in one transaction, on threads and on a loop."""
+    """``together((verb, command), ...)``: the results of commands in one transaction, on threads and on a loop."""
     asking = request.param(backend)
 
     def ask(*questions: tuple[str, Any], meanwhile: Callable[[], None] = nothing) -> list[Any]:
@@ -89,7 +89,7 @@ def rows_of(path: str) -> set[bytes]:
 
 
 def test_what_waits_shares_one_transaction(together: Ask, path: str, backend: SqliteBackend) -> None:
-    """LIMITS: claims and completions alike; one transaction for the one that was first, one for all others."""
+    """LIMITS: claims and completions; one transaction for the first command, one for all others."""
     done = lease_of(backend, b"done")
     before = commits(path)
     keys = [b"key-%d" % number for number in range(20)]
@@ -101,7 +101,7 @@ def test_what_waits_shares_one_transaction(together: Ask, path: str, backend: Sq
 
 
 def test_without_coalescing_each_has_a_transaction(path: str) -> None:
-    """The option: ``coalesce=no``; four writers at once, four transactions."""
+    """``coalesce=no``: four concurrent writers, four transactions."""
     backend = SqliteBackend.from_url(f"sqlite:///{path}?coalesce=no&synchronous=normal&timeout=20")
     lease_of(backend, b"schema")
     before = commits(path)
@@ -116,7 +116,7 @@ def test_without_coalescing_each_has_a_transaction(path: str) -> None:
 
 @pytest.mark.parametrize("mode", ["sync", "asyncio"])
 def test_who_is_alone_waits_for_nobody(backend: SqliteBackend, path: str, mode: str) -> None:
-    """LIMITS: no timer; a claim and its completion are two transactions, each one's own."""
+    """LIMITS: no timer; a claim and its completion have one transaction each."""
     lease_of(backend, b"schema")
     before = commits(path)
 
@@ -133,14 +133,14 @@ def test_who_is_alone_waits_for_nobody(backend: SqliteBackend, path: str, mode: 
 
 
 def test_of_two_with_one_key_in_a_transaction_one_wins(together: Ask) -> None:
-    """B-01: the second finds what the first has written, though that is not committed yet."""
+    """B-01: the second claim finds the uncommitted record of the first."""
     one, two = together(("claim", claim_of(b"key", b"one")), ("claim", claim_of(b"key", b"two")))
     assert isinstance(one, Leased)
     assert isinstance(two, Busy)
 
 
 def test_a_claim_that_is_sent_twice_into_a_transaction_is_owned(together: Ask) -> None:
-    """B-08: the same owner is told twice that it owns the record, by the same token."""
+    """B-08: the same owner gets a lease twice, with the same token."""
     one, two = together(("claim", claim_of(b"key", b"me")), ("claim", claim_of(b"key", b"me")))
     assert isinstance(one, Leased)
     assert isinstance(two, Leased)
@@ -148,14 +148,14 @@ def test_a_claim_that_is_sent_twice_into_a_transaction_is_owned(together: Ask) -
 
 
 def test_another_request_with_the_key_of_a_transaction_is_reported(together: Ask) -> None:
-    """O-05: a mismatch, also while the first claim is not committed yet."""
+    """O-05: a mismatch, even before the first claim is committed."""
     one, two = together(("claim", claim_of(b"key")), ("claim", claim_of(b"key", b"two", fingerprint=b"other")))
     assert isinstance(one, Leased)
     assert two == Mismatch()
 
 
 def test_what_one_is_refused_is_no_business_of_the_others(together: Ask, path: str, backend: SqliteBackend) -> None:
-    """B-03, B-08b: LeaseLost, AlreadyCompleted and RecordUnreadable reach their askers alone, and write nothing."""
+    """B-03, B-08b: only their own callers get LeaseLost, AlreadyCompleted and RecordUnreadable, which write nothing."""
     stale, done, damaged, sound = (lease_of(backend, key) for key in (b"stale", b"done", b"damaged", b"sound"))
     backend.fail(Fail(stale))
     owner = lease_of(backend, b"stale")
@@ -186,7 +186,7 @@ def test_what_one_is_refused_is_no_business_of_the_others(together: Ask, path: s
 
 
 def test_what_cannot_be_written_takes_nobody_with_it(together: Ask, path: str) -> None:
-    """B-10: a value that SQLite refuses undoes the transaction, and then each of it is written alone."""
+    """B-10: a value that SQLite refuses rolls the transaction back; then each command is written alone."""
     results = together(
         ("claim", claim_of(b"one")), ("claim", claim_of(b"bad", ttl=float("nan"))), ("claim", claim_of(b"two"))
     )
@@ -196,7 +196,7 @@ def test_what_cannot_be_written_takes_nobody_with_it(together: Ask, path: str) -
 
 
 def test_a_command_that_makes_no_sense_takes_nobody_with_it(together: Ask, path: str) -> None:
-    """B-10: nor does a mistake of one caller."""
+    """B-10: a wrong command fails alone."""
     results = together(
         ("claim", claim_of(b"one")), ("claim", claim_of(b"bad", ttl="soon")), ("claim", claim_of(b"two"))
     )
@@ -205,7 +205,7 @@ def test_a_command_that_makes_no_sense_takes_nobody_with_it(together: Ask, path:
 
 
 def test_a_look_that_fails_takes_nobody_with_it(backend: SqliteBackend) -> None:
-    """B-10: the same for what only reads, of which a loop sends several at once."""
+    """B-10: also for reads, of which a loop sends several at once."""
     lease_of(backend, b"running")
     claims = [claim_of(b"new"), claim_of(b"running", fingerprint="text"), claim_of(b"running", b"other")]
     questions = [Request(verbs.CLAIM, claim, PATIENCE) for claim in claims]
@@ -217,7 +217,7 @@ def test_a_look_that_fails_takes_nobody_with_it(backend: SqliteBackend) -> None:
 
 
 def test_many_are_looked_for_at_once(backend: SqliteBackend) -> None:
-    """B-11b: whatever their number, each is told what is true of its own record."""
+    """B-11b: any number of reads, each with the result of its own record."""
     for number in range(0, 300, 50):
         lease_of(backend, b"%d" % number)
     questions = [Request(verbs.CLAIM, claim_of(b"%d" % number, b"o"), PATIENCE) for number in range(300)]
@@ -227,7 +227,7 @@ def test_many_are_looked_for_at_once(backend: SqliteBackend) -> None:
 
 
 def test_what_waited_too_long_is_not_written(backend: SqliteBackend, path: str) -> None:
-    """B-10: its asker was told, or is told now; the others go on."""
+    """B-10: its caller gets an error; the others succeed."""
     late, in_time = (Request(verbs.CLAIM, claim_of(key), left) for key, left in ((b"late", -1.0), (b"new", PATIENCE)))
     results = backend._transactions.execute_all([late, in_time])
     assert [type(result) for result in results] == [BackendUnavailable, Leased]
@@ -235,7 +235,7 @@ def test_what_waited_too_long_is_not_written(backend: SqliteBackend, path: str) 
 
 
 def test_a_full_disk_refuses_all_of_a_transaction(together: Ask, path: str, backend: SqliteBackend) -> None:
-    """B-10, O-12: typed, at once, nothing is there; all goes on when there is room."""
+    """B-10, O-12: a typed error at once, and nothing is written; calls succeed when there is room."""
 
     def set_limit(connection: sqlite3.Connection, more: int) -> None:
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
@@ -254,7 +254,7 @@ def test_a_full_disk_refuses_all_of_a_transaction(together: Ask, path: str, back
 
 @pytest.mark.parametrize("mode", ["sync", "asyncio"])
 def test_while_the_database_is_locked_all_are_refused_in_time(path: str, mode: str, backend: SqliteBackend) -> None:
-    """B-10, I11: within call_timeout, however many wait; nothing is written later."""
+    """B-10, I11: within call_timeout, for any number of calls; nothing is written later."""
     lease_of(backend, b"schema")
     impatient = SqliteBackend(path, synchronous="normal", timeout=0.2)
     holder = lock(path)
@@ -301,7 +301,7 @@ def test_a_replay_waits_for_no_writer_of_its_loop(path: str, backend: SqliteBack
 
 
 def test_a_replay_in_a_batch_with_writers_is_returned_before_the_write(path: str, backend: SqliteBackend) -> None:
-    """B-11b: one that comes between two batches."""
+    """B-11b: also a replay that comes between two batches."""
     backend.complete(Complete(lease_of(backend, b"done"), b"response"))
 
     async def test() -> None:
@@ -328,7 +328,7 @@ def test_a_replay_in_a_batch_with_writers_is_returned_before_the_write(path: str
 
 
 def test_a_cancelled_claim_is_written_before_its_release(path: str, backend: SqliteBackend) -> None:
-    """L-04: a cancelled call ends before the cancellation goes on, so that nothing overtakes it."""
+    """L-04: a cancelled call ends before its cancellation is raised, so the release comes after it."""
     aio = backend.to_async()
 
     async def test() -> None:
@@ -349,7 +349,7 @@ def test_a_cancelled_claim_is_written_before_its_release(path: str, backend: Sql
 
 
 def test_the_loops_of_a_process_meet(backend: SqliteBackend) -> None:
-    """B-11: on three loops at the same moment, each key has one winner."""
+    """B-11: with three concurrent loops, each key has one winner."""
     winners: list[bytes] = []
 
     async def race() -> None:
@@ -370,7 +370,7 @@ def test_the_loops_of_a_process_meet(backend: SqliteBackend) -> None:
 @pytest.mark.parametrize("asking", ["OnThreads", "OnALoop"])
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_process_that_dies_at_a_commit_has_sent_no_response(path: str, asking: str, moment: str) -> None:
-    """I1, I5: killed before COMMIT nothing of the transaction is there, killed after it all is."""
+    """I1, I5: killed before COMMIT nothing of the transaction is stored, killed after it everything is."""
     command = [sys.executable, "-m", "tests.backends.sqlite.killed_commit_script", path, asking, moment]
     killed = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False)
     assert (killed.returncode, killed.stderr) == (-9, b"")
@@ -390,7 +390,7 @@ _WITHIN = 0.05
 
 
 def _ended(complete: Callable[[], Any]) -> Any:
-    """As the engine does: again while the backend is unavailable, and nothing else is an excuse."""
+    """Complete as the engine does: again while the backend is unavailable; any other error is raised."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
@@ -400,7 +400,7 @@ def _ended(complete: Callable[[], Any]) -> Any:
 
 
 def test_no_completion_is_lost_while_the_database_is_locked_for_longer_than_the_timeout(path: str) -> None:
-    """B-10b: all threads time out at about the moment at which the lock is free; each is written, or tried again."""
+    """B-10b: threads time out at about the moment of the unlock; each completion is written, or tried again."""
     backend = SqliteBackend(path, timeout=_WITHIN)
     ended: list[Any] = []
 

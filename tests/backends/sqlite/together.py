@@ -1,4 +1,4 @@
-"""Writers that meet in one transaction of SQLite: somebody holds the write lock until all of them wait for it.
+"""Concurrent writers that share one transaction of SQLite: another connection holds the write lock until all wait.
 
 Used by the coalescing tests, and by the script that dies in the middle of such a transaction.
 """
@@ -24,7 +24,7 @@ FIRST = b"first"
 
 
 def claim_of(record_id: bytes, owner: bytes = b"", **fields: Any) -> Claim:
-    """A claim; its owner is the record's name unless told."""
+    """A claim; by default the owner is named like the record."""
     given = {"fingerprint": b"fingerprint", "lease": 30.0, "ttl": 600.0, **fields}
     return Claim(record_id, owner=(owner or record_id).ljust(16)[:16], **given)
 
@@ -37,7 +37,7 @@ def lease_of(backend: SqliteBackend, record_id: bytes):
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for it; bounded."""
+    """Wait for a condition, for a bounded time."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
@@ -45,20 +45,20 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def lock(path: str) -> sqlite3.Connection:
-    """A connection of somebody else, which holds the write lock until it rolls back."""
+    """Another connection, which holds the write lock until it rolls back."""
     connection = sqlite3.connect(path, isolation_level=None, timeout=PATIENCE, check_same_thread=False)
     connection.execute("BEGIN IMMEDIATE")
     return connection
 
 
 def unlock(connection: sqlite3.Connection) -> None:
-    """Let the writers begin."""
+    """Release the write lock."""
     connection.execute("ROLLBACK")
     connection.close()
 
 
 def commits(path: str) -> int:
-    """How many transactions the write-ahead log holds: frames that end one tell the size of the database."""
+    """The number of transactions in the write-ahead log: the last frame of each has the size of the database."""
     log = Path(path + "-wal").read_bytes()
     page, salts = struct.unpack(">I", log[8:12])[0], log[16:24]
     frames = (log[start : start + 24] for start in range(32, len(log), page + 24))
@@ -66,13 +66,13 @@ def commits(path: str) -> int:
 
 
 class OnThreads:
-    """Each question has a thread."""
+    """Each command has a thread."""
 
     def __init__(self, backend: SqliteBackend) -> None:
         self._backend = backend
 
     def results(self, path: str, questions: Sequence[tuple[str, Any]], meanwhile: Callable[[], None]) -> list[Any]:
-        """The responses, or errors, of ``(verb, command)`` that go into one transaction, in order."""
+        """The results, or errors, of ``(verb, command)`` that share one transaction, in order."""
         results: dict[int, Any] = {}
         threads: list[threading.Thread] = []
 
@@ -97,7 +97,7 @@ class OnThreads:
 
 
 class OnALoop:
-    """Each question has a task of one asyncio loop."""
+    """Each command has a task of one asyncio loop."""
 
     def __init__(self, backend: SqliteBackend) -> None:
         self._backend = backend
