@@ -28,7 +28,7 @@ SOON = 20.0
 PAUSE = 0.02
 #: for as long as it takes
 UNREPORTED = Wait(RECORD, NEVER, NEVER)
-#: ended by a pause where nobody tells
+#: ended by a pause without a message
 POLLED = Wait(RECORD, NEVER, PAUSE)
 
 ENDS: dict[str, Callable[[AsyncVerbs, Lease], Awaitable[object]]] = {

@@ -298,9 +298,9 @@ def test_purges_at_the_same_moment_share_the_work(postgres18: PostgresServer) ->
     backend.close()
 
 
-def waiting_until_told(backend: PostgresBackend, lease: Lease) -> threading.Thread:
+def waiting_until_notified(backend: PostgresBackend, lease: Lease) -> threading.Thread:
     """A thread that waits for the attempt, and has subscribed to its end."""
-    # The first to wait is not told yet, since nobody listens.
+    # The first waiter is not notified, since the backend does not listen yet.
     deadline = time.monotonic() + SOON
     while not backend.listener._listening and time.monotonic() < deadline:
         backend.wait(Wait(lease.record_id, 0.05, 0.05))
@@ -323,7 +323,7 @@ def test_a_waiting_duplicate_is_notified(backend: PostgresBackend, postgres18: P
     """O-04: by the backend of another process."""
     other = PostgresBackend(postgres18.url(), timeout=10)
     lease = leased(backend, claim_of())
-    waiter = waiting_until_told(backend, lease)
+    waiter = waiting_until_notified(backend, lease)
     ENDS[end](other, lease)
     waiter.join(SOON)
     assert not waiter.is_alive()

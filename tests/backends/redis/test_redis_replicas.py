@@ -208,9 +208,9 @@ def test_a_confirmed_claim_survives_a_failover() -> None:
                 await lease_of(verbs, RECORD, lease=600.0)
                 primary.kill()
                 sentinel.hurry()
-                # It has no replica now, so a claim is not confirmed; what is on record is told.
+                # It has no replica now, so a claim is not confirmed; the record is read.
                 plain = RedisBackend(sentinel.sentinel_url, timeout=2)
-                assert isinstance(until(lambda: _told(plain), "the failover"), Busy)
+                assert isinstance(until(lambda: _reported(plain), "the failover"), Busy)
                 plain.close()
                 with pytest.raises(BackendUnavailable, match="0 of 1 replicas"):
                     await verbs.claim(claim_of(b"new"))
@@ -220,7 +220,7 @@ def test_a_confirmed_claim_survives_a_failover() -> None:
             sentinel.stop()
 
 
-def _told(backend: RedisBackend) -> object:
+def _reported(backend: RedisBackend) -> object:
     try:
         return backend.claim(claim_of(RECORD))
     except BackendUnavailable:

@@ -133,13 +133,13 @@ def while_waiting(url: str) -> None:
     parent.start()
     while backend.listener._session is None or not backend.listener._session._waiters:
         time.sleep(0.001)
-    reported, tell = os.pipe()
+    reader, writer = os.pipe()
 
     def child() -> None:
         backend.complete(Complete(leases[b"parent"], b"response"))
         waiting = threading.Thread(target=lambda: backend.wait(Wait(b"child", 100.0, 100.0)), daemon=True)
         waiting.start()
-        os.write(tell, b"!")
+        os.write(writer, b"!")
         waiting.join(20)
         assert not waiting.is_alive()
         assert backend.claim(claim_of(b"child")) == Finished(b"response")
@@ -148,7 +148,7 @@ def while_waiting(url: str) -> None:
     pid = in_child(child)
     parent.join(20)
     assert not parent.is_alive()
-    os.read(reported, 1)
+    os.read(reader, 1)
     backend.complete(Complete(leases[b"child"], b"response"))
     expect(pid)
     backend.close()

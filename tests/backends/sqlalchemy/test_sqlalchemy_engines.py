@@ -128,7 +128,7 @@ def test_constructing_opens_nothing(tmp_path: Path) -> None:
 
 
 def test_an_engine_lends_its_way_to_connect_and_none_of_its_connections(path: Path) -> None:
-    """I6: its listeners see the backend's connections end; handlers that hold all of its own block no call."""
+    """I6: its listeners see the backend's connections; handlers that hold all of its own block no call."""
     engine = create_engine(f"sqlite:///{path}", pool_size=1, max_overflow=0, pool_timeout=0.01)
     connected: list[object] = []
     event.listen(engine, "connect", lambda connection, _: connected.append(connection))

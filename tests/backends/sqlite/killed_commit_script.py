@@ -35,22 +35,22 @@ class _Killing(transactions.transaction):
             _kill()
 
 
-def _telling(claim: Any) -> Any:
-    def tell(self: SqliteBackend, c: Claim) -> Any:
+def _reporting(claim: Any) -> Any:
+    def report(self: SqliteBackend, c: Claim) -> Any:
         result = claim(self, c)
         os.write(1, c.record_id + b"\n")
         return result
 
-    return tell
+    return report
 
 
-def _atelling(claim: Any) -> Any:
-    async def tell(self: AsyncSqliteBackend, c: Claim) -> Any:
+def _areporting(claim: Any) -> Any:
+    async def report(self: AsyncSqliteBackend, c: Claim) -> Any:
         result = await claim(self, c)
         os.write(1, c.record_id + b"\n")
         return result
 
-    return tell
+    return report
 
 
 def _kill() -> None:
@@ -63,8 +63,8 @@ def main(path: str, asking: str, moment: str) -> None:
     _Killing.moment = moment
     backend.migrate()  # which makes the file, in a transaction of its own
     transactions.transaction = _Killing
-    SqliteBackend.claim = _telling(SqliteBackend.claim)
-    AsyncSqliteBackend.claim = _atelling(AsyncSqliteBackend.claim)
+    SqliteBackend.claim = _reporting(SqliteBackend.claim)
+    AsyncSqliteBackend.claim = _areporting(AsyncSqliteBackend.claim)
     questions = [("claim", claim_of(b"key-%d" % number)) for number in range(10)]
     getattr(together, asking)(backend).results(path, questions, lambda: None)
 

@@ -1,4 +1,4 @@
-"""Run by the race test: ``race_script.py URL``; claims when its input ends, prints the response's name."""
+"""A separate process for the race test: ``race_script.py URL``; claims when stdin ends, prints the types of results."""
 
 from __future__ import annotations
 

@@ -386,7 +386,7 @@ def test_what_waits_for_a_fork_does_not_wait_for_ever(path: str) -> None:
 
 
 def test_purging_goes_on_when_the_clock_is_put_back(path: str) -> None:
-    """L-07: a purge that was due by the old clock is due again."""
+    """L-07: the next purge does not wait until the old time has come again."""
     clock, right = ManualClock(), ManualClock()
     backend, other = (SqliteBackend(path, synchronous="normal", clock=each) for each in (clock, right))
     clock.advance(1_000_000)
