@@ -66,7 +66,7 @@ def _verdict(client: Client, view: Callable[[], Response]) -> Fate | Response:
         return client.engine.sync.run(finish(attempt, response))
 
 
-def _is_told(verdict: Fate | Response) -> bool:
+def _is_reported(verdict: Fate | Response) -> bool:
     return isinstance(verdict, Response) and verdict.status == 500 and b"not-committed" in (verdict.body or b"")
 
 
@@ -80,7 +80,7 @@ def test_a_session_that_is_closed_without_a_commit_is_reported(client: Client, f
                 form(session)
             return PLACED
 
-        assert _is_told(_verdict(client, view))
+        assert _is_reported(_verdict(client, view))
     assert on_sqlite.orders() == 0
 
 
@@ -93,7 +93,7 @@ def test_a_session_that_is_still_open_is_reported(client: Client, form: Any, on_
             form(session)
             return PLACED
 
-        assert _is_told(_verdict(client, view))
+        assert _is_reported(_verdict(client, view))
 
 
 def test_a_scoped_session_is_watched_too(client: Client, on_sqlite: Database) -> None:
@@ -106,7 +106,7 @@ def test_a_scoped_session_is_watched_too(client: Client, on_sqlite: Database) ->
             session.remove()
             return PLACED
 
-        assert _is_told(_verdict(client, view))
+        assert _is_reported(_verdict(client, view))
 
 
 def test_an_awaited_session_is_watched_too(client: Client, on_sqlite: Database) -> None:
@@ -124,7 +124,7 @@ def test_an_awaited_session_is_watched_too(client: Client, on_sqlite: Database) 
         await engine.dispose()
         return PLACED
 
-    assert _is_told(_verdict(client, lambda: anyio.run(view, True)))
+    assert _is_reported(_verdict(client, lambda: anyio.run(view, True)))
 
 
 def test_a_connection_that_is_still_in_its_transaction_is_reported(client: Client, on_sqlite: Database) -> None:
@@ -135,7 +135,7 @@ def test_a_connection_that_is_still_in_its_transaction_is_reported(client: Clien
             _as_a_stage(connection)
             return PLACED
 
-        assert _is_told(_verdict(client, view))
+        assert _is_reported(_verdict(client, view))
 
 
 def test_a_plain_connection_to_sqlite_that_is_still_in_its_transaction_is_reported(
@@ -149,7 +149,7 @@ def test_a_plain_connection_to_sqlite_that_is_still_in_its_transaction_is_report
             connection.execute(INSERT)
         return PLACED
 
-    assert _is_told(_verdict(client, view))
+    assert _is_reported(_verdict(client, view))
     connection.close()
 
 
@@ -162,7 +162,7 @@ def test_a_savepoint_is_no_commit(client: Client, on_sqlite: Database) -> None:
                 _as_a_stage(session)
             return PLACED
 
-        assert _is_told(_verdict(client, view))
+        assert _is_reported(_verdict(client, view))
 
 
 @FORMS
@@ -192,7 +192,7 @@ def test_one_session_of_many_requests_is_watched_anew_each_time(client: Client, 
 
         assert _verdict(client, lambda: view(True)) is Fate.KEPT
         with client.request(key=b"another-key-0123") as attempt:
-            assert _is_told(client.engine.sync.run(finish(attempt, view(False))))
+            assert _is_reported(client.engine.sync.run(finish(attempt, view(False))))
 
 
 def test_a_block_that_rolls_back_may_respond(client: Client, on_sqlite: Database) -> None:
