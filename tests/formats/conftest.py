@@ -1,4 +1,4 @@
-"""The matrix of rolling deploys: each test on each store, before and after the migration, and in both directions.
+"""The matrix of rolling deploys: each test on each store, before and after the migration, in both directions.
 
 ``OI_TEST_FORMATS=full`` runs each in every combination of them (``tests.matrix``).
 """
@@ -11,7 +11,7 @@ from tests.matrix import thin_out
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take out what the full form alone runs."""
+    """Deselect what only the full form runs."""
     thin_out(config, items, "formats", "FORMATS", _cell)
 
 

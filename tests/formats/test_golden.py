@@ -1,4 +1,4 @@
-"""Every version's stored formats are read by this one, through the public verbs, on every store."""
+"""This version reads every version's stored formats, through the public verbs, on every store."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ IN_DOUBT = [key for key, (_, end) in UNFINISHED.items() if end == "in doubt"]
 
 
 class Opened(NamedTuple):
-    """A store as the version has left it, and a worker of this one on it."""
+    """A store as the version left it, and a worker of this version on it."""
 
     worker: Worker
     expected: dict[str, Any]
     effects: Path
 
     def post(self, key: str, **more: Any) -> dict[str, Any]:
-        """The request that was made with the key, once more."""
+        """Repeat the request that was made with the key."""
         path = REPLACED[key][0] if key in REPLACED else "/stages"
         caller = CALLER if APPS[key] == "few keys" else ""
         return self.worker.post_until_admitted(path, key, app=APPS[key], **{"caller": caller, **more})
@@ -59,7 +59,7 @@ def version(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(params=stores.KINDS, scope="module")
 def opened(request: pytest.FixtureRequest, version: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
-    """Each of its stores; what is asked of one key says nothing about the others."""
+    """Each store of the version; tests of one key do not affect the others."""
     kind, folder = str(request.param), tmp_path_factory.mktemp("formats")
     stores.load_file(version / f"{kind}-ledger.sqlite3", folder / "ledger.db")
     expected = json.loads((version / f"{kind}-expected.json").read_text(encoding="utf-8"))
@@ -74,19 +74,19 @@ def opened(request: pytest.FixtureRequest, version: Path, tmp_path_factory: pyte
 
 @pytest.mark.parametrize("key", REPLAYED)
 def test_a_completed_request_is_replayed(opened: Opened, key: str) -> None:
-    """B-13, R-01: by the same id and fingerprint, with the same bytes and fields; sealed ones are opened."""
+    """B-13, R-01: id and fingerprint match, bytes and fields are the same; sealed responses are decrypted."""
     assert opened.post(key) == {**opened.expected["got"][key], "replayed": True}
 
 
 @pytest.mark.parametrize("key", REPLAYED)
 def test_another_request_with_its_key_is_known_for_that(opened: Opened, key: str) -> None:
-    """B-13, O-05: fingerprints are made as they were."""
+    """B-13, O-05: fingerprints have not changed."""
     response = opened.post(key, body='{"another": 1}')
     assert (response["status"], "key-reused" in response["body"]) == (422, True)
 
 
 def test_a_body_that_is_written_in_another_way_is_the_same_json(opened: Opened) -> None:
-    """B-13: the canonical form is the one on record."""
+    """B-13: the canonical form has not changed."""
     assert opened.post("json", body=" { } ")["replayed"]
 
 
@@ -104,7 +104,7 @@ def test_a_stored_failure_is_replayed(opened: Opened) -> None:
 
 @pytest.mark.parametrize("key", RESUMED)
 def test_an_attempt_that_failed_or_died_goes_on_from_its_stages(opened: Opened, key: str) -> None:
-    """B-13, O-08, O-09: stages of every kind, sealed ones and those of the ledger too; no effect happens again."""
+    """B-13, O-08, O-09: stages of every kind, also sealed ones and those of the ledger; no effect happens again."""
     before = effects_in(opened.effects)
     response = opened.post(key)
     values = json.loads(response["body"])
@@ -123,7 +123,7 @@ def test_an_intent_without_its_end_is_in_doubt(opened: Opened, key: str) -> None
 
 
 def test_a_key_that_counts_goes_on_counting(opened: Opened) -> None:
-    """B-13: reservations are found by the same scope."""
+    """B-13: the same scope finds the reservations."""
     response = opened.worker.post("/done", "one more", app="few keys", caller=CALLER)
     assert (response["status"], "too-many-keys" in response["body"]) == (429, True)
 
@@ -142,17 +142,17 @@ def test_the_ledger_has_the_response_where_the_record_was_lost(
 
 
 def test_a_migration_is_never_changed(version: Path) -> None:
-    """B-13: a database that has had it would not get the change."""
+    """B-13: a database that has run it would not get the change."""
     assert stores.changed_migrations(version / "postgres.json") == []
 
 
 def test_every_version_has_its_files() -> None:
-    """B-13: of each store."""
+    """B-13: for each store."""
     for version in VERSIONS:
         names = {file.name for file in (HERE / version).iterdir()}
         assert {f"{kind}-expected.json" for kind in stores.KINDS} < names
 
 
 def test_a_new_ledger_is_made_like_the_old_one(tmp_path: Path) -> None:
-    """B-13: the maker's own database can be made here."""
+    """B-13: the script that makes the files still works."""
     make_ledger(tmp_path / "ledger.db")

@@ -1,9 +1,9 @@
-"""A worker of whatever version of the package is on its path: a Flask application, whose requests come from stdin.
+"""A worker of any version of the package, by its path: a Flask application that takes requests from stdin.
 
-``python worker.py STORE EFFECTS LEDGER``: the records' URL, or the path of a SQLite file with ``django:`` before it; a
-file to which a line is written for each effect; the application's own database, with the ledger in it. A line of JSON
-on stdin is a command, and each gets one line as its reply. It imports nothing from the tests, which are of another
-version.
+``python worker.py STORE EFFECTS LEDGER``. STORE: the records' URL, or the path of a SQLite file with ``django:`` before
+it. EFFECTS: a file that gets a line for each effect. LEDGER: the application's own database, with the ledger in it.
+Each line of JSON on stdin is a command, and gets one line as its reply. It imports nothing from the tests, which are of
+another version.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Declined(Exception):
 
 
 def backend_of(store: str) -> Backend:
-    """The records."""
+    """The backend of the records."""
     if not store.startswith("django:"):
         return open_backend(store)
     import django
@@ -57,7 +57,7 @@ def backend_of(store: str) -> Backend:
 
 
 def application(backend: Backend, effects: str, ledger: str, fields: dict[str, Any]) -> flask.Flask:
-    """Its views have effects, of which each writes a line, and end as the header ``X-End`` says."""
+    """An application whose views write a line for each effect, and end as the header ``X-End`` says."""
     app = flask.Flask("formats")
 
     def effect(name: str) -> dict[str, str]:
@@ -126,7 +126,7 @@ def application(backend: Backend, effects: str, ledger: str, fields: dict[str, A
 
 
 class Worker:
-    """Its commands are its methods."""
+    """Its methods are the commands."""
 
     def __init__(self, store: str, effects: str, ledger: str) -> None:
         self.backend = backend_of(store)
@@ -150,7 +150,7 @@ class Worker:
         }
 
     def migrate(self) -> list[str]:
-        """Make the store's tables, or bring them up to date."""
+        """Create the store's tables, or migrate them."""
         return list(self.backend.migrate())
 
     def claim(self, record: str, owner: str) -> str:
@@ -158,17 +158,17 @@ class Worker:
         return type(self.backend.claim(self._claim(record, owner))).__name__
 
     def withdraw(self, record: str, owner: str) -> None:
-        """Withdraw a claim; not in the first versions."""
+        """Withdraw a claim; the first versions cannot."""
         from open_idempotency.backend import Withdraw
 
         self.backend.withdraw(Withdraw(self._claim(record, owner)))
 
     def records(self) -> list[str]:
-        """What there is, for operators."""
+        """The ids of all records."""
         return sorted(record.record_id.hex() for record in self.backend.scan())
 
     def purge(self) -> int:
-        """Delete what has expired."""
+        """Delete expired records."""
         return self.backend.purge()
 
     @staticmethod
