@@ -1,7 +1,7 @@
-"""A page's application on a real server, and what ``curl -i`` would print of it.
+"""A page's application on a real server, and the output of ``curl -i`` for it.
 
-The application is the text of the page, written to ``app.py``; uvicorn serves it in a process of its own, on a socket
-that was opened here, so that no port is guessed. Requests are what the page's ``curl`` commands say.
+The application is the text of the page, written to ``app.py``. uvicorn serves it in a separate process, on a socket
+that was opened here, so that no port is guessed. The page's ``curl`` commands define the requests.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def listening() -> Iterator[socket.socket]:
 
 
 def start(directory: Path, listener: socket.socket) -> subprocess.Popen[bytes]:
-    """Serve ``app.py`` of a directory on the listener; to be ended with ``stop``."""
+    """Serve ``app.py`` of a directory on the listener; ``stop`` ends it."""
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", _SERVE, str(listener.fileno())],
         cwd=directory,
@@ -111,7 +111,7 @@ def _read(client: socket.socket) -> list[str]:
 
 
 def undated(lines: list[str]) -> list[str]:
-    """The same lines without what depends on the moment, and with one name for 422, which Python 3.13 renamed."""
+    """The lines without dates and times, and with one name for 422, which Python 3.13 renamed."""
     renamed = [line.replace("422 Unprocessable Content", "422 Unprocessable Entity") for line in lines]
     unmarked = [re.sub(r'"reference": "[0-9a-f]{16}"', '"reference": "…"', line) for line in renamed]
     return [re.sub(r"^(date|retry-after): .*", r"\1: …", line) for line in unmarked]
