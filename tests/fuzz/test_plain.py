@@ -1,4 +1,4 @@
-"""Generated requests to an application without stages; only the middleware is there or not.
+"""Generated requests to an application without stages, with and without the middleware.
 
 ``tests/fuzz/test_example.py`` says what this proves that the example cannot.
 """
@@ -34,7 +34,7 @@ OPERATIONS = [
 
 
 def protected() -> FastAPI:
-    """The same application, and the middleware."""
+    """The application with the middleware."""
     app = make_app()
     app.add_middleware(IdempotencyMiddleware, backend=MemoryBackend())
     return app
@@ -51,7 +51,7 @@ def cases() -> st.SearchStrategy[Case]:
 
 
 def prepared(case: Case, number: int | None) -> requests.PreparedRequest:
-    """The request of a case, now and then about an entry that is there."""
+    """The request of a case, for an existing entry if there is a number."""
     if number is not None and "number" in case.path_parameters:
         case.path_parameters = {"number": number}
     return requests.Request(**case.as_transport_kwargs(base_url="http://test")).prepare()
@@ -76,7 +76,7 @@ async def response(app: FastAPI, sent: requests.PreparedRequest, key: str | None
 
 
 async def same_responses(all_sent: list[requests.PreparedRequest]) -> set[int]:
-    """Send each to all three, one after the other; the statuses that came."""
+    """Send each request to all three applications in turn, and compare; the statuses."""
     bare, free, keyed = make_app(), protected(), protected()
     statuses = set()
     for sent in all_sent:
@@ -90,7 +90,7 @@ async def same_responses(all_sent: list[requests.PreparedRequest]) -> set[int]:
 
 
 async def same_again(app: FastAPI, sent: requests.PreparedRequest, key: str, expected: tuple[int, Any, bytes]) -> None:
-    """A retry of what was stored brings the same, apart from what belongs to one message, and says so."""
+    """Check that a retry of a stored response is marked, and equal apart from fields of one message."""
     if sent.method not in ("POST", "PATCH") or expected[0] >= 500 or expected[0] == 409:
         return
     status, fields, body = await response(app, sent, key)
