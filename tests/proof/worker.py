@@ -128,7 +128,7 @@ class _Workers:
     def _work(self, job: _Job, outlet: BinaryIO) -> None:
         """In the child; ends it, without what the parent has registered for its own end."""
         code = 1
-        # A worker that hangs tells where, and ends; whoever waits for it is told that it failed.
+        # A worker that hangs prints where and exits; its parent reports the failure.
         faulthandler.dump_traceback_later(LONGEST, exit=True)
         try:
             outlet.write(json.dumps(job.run(*self._where)).encode())
