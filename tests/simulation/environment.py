@@ -70,10 +70,10 @@ class VirtualBeats(_Beats):
         self._site = site
         self._process = process
         self._orders: Any = _Orders(self)
-        self._recordings = Recordings(backend.to_sync(), self._tell, self._drop)
+        self._recordings = Recordings(backend.to_sync(), self._emit, self._drop)
         self._turns = 0
 
-    def _tell(self, c: Emit) -> None:
+    def _emit(self, c: Emit) -> None:
         self._site.note(self._process, "event", c.event)
 
     def plan(self, seconds: float) -> None:

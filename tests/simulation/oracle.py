@@ -153,9 +153,9 @@ class Oracle:
         alive = story.running and now < story.lease_end
         if isinstance(result, Busy):
             if story.running and story.owner == c.owner:
-                self._loop.fail("I6: an owner was told to wait for itself")
+                self._loop.fail("I6: an owner got Busy for its own lease")
             elif not alive:
-                self._loop.fail("I5: told to wait, although nobody runs")
+                self._loop.fail("I5: Busy, although no attempt runs")
         elif isinstance(result, Leased):
             lease = result.lease
             if c.owner in story.withdrawn:
@@ -176,7 +176,7 @@ class Oracle:
             self._loop.fail("B-02: the token has not grown")
         missing = story.recorded - {stage.name + stage.key for stage in result.stages}
         if missing:
-            self._loop.fail(f"I5: the new attempt was not told of {sorted(missing)}")
+            self._loop.fail(f"I5: the new attempt did not get {sorted(missing)}")
         owner = story.processes.get(story.token)
         if story.running and not (owner is not None and self._could_renew(story, owner)):
             story.excused.add(story.token)

@@ -17,7 +17,7 @@ KINDS = (
 UNCALM = frozenset(KINDS) - {"cancel", "leave", "errors", "long"}
 
 
-#: after these a request may end without an outcome, which the client is told
+#: after these a request may end without an outcome, and its client gets 409
 POLICIES: list[tuple[str, Any]] = [
     ("max_attempts", 2), ("on_failed", "replay"), ("on_failed", "reject"), ("on_abandoned", "reject"),
 ]  # fmt: skip
