@@ -14,7 +14,7 @@ from examples.listing import Listing
 from examples.workers import Reply
 
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
-_TOLD_APART = {"idempotent-replayed", "retry-after", "location"}
+_HIGHLIGHTED = {"idempotent-replayed", "retry-after", "location"}
 _MARGIN = "    "
 _WIDTH = 88
 
@@ -52,7 +52,7 @@ class Terminal:
         line = "─" * max(0, _WIDTH - len(text) - 4)
         print(f"\n{self.style(f'── {text} {line}', 'bold', 'cyan')}\n")
 
-    def tell(self, text: str) -> None:
+    def narrate(self, text: str) -> None:
         """A few sentences of narration."""
         gap = "\n" if self._after_proof else ""
         self._after_proof = False
@@ -78,10 +78,10 @@ class Terminal:
         if reply is None:
             print(_MARGIN + self.style("curl: (52) Empty reply from server", "red") + "\n")
             return
-        colour = "green" if reply.status < 400 else "yellow" if reply.status < 500 else "red"
-        print(_MARGIN + self.style(f"HTTP/1.1 {reply.status} {reply.reason}", "bold", colour))
+        style = "green" if reply.status < 400 else "yellow" if reply.status < 500 else "red"
+        print(_MARGIN + self.style(f"HTTP/1.1 {reply.status} {reply.reason}", "bold", style))
         for name, value in reply.headers:
-            styles = ("bold", colour) if name.lower() in _TOLD_APART else ("dim",)
+            styles = ("bold", style) if name.lower() in _HIGHLIGHTED else ("dim",)
             print(_MARGIN + self.style(f"{name}: {value}", *styles))
         print()
         print(textwrap.indent(_readable(reply.body), _MARGIN) + "\n")
