@@ -55,7 +55,7 @@ class NotLinearizable(AssertionError):
 
 
 class _Record(NamedTuple):
-    """The one record: nobody's at first; ``owner`` is the index of an operation, -1 for none."""
+    """The one record, at first without an owner; ``owner`` is the index of an operation, -1 for none."""
 
     request: str = ""
     owner: int = -1
@@ -64,7 +64,7 @@ class _Record(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """The operations that have had their claim, and those that are over."""
+    """The operations that have claimed, and those that have ended."""
 
     claimed: frozenset[int]
     over: frozenset[int]
@@ -116,7 +116,7 @@ def _moments(operations: Sequence[Operation], step: _Step, index: int) -> Iterat
 
 
 def _claim(operations: Sequence[Operation], operation: Operation, record: _Record, index: int) -> _Record | None:
-    """The record after a claim that succeeds; None where it cannot."""
+    """The record after a successful claim; None if the claim cannot succeed."""
     if record.response or (record.request and record.request != operation.request):
         return None
     if record.owner >= 0 and not _may_be_dead(operations[record.owner]):
@@ -162,7 +162,7 @@ def _explains(operation: Operation, record: _Record, index: int) -> bool:
 
 
 def check_token_order(operations: Sequence[Operation]) -> None:
-    """What holds however many clients there were; necessary, and quick. Raises ``NotLinearizable``."""
+    """Check what holds for any number of clients: necessary conditions only, but fast. Raises ``NotLinearizable``."""
     runs = sorted((o for o in operations if o.run), key=lambda o: o.run)
     responded = [o for o in operations if o.result in (Result.RAN, Result.REPLAYED)]
     _refuse(len({o.run for o in runs}) < len(runs), "one token for two runs", runs)

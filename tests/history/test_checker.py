@@ -1,4 +1,4 @@
-"""The checker itself: possible histories pass, and impossible ones are refused."""
+"""The checker itself: it accepts possible histories and refuses impossible ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MISMATCH, UNKNOWN = Result.MISMATCH, Result.UNKNOWN
 def op(
     name: str, called: float, returned: float, result: Result, *, response: int = 0, run: int = 0, request: str = "mug"
 ) -> Operation:
-    """An operation, whose run begins where it is called."""
+    """An operation whose run begins when it is called."""
     return Operation(name, request, called, returned, result, response, run, called if run else NEVER)
 
 
@@ -80,14 +80,14 @@ BY_TOKENS = [
 
 @pytest.mark.parametrize("history", GOOD.values(), ids=GOOD)
 def test_a_possible_history_passes(history: list[Operation]) -> None:
-    """O-01 to O-10: what the behaviour promises can be distinguished from what it forbids."""
+    """O-01 to O-10: the checker accepts what the behaviour allows."""
     check_linearizable(history)
     check_token_order(history)
 
 
 @pytest.mark.parametrize("history", BAD.values(), ids=BAD)
 def test_an_impossible_history_is_refused(history: list[Operation]) -> None:
-    """I1, I2, I4, I6, I7: a checker that passes it would prove nothing."""
+    """I1, I2, I4, I6, I7: the checker can fail."""
     with pytest.raises(NotLinearizable):
         check_linearizable(history)
 
@@ -100,7 +100,7 @@ def test_tokens_alone_show_some_of_them(name: str) -> None:
 
 
 def test_eight_clients_at_once_are_searched_quickly() -> None:
-    """I11: the search is bounded by what has been seen already."""
+    """I11: states that were seen are not searched again."""
     storm = [op(f"busy-{number}", 0, 5, BUSY) for number in range(7)]
     replays = [op(f"replay-{number}", 4, 9, REPLAYED, response=5) for number in range(8)]
     check_linearizable([op("a", 0, 6, RAN, response=5, run=5), *storm, *replays])
