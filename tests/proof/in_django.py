@@ -1,4 +1,4 @@
-"""The Django project of the proof, for a process of its own: its settings are made here."""
+"""The Django project of the proof, in a separate process, which configures its settings."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _view_of(trap: Trap) -> Any:
     from open_idempotency.django import idempotent
 
     class Response(HttpResponse):
-        """Is rendered between the row and the ledger's response, as a template would be."""
+        """A response that is rendered between the row and the ledger's response, as a template response is."""
 
         is_rendered = False
 
