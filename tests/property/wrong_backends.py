@@ -1,4 +1,4 @@
-"""Backends with one mistake each, which the model has to find: guards that are missing, ends that are off by one."""
+"""Backends with one mistake each, for the model test to find: missing guards and off-by-one ends."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Wrong(MemoryBackend):
         return self._table.now()
 
     def current(self, lease: Lease) -> Lease:
-        """The lease that would be accepted."""
+        """A lease that would be accepted."""
         record = self.found(lease.record_id)
         return lease if record is None else replace(lease, token=record.token, owner=record.owner)
 
