@@ -1,6 +1,6 @@
-"""What surrounds the engine in a simulated worker: its performer, and its heartbeat's thread.
+"""The surroundings of the engine in a simulated worker: its performer, and its heartbeat's thread.
 
-Both are the real ones, on virtual time; the heartbeat's turns are events instead of a loop in a thread.
+Both are the real classes, on virtual time; the heartbeat's turns are events instead of a loop in a thread.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class VirtualPerformer(AsyncPerformer):
 
 
 class _Orders:
-    """Stands for the queue of the heartbeat's thread: whatever comes, the thread looks at once."""
+    """Replaces the queue of the heartbeat's thread: any order wakes the thread at once."""
 
     def __init__(self, beats: VirtualBeats) -> None:
         self._beats = beats
@@ -77,7 +77,7 @@ class VirtualBeats(_Beats):
         self._site.note(self._process, "event", c.event)
 
     def plan(self, seconds: float) -> None:
-        """Look in so many seconds, and not before."""
+        """Look after this many seconds, and not before."""
         self._turns = turn = self._turns + 1
         if seconds < inf:
             self._site.loop.after(seconds, lambda: self._turn_of(turn), self._process)
@@ -94,7 +94,7 @@ class VirtualBeats(_Beats):
 
 
 class VirtualHeartbeat:
-    """See ``Heartbeat``: that of one process."""
+    """The ``Heartbeat`` of one process."""
 
     def __init__(self, site: Site, process: Process, backend: RemoteBackend) -> None:
         self.beats = VirtualBeats(site, process, backend)

@@ -1,4 +1,4 @@
-"""One history of one plan: clients ask, handlers work, and things go wrong, until all has come to rest."""
+"""One history of one plan: clients send, handlers work, and faults happen, until everything has come to rest."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class History:
         await self._respond(order, send)
 
     def _runs(self, record_id: bytes, lease: Lease | None, losses: int) -> Callable[[], None]:
-        """Something of an attempt goes on, until what is returned is called."""
+        """Note that a part of an attempt runs, until the returned function is called."""
         process = self.loop.process
         if lease is None or process is None or losses != self.site.oracle.story(record_id).losses:
             return lambda: None
@@ -89,7 +89,7 @@ class History:
         self.site.oracle.effect(lease.record_id, stage, lease, order.body, key, external)
 
     async def _work(self, effect: Callable[[Lease], None] = lambda _: None) -> None:
-        """Take a while, on the loop or in a thread; the effect is at the end of it."""
+        """Take a while, on the loop or in a thread; the effect is at the end."""
         seconds, lease = self._random.uniform(0.0, 0.3), here().lease
         assert lease is not None
         if self._happens("long"):
@@ -141,7 +141,7 @@ class History:
     # What goes wrong
 
     def _before_sending(self, process: Process) -> None:
-        """A process dies or freezes around one of its commands: before, during or after it."""
+        """Kill or freeze a process before, during or after one of its commands."""
         moment = self._random.choice([0.0, 0.005, 0.02, 0.05])
         if self._happens("crash", 0.2):
             self.loop.after(moment, lambda: self.kill(process))
@@ -151,7 +151,7 @@ class History:
             self.loop.after(moment, lambda: self.block(process))
 
     def kill(self, process: Process) -> None:
-        """SIGKILL; another process takes its place soon."""
+        """SIGKILL a process; another one soon replaces it."""
         for number, worker in enumerate(self.workers):
             if worker.process is process and not process.dead:
                 self.site.note(process, "SIGKILL")
@@ -164,7 +164,7 @@ class History:
         self.workers[number] = self._new_worker(number)
 
     def freeze(self, process: Process, seconds: float | None = None) -> None:
-        """SIGSTOP, and SIGCONT after some seconds."""
+        """SIGSTOP a process, and SIGCONT it after some seconds."""
         if seconds is None:
             seconds = self._random.uniform(0.1, 2.5 * LEASE)
         self.site.note(process, "SIGSTOP", f"for {seconds:.3f} s")
@@ -184,7 +184,7 @@ class History:
         return self._random.choice(self.workers)
 
     def block(self, process: Process, seconds: float | None = None) -> None:
-        """Its event loop does nothing for a while; its threads go on."""
+        """Block the event loop of a process for a while; its threads continue."""
         if seconds is None:
             least, most = self._random.choice([(0.01, 2.0), (0.85, 1.0)])
             seconds = self._random.uniform(least, most) * LEASE
@@ -254,7 +254,7 @@ class History:
     # The whole of it
 
     def run(self) -> None:
-        """Let it happen. Raises ``Failure``."""
+        """Run the history. Raises ``Failure``."""
         with self.surroundings():
             try:
                 self._arrange()
@@ -271,13 +271,13 @@ class History:
                 self.end()
 
     def surroundings(self) -> AbstractContextManager[None]:
-        """Within these the library runs on this history's time."""
+        """Within this context the library runs on this history's time."""
         return surroundings(
             self.loop, self.site.may_start_thread, self.site.clocks(), self.plan.holds and self.site.holds
         )
 
     def end(self) -> None:
-        """Take everything apart."""
+        """Dispose of everything."""
         self.loop.end([*self._old, *(worker.process for worker in self.workers), self._outside])
 
     def _check_rest(self) -> None:
@@ -288,7 +288,7 @@ class History:
                 raise Failure(f"I11: {worker.process.name} still runs {[task.name for task in worker.exchanges]}")
 
     def _probe(self) -> None:
-        """I5, I6: all is over, leases included, so that each request is admitted at once, and has a final response."""
+        """I5, I6: at the end, after all leases, each request is admitted at once and gets a final response."""
         seen: dict[tuple[str, str], Order] = {}
         for order in self.plan.orders:
             seen.setdefault((order.key, order.user), order)

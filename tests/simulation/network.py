@@ -1,7 +1,7 @@
-"""The backend as workers see it: the real memory backend on a clock of its own, behind a network that fails.
+"""The backend as workers see it: the real memory backend on its own clock, behind a faulty network.
 
-Requests and replies are lost, late, doubled and overtaken; the backend is down for a while; its clock jumps. What
-arrives is carried out by the real ``MemoryBackend``, so that only the way to it is made up.
+Requests and replies are lost, late, doubled and reordered; the backend is down for a while; its clock jumps. The real
+``MemoryBackend`` executes what arrives, so that only the network is simulated.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ LOCAL_KINDS = (RuntimeError, OSError, MemoryError)
 
 @dataclass
 class Weather:
-    """How often what goes wrong; each is a probability for one message."""
+    """The frequency of each fault, as a probability for one message."""
 
     lost_request: float = 0.0
     lost_reply: float = 0.0
@@ -67,7 +67,7 @@ class Weather:
 
 
 class Memory(MemoryBackend):
-    """The real backend, on a clock that jumps; ``look`` and ``lose`` are the oracle's and the vandal's."""
+    """The real backend, on a clock that jumps; the oracle uses ``look``, and the faults use ``lose``."""
 
     def __init__(self, loop: Loop) -> None:
         self.jumped = 0.0
@@ -81,29 +81,28 @@ class Memory(MemoryBackend):
         return EPOCH + self._loop.now + self.jumped
 
     def jump(self, seconds: float) -> None:
-        """The clock is set forward."""
+        """Set the clock forward."""
         self.jumped += seconds
         self.jumped_at = self._loop.now
 
     def look(self, record_id: bytes) -> Record | None:
-        """The record, if it is live; a copy."""
+        """A copy of the record, if it is live."""
         return self._table.live(record_id)
 
     def forget_withdrawals(self) -> None:
-        """For a guard that is missing."""
+        """Forget all withdrawals, for a missing guard."""
         self._table._withdrawn.clear()
 
     def record_ids(self) -> list[bytes]:
-        """All ids, in the order of their making."""
+        """All ids, in the order of creation."""
         return list(self._table.records)
 
 
 class Network:
-    """Between the workers and the backend. ``carry_out(process, verb, command, arrived)`` is where commands get to.
+    """The network between workers and backend. ``carry_out(process, verb, command, arrived)`` executes commands.
 
-    ``arrived``: the time at which it reached the backend, from where it may have waited for a lock.
-
-    ``before_sending`` is called with a process that is about to send one: the moment to kill or to freeze it.
+    ``arrived``: the time at which the command reached the backend, where it may have waited for a lock.
+    ``before_sending`` is called with a process that is about to send, to kill or freeze it.
     """
 
     def __init__(self, loop: Loop, carry_out: CarryOut, before_sending: Callable[[Process], None]) -> None:
@@ -118,7 +117,7 @@ class Network:
         self._arrived: dict[Task, int] = {}
 
     async def call(self, process: Process, verb: str, command: Any) -> Any:
-        """One call with its timeout, and the driver's own second try.
+        """One call with its timeout, and the driver's own retry.
 
         It may have to wait for a connection first; cancelled there, nothing is sent.
         """
@@ -135,19 +134,19 @@ class Network:
         return result
 
     def _fail_here(self, verb: str) -> None:
-        """Have no thread, file descriptor or memory left for a call, or for its reply."""
+        """Raise the error of a process without threads, files or memory, at the call or at its reply."""
         random = self.loop.random
         if self.weather.local and random.random() < self.weather.local:
             _excuse(None if self.loop.current is None else self.loop.current.root, f"{verb} failed locally")
             raise random.choice(LOCAL)()
 
     def fail_to_start(self) -> None:
-        """Have no thread left for somebody who wants to start one."""
+        """Raise the error of a process that cannot start a thread."""
         if self.weather.local and self.loop.random.random() < 10 * self.weather.local:
             raise RuntimeError("can't start new thread")
 
     def call_at_once(self, process: Process, verb: str, command: Any) -> Any:
-        """A call from a thread, which takes no time; it may get lost on either way."""
+        """A call from a thread, which takes no time; it may be lost in either direction."""
         random, weather = self.loop.random, self.weather
         try:
             self._fail_here(verb)
@@ -248,7 +247,7 @@ def _excuse(root: Task | None, trouble: str) -> None:
 
 
 class RemoteBackend(AsyncBackend):
-    """What one worker's engine is given."""
+    """The backend of one worker's engine."""
 
     call_timeout = 2 * TIMEOUT
 
@@ -310,16 +309,16 @@ class RemoteBackend(AsyncBackend):
         raise NotImplementedError
 
     async def wait(self, c: Wait, /) -> None:
-        """Polling, as by default."""
+        """Poll, as the default does."""
         await self._network.loop.sleep(min(c.seconds, c.pause))
 
     def to_sync(self) -> Backend:
-        """For the heartbeat."""
+        """The heartbeat's backend."""
         return self._sync
 
 
 class _Beating(Backend):
-    """The blocking mode, which the heartbeat renews and records with."""
+    """The sync mode, with which the heartbeat renews and records."""
 
     call_timeout = 2 * TIMEOUT
 
@@ -350,7 +349,7 @@ class _Beating(Backend):
         self._call("release", c)
 
     def to_async(self) -> AsyncBackend:
-        """What requests use."""
+        """The requests' backend."""
         return self._remote
 
     def _unused(self, *_: Any) -> Any:

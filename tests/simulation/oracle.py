@@ -1,7 +1,7 @@
-"""The oracle: what was promised about each key, and whether all that happens afterwards keeps to it.
+"""The oracle: what was promised about each key, and whether everything that follows keeps the promise.
 
-It sees commands where they arrive at the backend, effects where they happen, and responses where they leave. It asks
-neither the engine nor the decision table what is right: the invariants I1 to I13 are said here in their own words.
+It sees commands when they arrive at the backend, effects when they happen, and responses when they are sent. It uses
+neither the engine nor the decision table: it states the invariants I1 to I13 independently.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.simulation.network import Memory
 
 @dataclass
 class Promise:
-    """A response that a client has received, and the token of the attempt that made it."""
+    """A response that a client has received, and the token of its attempt."""
 
     status: int
     body: bytes
@@ -41,7 +41,7 @@ class Promise:
 
 @dataclass
 class Owed:
-    """A response that a client has received although it was not on record: its process is to record it (L-08)."""
+    """A response that a client has received before it was on record: its process has to record it (L-08)."""
 
     token: int
     status: int
@@ -51,7 +51,7 @@ class Owed:
 
 @dataclass(eq=False)
 class Work:
-    """What goes on of one attempt: its handler, or a thread that no cancellation stops."""
+    """Running work of one attempt: its handler, or a thread that cancellation does not stop."""
 
     token: int
     process: Process
@@ -59,7 +59,7 @@ class Work:
 
 @dataclass
 class Story:
-    """One record as the world outside knows it. Times are the backend's."""
+    """One record as known outside. Times are the backend's."""
 
     token: int = 0
     owner: bytes = b""
@@ -95,7 +95,7 @@ class Story:
 
 
 class Oracle:
-    """Told of everything; calls ``loop.fail`` on the first thing that must not be."""
+    """Gets every event; calls ``loop.fail`` at the first violation."""
 
     def __init__(self, loop: Loop, memory: Memory, away_until: Callable[[], float]) -> None:
         self._loop = loop
@@ -106,11 +106,11 @@ class Oracle:
         self.results = 0
 
     def story(self, record_id: bytes) -> Story:
-        """What is known of a record."""
+        """The story of a record."""
         return self.stories.setdefault(record_id, Story())
 
     def vanished(self, record_id: bytes) -> None:
-        """The backend has lost it: nothing that was said of it counts any more, but tokens still grow."""
+        """The backend has lost the record: earlier promises are void, but tokens still grow."""
         old = self.story(record_id)
         self.stories[record_id] = Story(
             last_token=old.last_token,
@@ -123,7 +123,7 @@ class Oracle:
     # Where commands arrive
 
     def arrived(self, command: Any, before: Record | None, after: Record | None, outcome: Any) -> None:
-        """A command was carried out; ``before`` and ``after``: the record."""
+        """A command was executed; ``before`` and ``after``: the record."""
         lease = getattr(command, "lease", None)
         if isinstance(lease, Lease):
             self._check_stale(lease, type(command).__name__, before, after)
@@ -133,7 +133,7 @@ class Oracle:
             self.story(before.record_id).bodies.clear()  # given back, so any request may have the key
 
     def renewed(self, lease: Lease, before: Record | None, after: Record | None, result: Renewal) -> None:
-        """One lease of a beat."""
+        """One lease of a heartbeat was renewed."""
         self._check_stale(lease, "Renew", before, after)
         story = self.story(lease.record_id)
         if result is Renewal.OWNED and story.token == lease.token:
@@ -184,7 +184,7 @@ class Oracle:
             story.jumped.add(story.token)
 
     def _could_renew(self, story: Story, owner: Process) -> bool:
-        """Whether nothing kept a process from renewing its lease during the last third of it, when that is due."""
+        """Whether the process could renew its lease during the last third of it, when that is due."""
         if owner.dead or self._memory.jumped_at >= story.renewed_at:
             return False
         last_trouble = max(owner.paused_until, owner.missed_at, self._away_until())
@@ -213,7 +213,7 @@ class Oracle:
         story.running = False
 
     def _pay(self, story: Story, c: Complete) -> None:
-        """What was owed is on record: retries get just that."""
+        """An owed response is on record: retries get exactly that."""
         owed = story.owed
         if owed is None or owed.token != c.lease.token:
             return
@@ -251,7 +251,7 @@ class Oracle:
         self._check_alone(story, lease)
 
     def _check_alone(self, story: Story, lease: Lease) -> None:
-        """Whether a handler may begin now, as far as time, threads and processes go."""
+        """Check that a handler may begin now, by time, threads and processes."""
         if story.losses:
             return
         owns = story.token == lease.token
@@ -269,13 +269,13 @@ class Oracle:
         return token < lease.token and not process.dead and token not in story.excused
 
     def running(self, record_id: bytes, lease: Lease, process: Process) -> Callable[[], None]:
-        """A handler, or some of its work in a thread, goes on until what is returned is called."""
+        """A handler, or its work in a thread, runs until the returned function is called."""
         story, work = self.story(record_id), Work(lease.token, process)
         story.works.append(work)
         return lambda: story.works.remove(work)
 
     def effect(self, record_id: bytes, stage: str, lease: Lease, body: bytes, downstream: str, external: bool) -> None:
-        """A handler has done something that cannot be undone. ``external``: its intent was recorded before (S-04)."""
+        """A handler has had an irreversible effect. ``external``: its intent was recorded before (S-04)."""
         story = self.story(record_id)
         if external and not story.losses and any(stage == done for done, _ in story.effects):
             self._loop.fail(f"I9: the external {stage} happened twice")
@@ -289,10 +289,10 @@ class Oracle:
 
     # Where responses leave
 
-    def retried(self, record_id: bytes, status: int, body: bytes, unrecorded: tuple[int, Process] | None) -> None:
-        """The last byte of a handler's response, or of a replay, has left.
+    def responded(self, record_id: bytes, status: int, body: bytes, unrecorded: tuple[int, Process] | None) -> None:
+        """The last byte of a handler's response, or of a replay, was sent.
 
-        ``unrecorded``: where it is marked so, by which token and process.
+        ``unrecorded``: token and process, if it is marked so.
         """
         self.results += 1
         story = self.story(record_id)
@@ -309,13 +309,13 @@ class Oracle:
             self._loop.fail("I4: a response was sent before it was durable (R-03)")
 
     def refused_as_reused(self, record_id: bytes, body: bytes) -> None:
-        """A 422."""
+        """A 422 was sent."""
         story = self.story(record_id)
         if story.bodies == {body} and not story.losses and self._memory.look(record_id) is not None:
             self._loop.fail("I7: a request was taken for another one")
 
     def rested(self) -> None:
-        """All is over, and the backend has been there for long."""
+        """Everything is over, and the backend has been available for long."""
         for story in self.stories.values():
             owed = story.owed
             if owed is None or owed.process.dead or owed.token in story.excused or story.token != owed.token:
@@ -323,7 +323,7 @@ class Oracle:
             self._loop.fail("I13: a response that its client has received was never recorded")
 
     def ended(self, task: Task) -> None:
-        """A request is over, however it ended."""
+        """A request has ended."""
         if task.claimed is None or task.trouble or task.process.dead:
             return
         record_id, owner = task.claimed

@@ -1,4 +1,4 @@
-"""What a seed means: who comes, what the handlers do, and which kinds of trouble there are."""
+"""The plan of a seed: the clients, the work of the handlers, and the kinds of faults."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ POLICIES: list[tuple[str, Any]] = [
 
 @dataclass
 class Plan:
-    """What one seed has in store."""
+    """The plan of one seed."""
 
     seed: int
     workers: int = 2
@@ -58,7 +58,7 @@ class Plan:
 
 
 def plan(seed: int) -> Plan:
-    """What a seed means. Each history has a few kinds of trouble, so that none hides behind another."""
+    """The plan of a seed. Each history has a few kinds of faults, so that none hides behind another."""
     random = Random(seed)
     kinds = KINDS if seed % 6 else sorted(set(KINDS) - UNCALM)
     rates = {kind: random.choice([0.02, 0.1, 0.3]) for kind in kinds if random.random() < 0.25}
