@@ -1,7 +1,7 @@
-"""Modules that run in processes of their own, each forked from a process that has imported the frameworks before.
+"""Runs modules in separate processes, each forked from a process that has imported the frameworks before.
 
-To import FastAPI, Django and Flask takes longer than what most pages of the docs do with them. No adapter of this
-library is imported before: whether it is loaded makes a difference. ``OI_TEST_PAGES=full`` starts a new interpreter for
+Importing FastAPI, Django and Flask takes longer than what most pages of the docs do with them. No adapter of this
+library is imported before, since tests check whether one is loaded. ``OI_TEST_PAGES=full`` starts a new interpreter for
 each module.
 """
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 class Ended(NamedTuple):
-    """How a process has ended, and what it has written."""
+    """How a process has ended, and its output."""
 
     returncode: int
     stdout: str
@@ -38,12 +38,12 @@ class Ended(NamedTuple):
 
 
 def environment() -> dict[str, str]:
-    """That of a process which imports the tests from this folder."""
+    """The environment of a process that imports the tests from this folder."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 class Prepared:
-    """Forks such processes. Where that is impossible, or not wanted, each is started."""
+    """Forks such processes; starts new ones where forking is impossible or not wanted."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -91,7 +91,7 @@ class Prepared:
 
 
 def _await_order() -> dict[str, object] | None:
-    """Fork for each order that is read; the order in the new process, and None in this one, at the end."""
+    """Fork for each order that is read; returns the order in the new process, and None in this one at the end."""
     for line in sys.stdin.buffer:
         pid = os.fork()
         if pid == 0:
