@@ -1,8 +1,8 @@
-"""The story of a card that is not charged twice, on real servers, told in a terminal: ``tox -e demo``.
+"""A demo in the terminal: a card is not charged twice, on real servers. Run it with ``tox -e demo``.
 
-It is told with the payments API on FastAPI; ``tox -e demo -- django`` takes the one on Django, and ``flask`` and
-``starlette`` take theirs. It checks every sentence that it tells, and exits with 1 where one is not true. Nothing of it
-stays behind: the servers are ended, the databases are in a temporary folder.
+It uses the payments API on FastAPI; ``tox -e demo -- django`` uses the one on Django, and ``flask`` and ``starlette``
+theirs. It checks every statement that it prints, and exits with 1 if one is not true. It leaves nothing behind: the
+servers are stopped, the databases are in a temporary folder.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ SHIRTS = {"sku": "shirt", "quantity": 3, "card": "tok_carla"}
 
 
 class Application(NamedTuple):
-    """A payments API. ``functions``: those that the reader of the story sees."""
+    """A payments API. ``functions``: those that the demo prints."""
 
     title: str
     module: str
     functions: tuple[str, ...]
 
     def listings(self) -> list[Listing]:
-        """Its code, as far as the story shows it."""
+        """The code that the demo prints."""
         return functions(f"{self.module.replace('.', '/')}.py", self.functions)
 
 
@@ -56,11 +56,11 @@ APPLICATIONS = {
 
 
 class NotTrue(Exception):
-    """A sentence of the story is not true."""
+    """A statement of the demo is not true."""
 
 
 class Story:
-    """The shop's two workers, the provider's book, and what happens to them."""
+    """The shop's two workers, the provider's book, and the scenes of the demo."""
 
     def __init__(
         self, terminal: Terminal, application: Application, folder: Path, first: Worker, doomed: Worker
@@ -74,7 +74,7 @@ class Story:
         self._provider = PaymentProvider(folder)
 
     def run(self) -> None:
-        """All of it. Raises ``NotTrue``."""
+        """Run all scenes. Raises ``NotTrue``."""
         self._application()
         anna, ben, carla = clients = [Client(self._terminal) for _ in range(3)]
         self._first_request(anna)
@@ -193,7 +193,7 @@ class Story:
         self._expect(stock == (98, 96), "2 mugs and 4 shirts have left the stock")
 
     def _place_of(self, call: str) -> str:
-        """Where the application makes a call that the story has shown."""
+        """The line of a call in the code that the demo has printed."""
         places = [place for listing in self._listings for place in listing.places_of(call)]
         return places[0]
 
