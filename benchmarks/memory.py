@@ -1,8 +1,8 @@
 """How many bytes a live record takes in each backend, and how many a request takes while it runs.
 
-``python -m benchmarks.memory [--quick]`` prints a line of JSON for each row. Records are completed ones, with an
+``python -m benchmarks.memory [--quick]`` prints a line of JSON for each row. Records are completed ones, with a
 response of 1 kB; the memory backend is weighed by what Python allocated, SQLite by its files, Redis by ``used_memory``.
-A request in flight has a body of 1 kB and stands in its handler: what it holds with the middleware around it
+A request in flight has a body of 1 kB and is in its handler: the row is what it holds with the middleware around it
 (exchange, attempt, lease, its record in the memory backend, the heartbeat's entry), less what it holds without.
 """
 

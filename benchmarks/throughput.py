@@ -1,7 +1,7 @@
-"""Claim and complete, in pairs, 64 at the same moment: a client's pool one call at a time, and this package's backends.
+"""Claim and complete, in pairs, 64 concurrently: a client's pool one call at a time, and this package's backends.
 
-The pool's calls are the floor's. This package's backends are measured as they are and, where they can be verdicts to
-(``coalesce=no``), with each call sent by itself.
+The pool's calls are the floor's. This package's backends are measured with their defaults and, where they have the
+option ``coalesce=no``, with each call sent by itself.
 """
 
 from __future__ import annotations

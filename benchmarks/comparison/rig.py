@@ -1,4 +1,4 @@
-"""One subject, served by a process of its own and called over HTTP, with a backend that nobody else uses."""
+"""One subject, served by a separate process and called over HTTP, with a backend of its own."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class NotApplicable(Exception):
 
 
 class Got(NamedTuple):
-    """What a client sees; ``status`` is 0 where no response came."""
+    """A response as the client sees it; ``status`` is 0 without a response."""
 
     status: int
     headers: Mapping[str, str]
@@ -67,7 +67,7 @@ class Got(NamedTuple):
 
 
 class Retried(NamedTuple):
-    """What came of retries: after how many seconds the endpoint ran, if it did, and the last response."""
+    """The result of retries: after how many seconds the endpoint ran, if it did, and the last response."""
 
     seconds: float | None
     last: Got | None

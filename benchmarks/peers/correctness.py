@@ -37,7 +37,7 @@ class Got(NamedTuple):
 
 
 def fault(one: Peer, backend: BackendName, url: str, loop: asyncio.AbstractEventLoop) -> str | None:
-    """What is wrong with a peer on a backend; None where nothing is."""
+    """What is wrong with a peer on a backend, or None."""
     HELD.close()
     app = one.make(backend, url)
     if one.STYLE == "wsgi":
