@@ -69,7 +69,7 @@ class MariadbServer:
         return self._folder / "data"
 
     def start(self) -> MariadbServer:
-        """Start it and wait until it replies; a port that somebody else took is replaced."""
+        """Start it and wait until it replies; a port that another program took is replaced."""
         for _ in range(_PORT_TRIES):
             self.port = free_port()
             self._process = self._launch()

@@ -45,7 +45,7 @@ def binaries(version: int) -> Path:
 
 @functools.cache
 def _reachable(folder: Path) -> Path:
-    """The same binaries where the other user may go: nobody but root may look into root's virtual environments."""
+    """The same binaries in a place that the other user can read, which a virtual environment of root is not."""
     copy = Path(tempfile.mkdtemp(prefix="oi-postgres-binaries-"))
     atexit.register(shutil.rmtree, copy, ignore_errors=True)
     copy.chmod(0o755)
@@ -73,7 +73,7 @@ def identity() -> dict[str, Any]:
 class PostgresServer:
     """A server process on a free port of the loopback. ``start`` after ``kill`` keeps the port and the directory.
 
-    ``replica_of``: the port, on the loopback, of the server that it is a copy of and follows until it is promoted.
+    ``replica_of``: the loopback port of the primary, which it copies and follows until it is promoted.
     """
 
     def __init__(self, version: int = 18, *options: str, replica_of: int | None = None) -> None:
@@ -99,7 +99,7 @@ class PostgresServer:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
     def start(self) -> PostgresServer:
-        """Start it and wait until it responds; a port that somebody else took is replaced."""
+        """Start it and wait until it replies; a port that another program took is replaced."""
         for port in self._ports():
             self.port = port
             self._process = self._launch(port)
@@ -109,7 +109,7 @@ class PostgresServer:
         raise ServerMissing(f"postgres did not start: {self._log().read_text(errors='replace')[-2000:]}")
 
     def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
-        """A plain connection, to look at the server behind the backend's back."""
+        """A plain connection, for direct access to the server."""
         return psycopg.connect(self.url(database), autocommit=True, connect_timeout=5)
 
     def create_database(self, name: str) -> str:
@@ -143,7 +143,7 @@ class PostgresServer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _ports(self) -> Iterator[int]:
-        """The ports to try: new ones at first, the one that it had for as long as it may take to be free again."""
+        """The ports to try: new ones at first; later its own one, for as long as it may take to be free again."""
         if not self.port:
             yield from (_free_port() for _ in range(_PORT_TRIES))
             return
