@@ -56,7 +56,7 @@ class Figures(NamedTuple):
 
 
 class Partition(FaultProxy):
-    """A proxy that can cut off those who come from the other side, and nobody else."""
+    """A proxy that can cut off clients on the other side, and no others."""
 
     cut_off = False
 

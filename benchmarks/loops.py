@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def fresh_loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """A loop that runs only while something is awaited on it, so that blocking ways can be timed in between."""
+    """A loop that runs only while something is awaited on it, so that sync code can be timed in between."""
     loop = asyncio.new_event_loop()
     try:
         yield loop

@@ -74,7 +74,7 @@ class Servers:
     def _new_database(self) -> str:
         server = self.postgres
         if self._database:
-            # With the connections of applications that nobody asked to close them.
+            # Including connections of applications that were not closed.
             with server.connect() as connection:
                 connection.execute(f"DROP DATABASE {self._database} WITH (FORCE)".encode())
         self._database = f"run{next(self._numbers)}"

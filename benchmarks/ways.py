@@ -133,7 +133,7 @@ class Ways:
         return lambda count: self._loop.run_until_complete(claims(count))
 
     def wsgi_claim(self) -> Batch:
-        """The same, blocking."""
+        """The floor's sync claim of a completed record."""
         calls = floor.calls_for(self._row.backend, self._url)
         self._closings.append(calls.close)
         calls.claim(*_CLAIMED)

@@ -4,7 +4,7 @@ pip has none, so it is used where the variable ``OI_TEST_MARIADB`` is ``installe
 full``), or is ``required``: then a missing one is a failure (``.ci/run``, which installs Debian's). It has a folder
 and a port of its own and is ended by its own pid; the machine's own service is left alone. ``OI_TEST_MYSQL_URL``
 names another server instead, as ``mysql://user:password@host:port/name``, whose user has to be allowed to make
-databases. Nothing here knows of our package.
+databases. Nothing here knows the library.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ class Pooler:
             pass  # either side has left, or the pooler ends
         finally:
             if server is not None and server.client is client:
-                # In the middle of a transaction: nobody else may have this connection.
+                # In the middle of a transaction: no other client may have this connection.
                 server.client = None
                 server.pump.cancel()
                 self._idle.put_nowait(None)

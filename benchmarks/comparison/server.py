@@ -24,7 +24,7 @@ def named(text: str) -> Any:
 
 
 def main() -> None:
-    """Serve until somebody ends the process."""
+    """Serve until the process is ended."""
     make, style, backend, url, folder, option = sys.argv[1:]
     logging.getLogger().addHandler(logging.StreamHandler())
     HELD.script = FileScript(Path(folder))

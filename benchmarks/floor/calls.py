@@ -25,7 +25,7 @@ class Calls(Protocol):
 
 
 class AsyncCalls(Protocol):
-    """The same, awaited."""
+    """The bare client calls, async."""
 
     async def claim(self, record_id: bytes, fingerprint: bytes, owner: bytes) -> Found: ...
 

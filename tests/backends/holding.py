@@ -54,7 +54,7 @@ class _Shown(Holding):
 def held(made: Backend, mode: str) -> Iterator[Held]:
     """A backend like ``made`` on its own clock, in this mode, and a function that delays its claims."""
     with _LIKE[next(kind for kind in _LIKE if isinstance(made, kind))](made) as (backend, hold):
-        # In memory nothing is awaited, so what holds up a claim there would hold up the loop.
+        # The memory backend awaits nothing, so delaying its claim would block the loop.
         blocking = mode == "sync" or isinstance(backend, MemoryBackend)
         yield Held(backend if blocking else backend.to_async(), hold)
         backend.close()

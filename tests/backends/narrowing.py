@@ -20,7 +20,7 @@ from open_idempotency.backends.sqlalchemy import SqlalchemyBackend
 from open_idempotency.backends.sqlite import SqliteBackend
 from open_idempotency.conformance.sizes import Narrow
 
-#: bytes that a store with a limit of our own takes, and refuses; a row of a record and its stage has two of the first
+#: sizes that a limited store takes, and refuses; a record with its stage has two of the first
 TAKES, REFUSES = 200_000, 600_000
 _BETWEEN = 500_000
 

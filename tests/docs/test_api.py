@@ -14,7 +14,7 @@ from tests.docs.pages import ROOT
 PACKAGE = ROOT / "src" / "open_idempotency"
 PAGE = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
 
-#: run by Python, Django or the command line; nobody imports anything from them
+#: run by Python, Django or the command line; users import nothing from them
 NOT_IMPORTED = {"open_idempotency.__main__", "open_idempotency.cli", "open_idempotency.pytest_plugin"}
 
 

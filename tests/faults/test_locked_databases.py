@@ -71,7 +71,7 @@ def test_while_another_process_writes_nothing_new_runs_and_replays_go_on(
         new = refused_in_time(worker, lambda: Order(plain(effects)))
         assert worker.post_until(done, lambda got: got.status != 503).body == first.body
         unlock()
-        # A server that got the refused claim carries it out when it can, for nobody: it lasts for a lease.
+        # A server that received the refused claim executes it later; its lease has no owner and has to end.
         assert worker.post_until(new, admitted).status == 201
     assert len(effects.all()) == 2
 

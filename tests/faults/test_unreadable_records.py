@@ -37,7 +37,7 @@ DAMAGE: dict[str, dict[str, Callable[..., object]]] = {
     },
     "foreign": {
         "sqlite": lambda records: records.change(f"UPDATE {RECORDS} SET owner = 'text', token = 'x'"),
-        # Its columns have types, so what somebody else writes there at least looks like a row.
+        # Its columns have types, so even foreign data are a valid row.
         "postgres": lambda records: records.change(f"UPDATE {_ROWS} SET record_version = 0, status = 0, owner = ''"),
         "redis": _on_redis(lambda records, key: records.plain.delete(key) and records.plain.set(key, b"theirs")),
     },

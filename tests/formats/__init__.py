@@ -7,5 +7,5 @@ tests.formats.make NAME``; from then on all of them are tested.
 
 from __future__ import annotations
 
-#: the commit of each version whose formats may be in somebody's store
+#: the commit of each version whose formats may be in a user's store
 VERSIONS = {"2026-11": "5536621aa98f6915384561e2abbf4cc431b27964"}

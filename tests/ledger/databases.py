@@ -1,6 +1,6 @@
 """An application's database behind each kind of ``tx=``: the ledger's tables, and one table of orders.
 
-``transaction()`` commits at its end and rolls back where its block raises. The awaited kinds have the same two verbs as
+``transaction()`` commits at its end and rolls back where its block raises. The async kinds have the same two verbs as
 coroutines, so a test is written once, sync and async. MySQL and MariaDB are there where ``tests.mariadb_server`` has a
 server.
 """
@@ -107,7 +107,7 @@ def psycopg_block(database: Database) -> Iterator[Open]:
         yield Open(connection, connection.execute)
 
 
-#: by dialect: SQLAlchemy's drivers, blocking and awaited
+#: by dialect: SQLAlchemy's drivers, sync and async
 _DRIVERS = {
     SQLITE: ("sqlite", "sqlite+aiosqlite"),
     POSTGRESQL: ("postgresql+psycopg", "postgresql+psycopg"),

@@ -73,7 +73,7 @@ def _freeze(site: Site, form: str, points: tuple[str, ...], lost: bool) -> None:
         pids, waiting = site.freeze(form, free), site.freeze(form, locked)
         if lost:
             site.flush()
-        if free:  # nobody has to wait for them
+        if free:  # no retry has to wait for them
             site.served(site.storm(form, keys_of(free)), served)
             site.thaw(pids)
         storm = site.storm(form, keys_of(locked)) if locked else []

@@ -303,7 +303,7 @@ class History:
 
     def _final(self, order: Order) -> tuple[int, ...]:
         contested = any(o.body != order.body and (o.key, o.user) == (order.key, order.user) for o in self.plan.orders)
-        # An external stage in doubt is 409 until somebody looks: that is the choice which was made.
+        # By this policy an external stage in doubt is 409 until an operator resolves it.
         undecided = (self.plan.external and self.plan.stages > 0) or self.plan.policy
         return (201, 404, *([422] if contested else []), *([409, 500] if undecided else []))
 

@@ -84,7 +84,7 @@ class Story:
     #: in the loop's seconds, when the lease was extended last and how long it was then
     renewed_at: float = 0.0
     duration: float = 0.0
-    #: the tokens whose lease ended although nobody could help it
+    #: the tokens whose lease ended unavoidably
     excused: set[int] = field(default_factory=set)
     #: the tokens whose lease a jump of the backend's clock has ended
     jumped: set[int] = field(default_factory=set)

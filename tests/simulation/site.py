@@ -95,7 +95,7 @@ class Worker:
         engine: Any = self._app.engine
         engine.aio = site.make_performer(site, self.process, backend)
         engine.heartbeat = engine.aio.heartbeat = site.make_heartbeat(site, self.process, backend)
-        # The blocking performer would keep the real heartbeat, which is kept until its backend is gone.
+        # The sync performer would keep the real heartbeat, which lives as long as its backend.
         engine.sync = Performer(engine.backend)
 
     def serve(self, order: Order) -> Exchange:

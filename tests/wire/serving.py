@@ -133,7 +133,7 @@ def _warm(name: str) -> None:
 
 if "WIRE_DRAINED" in os.environ:
     asgi = DrainAtShutdown(asgi)
-if "waitress" in sys.modules:  # it handles no signal, and calls nobody when it starts
+if "waitress" in sys.modules:  # it has neither signal handlers nor start hooks
     _drain_after_sigterm()
 for _name in os.environ.get("WIRE_BUILT", "").split():
     _app(_name)

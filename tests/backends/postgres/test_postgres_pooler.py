@@ -107,7 +107,7 @@ def test_a_session_that_the_server_ended_is_replaced(
     """B-10: by the pooler; a call on the old session is repeated."""
     lease = leased(backend, secrets.token_bytes(32))
     with postgres18.connect() as operator:
-        # As our pooler says, and as pgbouncer hands it on from its client.
+        # The message of the simulated pooler, and of PgBouncer.
         ended = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = ANY (%s)"
         assert operator.execute(ended, (["pooler", "open-idempotency"],)).fetchall()
     backend.complete(Complete(lease, b"response"))

@@ -386,7 +386,7 @@ def test_a_server_that_is_down_is_unavailable_in_time(mode: str) -> None:
 
 
 def test_a_server_that_says_nothing_is_unavailable_in_time(mode: str) -> None:
-    """B-10: a silent partition is bounded by our timeouts, not by the driver's."""
+    """B-10: the backend's own timeouts bound a silent partition, and not the driver's."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

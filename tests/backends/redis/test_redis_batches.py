@@ -230,7 +230,7 @@ def test_a_caller_that_leaves_takes_nobody_along(own: Server, uvloop: bool) -> N
             with _counting(own) as count:
                 with _stopped(own):
                     tasks = await _begin([_lease(backend, key) for key in keys])
-                    # The first two are on their way by themselves; of the others all wait.
+                    # The first two are in flight, each alone; all others wait.
                     left = [tasks[0], tasks[1], *tasks[10::2]]
                     for task in left:
                         task.cancel()

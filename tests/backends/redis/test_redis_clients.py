@@ -34,7 +34,7 @@ SECRET = "s3cr3t-word"
 CLIENTS: dict[str, Any] = {"sync client": redis.Redis, "async client": redis.asyncio.Redis}
 
 
-# Trio makes the blocking calls.
+# Under trio calls are those of the sync front.
 @pytest.fixture(params=["sync", "asyncio"])
 def mode(request: pytest.FixtureRequest) -> str:
     mode: str = request.param

@@ -27,7 +27,7 @@ from tests.topologies import Cluster, until
 RECORDS = [b"%d" % number for number in range(30)]
 
 
-# Trio makes the sync front's calls.
+# Under trio calls are those of the sync front.
 @pytest.fixture(params=["sync", "asyncio"])
 def mode(request: pytest.FixtureRequest) -> str:
     mode: str = request.param

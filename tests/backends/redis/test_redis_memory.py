@@ -36,7 +36,7 @@ LARGE = b"\x00\xff" * 500_000
 EVICTING = ("--maxmemory", "100mb", "--maxmemory-policy", "volatile-lru")
 
 
-# Trio makes the sync front's calls.
+# Under trio calls are those of the sync front.
 @pytest.fixture(params=["sync", "asyncio"])
 def mode(request: pytest.FixtureRequest) -> str:
     mode: str = request.param

@@ -34,7 +34,7 @@ from tests.topologies import TlsFront, until
 RECORD = b"\x01\xff record"
 
 
-# Trio makes the blocking calls.
+# Under trio calls are those of the sync front.
 @pytest.fixture(params=["sync", "asyncio", "asyncio one by one"])
 def how(request: pytest.FixtureRequest) -> tuple[str, bool]:
     """The async library, and whether calls share batches."""

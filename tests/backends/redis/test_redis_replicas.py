@@ -24,7 +24,7 @@ RECORD = b"\x01\xff record"
 AT_ONCE = ("--repl-diskless-sync-delay", "0")
 
 
-# Trio makes the sync front's calls.
+# Under trio calls are those of the sync front.
 @pytest.fixture(params=["sync", "asyncio"])
 def mode(request: pytest.FixtureRequest) -> str:
     mode: str = request.param

@@ -23,7 +23,7 @@ RECORD = b"\x01\xff record"
 SECRET = "s3cr3t-word"
 
 
-# Trio makes the sync front's calls.
+# Under trio calls are those of the sync front.
 @pytest.fixture(params=["sync", "asyncio"])
 def mode(request: pytest.FixtureRequest) -> str:
     mode: str = request.param

@@ -22,7 +22,7 @@ LIMIT = calls.SMALLEST_LIMIT
 LARGE = bytes(LIMIT + 300_000)
 
 
-# Trio makes the blocking calls.
+# Under trio calls are those of the sync front.
 @pytest.fixture(params=["sync", "asyncio", "trio"])
 def mode(request: pytest.FixtureRequest) -> str:
     mode: str = request.param
