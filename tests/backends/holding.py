@@ -139,7 +139,7 @@ def _row_held(engine: sqlalchemy.Engine, table: str, **more: Any) -> Hold:
             return float(connection.exec_driver_sql(statement).scalar_one())
 
     def waits() -> bool:
-        # On MySQL the question itself is a query, too.
+        # On MySQL this check is a query too.
         held_up = ask(f"SELECT count(*) FROM {waiting}") > (0 if on_postgres else 1)
         ask(pause)
         return held_up

@@ -158,7 +158,7 @@ def test_an_end_before_the_subscription_is_seen(mode: str, backend: RedisBackend
 
 def test_waiting_costs_one_call_and_a_subscription(mode: str, backend: RedisBackend, plain: redis.Redis) -> None:
     """For any duration; counted by the server."""
-    # the question and the release are scripts that look at the record; the latter publishes
+    # the call and the release are scripts that read the record; the latter publishes
     names = ("evalsha", "publish", "hget", "subscribe", "unsubscribe")
 
     def calls() -> dict[str, int]:

@@ -57,24 +57,24 @@ class BatchingPostgres(PostgresBackend):
         return self._executor.execute(verb, c) if row is APART else verb.response(c, (row,))
 
 
-async def together(backend: AsyncPostgresBackend, questions: Sequence[tuple[str, Any]]) -> list[Any]:
+async def together(backend: AsyncPostgresBackend, commands: Sequence[tuple[str, Any]]) -> list[Any]:
     """The results or errors of ``(verb, command)`` in one batch, in order.
 
     The tasks begin in order before any of them gets a result, so it is known which of them go alone.
     """
     before = [("release", of_nobody()) for _ in range(executors.ALONE_ON_LOOP + 1)]
-    asking = [getattr(backend, verb)(command) for verb, command in [*before, *questions]]
-    results = await asyncio.wait_for(asyncio.gather(*asking, return_exceptions=True), PATIENCE)
+    calls = [getattr(backend, verb)(command) for verb, command in [*before, *commands]]
+    results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), PATIENCE)
     return results[len(before) :]
 
 
-def at_once(backend: PostgresBackend, questions: Sequence[tuple[str, Any]]) -> list[Any]:
+def at_once(backend: PostgresBackend, commands: Sequence[tuple[str, Any]]) -> list[Any]:
     """``together``, on a new event loop."""
 
     async def ask() -> list[Any]:
         awaited = backend.to_async()
         try:
-            return await together(awaited, questions)
+            return await together(awaited, commands)
         finally:
             await awaited.close()
 

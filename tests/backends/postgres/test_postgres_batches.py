@@ -108,10 +108,10 @@ def test_without_coalescing_each_is_a_transaction(postgres18: PostgresServer) ->
 def test_of_one_key_many_times_in_a_batch_one_is_leased(backend: PostgresBackend, postgres18: PostgresServer) -> None:
     """I1: the other claims get Busy, or Mismatch for another fingerprint."""
     first = claim_of()
-    questions = [first, claim_of(first.record_id, fingerprint=b"other")]
-    questions += [claim_of(first.record_id) for _ in range(MANY)]
+    commands = [first, claim_of(first.record_id, fingerprint=b"other")]
+    commands += [claim_of(first.record_id) for _ in range(MANY)]
     before = next_transaction(postgres18)
-    leased_, mismatch, *others = at_once(backend, [("claim", claim) for claim in questions])
+    leased_, mismatch, *others = at_once(backend, [("claim", claim) for claim in commands])
     assert next_transaction(postgres18) == before + 1
     assert isinstance(leased_, Leased)
     assert mismatch == Mismatch()
@@ -140,13 +140,13 @@ def test_a_batch_that_only_reads_writes_nothing(backend: PostgresBackend, postgr
     """B-11b: replays, 409 and 422 use no transaction number, so nothing is flushed to disk."""
     done, running = leased(backend), leased(backend)
     backend.complete(Complete(done, b"response"))
-    questions = [
+    commands = [
         ("claim", claim_of(done.record_id)),
         ("claim", claim_of(running.record_id)),
         ("claim", claim_of(running.record_id, fingerprint=b"other")),
     ] * 5
     before = next_transaction(postgres18)
-    results = at_once(backend, questions)
+    results = at_once(backend, commands)
     assert next_transaction(postgres18) == before
     assert [type(result) for result in results] == [Finished, Busy, Mismatch] * 5
     assert results[0] == Finished(b"response")

@@ -68,21 +68,21 @@ def test_more_calls_than_connections_take_turns(postgres18: PostgresServer) -> N
 def test_that_no_connection_was_free_in_time_is_said(postgres18: PostgresServer) -> None:
     """B-10, I11: sync and async; the only connection is in use."""
     backend = PostgresBackend(f"{postgres18.url()}?max_connections=1", timeout=0.3)
-    question = Get(secrets.token_bytes(32))
+    command = Get(secrets.token_bytes(32))
 
     async def on_a_loop() -> None:
         connections = backend.to_async()._executor.of_loop().connections
         held = await connections._take(Tries(PostgresBackend(postgres18.url(), timeout=20).options))
         with pytest.raises(BackendUnavailable, match="no connection was free"):
-            await backend.to_async().get(question)
+            await backend.to_async().get(command)
         connections._give(held)
-        assert await backend.to_async().get(question) is None
+        assert await backend.to_async().get(command) is None
         await backend.to_async().close()
 
     connections = backend._executor._of_process.get().connections
     held = connections._take(Tries(PostgresBackend(postgres18.url(), timeout=20).options))
     with pytest.raises(BackendUnavailable, match="no connection was free"):
-        backend.get(question)
+        backend.get(command)
     connections._give(held)
-    assert retried(lambda: backend.get(question)) is None
+    assert retried(lambda: backend.get(command)) is None
     asyncio.run(on_a_loop())

@@ -393,7 +393,7 @@ def test_what_nobody_asked_for_ends_the_connection() -> None:
         listening = await asyncio.start_server(speak, "127.0.0.1", 0)
         port = listening.sockets[0].getsockname()[1]
         backend = RedisBackend(f"redis://127.0.0.1:{port}", timeout=LONG, eviction="ignore").to_async()
-        # The first connection says one reply too many; the second question is asked on another.
+        # The first connection sends a surplus reply; the second command goes over another one.
         for _ in range(2):
             assert type(await backend.claim(claim_of(b"key"))).__name__ == "Mismatch"
         await backend.close()

@@ -57,7 +57,7 @@ def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(path: str, asking: str, moment: str) -> None:
+def main(path: str, callers: str, moment: str) -> None:
     """Run the claims; never returns."""
     backend = SqliteBackend(path, timeout=PATIENCE)
     _Killing.moment = moment
@@ -65,8 +65,8 @@ def main(path: str, asking: str, moment: str) -> None:
     transactions.transaction = _Killing
     SqliteBackend.claim = _reporting(SqliteBackend.claim)
     AsyncSqliteBackend.claim = _areporting(AsyncSqliteBackend.claim)
-    questions = [("claim", claim_of(b"key-%d" % number)) for number in range(10)]
-    getattr(together, asking)(backend).results(path, questions, lambda: None)
+    commands = [("claim", claim_of(b"key-%d" % number)) for number in range(10)]
+    getattr(together, callers)(backend).results(path, commands, lambda: None)
 
 
 if __name__ == "__main__":

@@ -72,10 +72,10 @@ def backend(path: str) -> Iterator[SqliteBackend]:
 @pytest.fixture(params=[OnThreads, OnALoop])
 def together(request: pytest.FixtureRequest, backend: SqliteBackend, path: str) -> Ask:
     """``together((verb, command), ...)``: the results of commands in one transaction, on threads and on a loop."""
-    asking = request.param(backend)
+    callers = request.param(backend)
 
-    def ask(*questions: tuple[str, Any], meanwhile: Callable[[], None] = nothing) -> list[Any]:
-        results: list[Any] = asking.results(path, questions, meanwhile)
+    def ask(*commands: tuple[str, Any], meanwhile: Callable[[], None] = nothing) -> list[Any]:
+        results: list[Any] = callers.results(path, commands, meanwhile)
         return results
 
     return ask
@@ -208,20 +208,20 @@ def test_a_look_that_fails_takes_nobody_with_it(backend: SqliteBackend) -> None:
     """B-10: also for reads, of which a loop sends several at once."""
     lease_of(backend, b"running")
     claims = [claim_of(b"new"), claim_of(b"running", fingerprint="text"), claim_of(b"running", b"other")]
-    questions = [Request(verbs.CLAIM, claim, PATIENCE) for claim in claims]
-    assert [type(result) for result in backend._transactions.look(questions)] == [type(None), TypeError, Busy]
+    commands = [Request(verbs.CLAIM, claim, PATIENCE) for claim in claims]
+    assert [type(result) for result in backend._transactions.look(commands)] == [type(None), TypeError, Busy]
     no_id = claim_of(b"")
     no_id.record_id = {}
-    questions = [Request(verbs.CLAIM, claim, PATIENCE) for claim in (no_id, claims[2], claims[0])]
-    assert [type(result) for result in backend._transactions.look(questions)] == [BackendUnavailable, Busy, type(None)]
+    commands = [Request(verbs.CLAIM, claim, PATIENCE) for claim in (no_id, claims[2], claims[0])]
+    assert [type(result) for result in backend._transactions.look(commands)] == [BackendUnavailable, Busy, type(None)]
 
 
 def test_many_are_looked_for_at_once(backend: SqliteBackend) -> None:
     """B-11b: any number of reads, each with the result of its own record."""
     for number in range(0, 300, 50):
         lease_of(backend, b"%d" % number)
-    questions = [Request(verbs.CLAIM, claim_of(b"%d" % number, b"o"), PATIENCE) for number in range(300)]
-    results = backend._transactions.look(questions)
+    commands = [Request(verbs.CLAIM, claim_of(b"%d" % number, b"o"), PATIENCE) for number in range(300)]
+    results = backend._transactions.look(commands)
     assert [number for number, result in enumerate(results) if isinstance(result, Busy)] == list(range(0, 300, 50))
     assert results.count(None) == 294
 
@@ -367,11 +367,11 @@ def test_the_loops_of_a_process_meet(backend: SqliteBackend) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-@pytest.mark.parametrize("asking", ["OnThreads", "OnALoop"])
+@pytest.mark.parametrize("callers", ["OnThreads", "OnALoop"])
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_process_that_dies_at_a_commit_has_sent_no_response(path: str, asking: str, moment: str) -> None:
+def test_a_process_that_dies_at_a_commit_has_sent_no_response(path: str, callers: str, moment: str) -> None:
     """I1, I5: killed before COMMIT nothing of the transaction is stored, killed after it everything is."""
-    command = [sys.executable, "-m", "tests.backends.sqlite.killed_commit_script", path, asking, moment]
+    command = [sys.executable, "-m", "tests.backends.sqlite.killed_commit_script", path, callers, moment]
     killed = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False)
     assert (killed.returncode, killed.stderr) == (-9, b"")
     # The first command may have died before it reported its result.

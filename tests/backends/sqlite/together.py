@@ -71,7 +71,7 @@ class OnThreads:
     def __init__(self, backend: SqliteBackend) -> None:
         self._backend = backend
 
-    def results(self, path: str, questions: Sequence[tuple[str, Any]], meanwhile: Callable[[], None]) -> list[Any]:
+    def results(self, path: str, commands: Sequence[tuple[str, Any]], meanwhile: Callable[[], None]) -> list[Any]:
         """The results, or errors, of ``(verb, command)`` that share one transaction, in order."""
         results: dict[int, Any] = {}
         threads: list[threading.Thread] = []
@@ -85,7 +85,7 @@ class OnThreads:
         self._backend.get(Get(b"the schema is made"))
         holder = lock(path)
         coalescer = self._backend._transactions._coalescers.get()
-        for number, (verb, command) in enumerate([("claim", claim_of(FIRST)), *questions]):
+        for number, (verb, command) in enumerate([("claim", claim_of(FIRST)), *commands]):
             threads.append(threading.Thread(target=ask, args=(number, verb, command)))
             threads[-1].start()
             until(lambda: coalescer.busy and coalescer._queue._count == len(threads) - 1)
@@ -102,19 +102,19 @@ class OnALoop:
     def __init__(self, backend: SqliteBackend) -> None:
         self._backend = backend
 
-    def results(self, path: str, questions: Sequence[tuple[str, Any]], meanwhile: Callable[[], None]) -> list[Any]:
+    def results(self, path: str, commands: Sequence[tuple[str, Any]], meanwhile: Callable[[], None]) -> list[Any]:
         """See ``OnThreads``."""
-        return asyncio.run(asyncio.wait_for(self._results(path, questions, meanwhile), 2 * PATIENCE))
+        return asyncio.run(asyncio.wait_for(self._results(path, commands, meanwhile), 2 * PATIENCE))
 
     async def _results(
-        self, path: str, questions: Sequence[tuple[str, Any]], meanwhile: Callable[[], None]
+        self, path: str, commands: Sequence[tuple[str, Any]], meanwhile: Callable[[], None]
     ) -> list[Any]:
         backend = self._backend.to_async()
         await backend.get(Get(b"the schema is made"))
         holder = lock(path)
         lanes = backend._lanes_of(asyncio.get_running_loop())
         tasks: list[asyncio.Task[Any]] = []
-        for verb, command in [("claim", claim_of(FIRST)), *questions]:
+        for verb, command in [("claim", claim_of(FIRST)), *commands]:
             tasks.append(asyncio.ensure_future(_as_coroutine(getattr(backend, verb)(command))))
             while not (lanes._writing.on_its_way and lanes._writing._queue._count == len(tasks) - 1):
                 await asyncio.sleep(0.001)
