@@ -24,13 +24,13 @@ from tests.postgres_server import PostgresServer
 from tests.servers import CAN_EXIST, Server
 from tests.topologies import Cluster, Sentinel, replicated
 
-# How long it takes to make and to try a value depends on the machine's load, and is no property of the code.
+# The time to generate and test a value depends on the machine's load, not on the code.
 settings.register_profile(
     "patient", settings(max_examples=times(25), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 )
 settings.load_profile("patient")
 
-#: on a machine that brings its own server; it is used in place of the Valkey one, and never flushed
+#: the URL of an existing server, which replaces the Valkey one and is never flushed
 ADDRESS = os.environ.get("OI_TEST_REDIS_URL")
 SERVER_KINDS = [kind for kind, can_exist in CAN_EXIST.items() if can_exist]
 #: Starlette's BaseHTTPMiddleware leaves a stream of its own open before this release, where what it wraps raises
@@ -67,7 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     if tuple(int(part) for part in version("starlette").split(".")[:3]) < CLOSES_ITS_STREAMS:
         config.addinivalue_line("filterwarnings", f"ignore:{LEFT_OPEN}:ResourceWarning")
-        # and one that is collected between tests, or when the run ends
+        # also a stream that is collected between tests or at the end
         warnings.filterwarnings("ignore", LEFT_OPEN, ResourceWarning)
 
 

@@ -96,7 +96,7 @@ class MariadbServer:
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
-            # Its temporary tables would meet those of another one that is being installed.
+            # Its temporary tables would collide with those of a concurrent installation.
             [program, "--no-defaults", f"--tmpdir={self._folder}", *arguments],
             capture_output=True,
             timeout=120,

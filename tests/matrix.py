@@ -20,7 +20,7 @@ SUITES = ("CONTRACT", "CRASH", "FORMATS", "HTTP", "ONCE", "OPERATIONS", "PAGES",
 
 #: a row and a column
 Pair = tuple[str, str]
-#: the row and the column of a test, and what it is apart from them; None for a test that is in no matrix
+#: the row and the column of a test, and the rest of its id; None for a test in no matrix
 Cell = Callable[[pytest.Item], tuple[str, str, str] | None]
 
 

@@ -42,7 +42,9 @@ class PassedBefore:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Add a test after its tear-down has passed."""
-        if self._target is None or "PYTEST_XDIST_WORKER" in os.environ:  # the process that starts workers hears of all
+        if (
+            self._target is None or "PYTEST_XDIST_WORKER" in os.environ
+        ):  # the controller of pytest-xdist gets the reports of all workers
             return
         if report.when == "teardown" and report.passed and report.nodeid in self._called:
             with self._target.open("a", encoding="utf-8") as lines:

@@ -56,7 +56,7 @@ class _Server:
         self._idle = idle
         self.reported: list[bytes] = []
         self.client: asyncio.StreamWriter | None = None
-        #: replies that are still to come to what the client has sent
+        #: pending replies to the client's messages
         self.owed = 0
 
     async def open(self, port: int, address: Address) -> _Server:
@@ -143,7 +143,7 @@ class Pooler:
                 server.owed += message[:1] in (b"Q", b"S")
                 server.writer.write(message)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # either side has left, or the pooler ends
+            pass  # one side has closed, or the pooler ends
         finally:
             if server is not None and server.client is client:
                 # In the middle of a transaction: no other client may have this connection.
@@ -229,7 +229,7 @@ class PgBouncer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-#: the poolers that there are here
+#: the poolers of this machine
 POOLERS: Mapping[str, Callable[..., Pooler | PgBouncer]] = {
     "own": Pooler,
     **({"pgbouncer": PgBouncer} if pgbouncer_binary() else {}),

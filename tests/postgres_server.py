@@ -50,7 +50,7 @@ def _reachable(folder: Path) -> Path:
     atexit.register(shutil.rmtree, copy, ignore_errors=True)
     copy.chmod(0o755)
     install, packages = folder.parent, folder.parents[2]
-    # The libraries lie beside the package, and are found by the way from the binaries to them.
+    # The libraries are beside the package; the binaries find them by a relative path.
     for part in (install, packages / f"{install.parent.name}.libs"):
         if part.is_dir():
             shutil.copytree(part, copy / part.relative_to(packages), symlinks=True, copy_function=_linked)
@@ -60,7 +60,7 @@ def _reachable(folder: Path) -> Path:
 def _linked(source: str, target: str) -> str:
     try:
         os.link(source, target)
-    except OSError:  # another file system
+    except OSError:  # on another file system a hard link is impossible
         shutil.copy2(source, target)
     return target
 

@@ -128,7 +128,7 @@ class Server:
             try:
                 with self.connect() as client:
                     # Another server may own the port: the pid identifies this one.
-                    client.ping()  # which gets no reply while the data are loaded, as INFO is
+                    client.ping()  # fails while the data are loaded, unlike INFO
                     return bool(client.info("server")["process_id"] == self._process.pid)
             except redis.exceptions.ConnectionError:
                 time.sleep(0.01)

@@ -25,7 +25,7 @@ from open_idempotency.backends.sqlite import SqliteBackend
 from open_idempotency.conformance.late_claims import Held, Holding
 from tests.faults.proxy import FaultProxy
 
-#: seconds; what is waited for happens long before
+#: seconds; an upper bound
 PATIENCE = 20.0
 
 Hold = Callable[[bytes], AbstractContextManager[Holding]]
@@ -119,7 +119,7 @@ def _redis(made: RedisBackend) -> Iterator[tuple[Backend, Hold]]:
         yield backend, hold
 
 
-# What stands in the place of a record; no transaction that sees it is ever committed.
+# A placeholder for the record; its transaction is never committed.
 _ROW: dict[str, Any] = {
     "record_version": 1, "fingerprint": b"held", "status": 1, "owner": b"held", "token": 1, "attempt": 1,
     "claimed_at": 0.0, "lease_end": 0.0, "ttl": 0.0, "expires_at": 0.0, "final": 0,
@@ -130,7 +130,7 @@ def _row_held(engine: sqlalchemy.Engine, table: str, **more: Any) -> Hold:
     """Delay claims with a transaction that has inserted the record's row, and rolls back."""
     on_postgres = engine.dialect.name == "postgresql"
     clock = "extract(epoch FROM clock_timestamp())" if on_postgres else "UNIX_TIMESTAMP(NOW(6))"
-    # So long that a lease would notice.
+    # Long enough to show in the time of a lease.
     pause = "SELECT 1 FROM pg_sleep(0.05)" if on_postgres else "SELECT SLEEP(0.05)"
     waiting = "pg_locks WHERE NOT granted" if on_postgres else "information_schema.processlist WHERE command = 'Query'"
 

@@ -46,7 +46,7 @@ def _mysql_url() -> str:
     return given.set(database=name).render_as_string(hide_password=False)
 
 
-#: the servers' databases that have the tables since an earlier test of this process
+#: databases in which an earlier test of this process has made the tables
 _made: set[str] = set()
 
 

@@ -27,7 +27,7 @@ from tests.unit.stages.stage_client import Client, Counted
 
 RECORD = bytes(range(32))
 HOUR = 3600.0
-# What a clock may be off by without being put back.
+# The error of a clock that does not count as put back.
 MOMENT = 2.0
 
 

@@ -29,7 +29,7 @@ def test_ten_thousand_leases_take_twenty_calls_a_beat() -> None:
         beats = _Beats(backend)
         owned = lease(backend, b"real")
         real = _watched(beats, owned, now)
-        # The others have no record, which is nothing that their owner or a beat minds (B-08a).
+        # The other leases have no record, which is no error for a heartbeat (B-08a).
         for number in range(IN_FLIGHT - 1):
             name = b"%016d" % number
             _watched(beats, Lease(name, name, 1, 1, b"print", owned.duration, owned.ttl), now)

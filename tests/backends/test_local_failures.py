@@ -190,7 +190,7 @@ async def _in_want(verbs: AsyncVerbs, want: Callable[[], Any]) -> None:
     if calls[-1][1] in refused:
         await _in_time(verbs, "complete", Complete(lease, b"response"))
     assert await _in_time(verbs, "claim", claim_of(record_id, fingerprint=lease.fingerprint)) == Finished(b"response")
-    # Threads are there again, so whatever was left somewhere for them is done by now.
+    # Threads can start again, so a command that was left in a queue would have run by now.
     for claim in claims:
         if claim in refused:
             result = await _in_time(verbs, "claim", claim_of(claim.record_id))

@@ -108,7 +108,7 @@ def test_on_sqlite_what_was_read_is_read_again_before_it_is_written(path: str) -
             turn.release()
             return not free
 
-        eventually(is_taken)  # it has read, and waits for its turn to write
+        eventually(is_taken)  # it has read, and waits for the write lock
         other.execute(f"INSERT INTO {RESERVATIONS} VALUES (?, ?, ?)", (SCOPE, b"theirs", time.time() + 1000))
         other.execute("COMMIT")
         assert isinstance(waiting.result(20), OverQuota)
@@ -194,7 +194,7 @@ def test_on_redis_reserving_is_one_call_on_one_key_under_the_acl_of_the_docs() -
         assert isinstance(backend.reserve(_place(2)), OverQuota)
         backend.unreserve(Unreserve(SCOPE, b"record 0"))
         backend.unreserve(Unreserve(SCOPE, b"record 1"))
-        assert _calls(plain) == before + 4  # the second script was sent with its text after it was not known
+        assert _calls(plain) == before + 4  # the server did not know the second script, so its text was sent
         assert plain.dbsize() == 0
         backend.close()
 

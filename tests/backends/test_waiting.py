@@ -26,7 +26,7 @@ RECORD = b"\x01\xff record"
 NEVER = 100.0
 SOON = 20.0
 PAUSE = 0.02
-#: for as long as it takes
+#: waits until the end is reported
 UNREPORTED = Wait(RECORD, NEVER, NEVER)
 #: ended by a pause without a message
 POLLED = Wait(RECORD, NEVER, PAUSE)
@@ -214,7 +214,7 @@ def test_a_connection_that_breaks_ends_the_waiting(mode: str, own_server: Server
                 await _until(lambda: _subscribers(plain, backend) == 1)
                 assert plain.execute_command("CLIENT", "KILL", "TYPE", "pubsub") == 1
             await verbs.wait(POLLED)
-            backend.listener._resting_until = 0.0  # the rest is over
+            backend.listener._resting_until = 0.0  # the pause of the listener is over
             async with anyio.create_task_group() as group:
                 group.start_soon(verbs.wait, UNREPORTED)
                 await _until(lambda: _subscribers(plain, backend) == 1)
@@ -272,7 +272,7 @@ def test_closing_ends_the_waiting(mode: str, backend: RedisBackend, plain: redis
                 group.start_soon(verbs.wait, UNREPORTED)
                 await _until(lambda: _subscribers(plain, backend) == 1)
                 await anyio.to_thread.run_sync(backend.listener.close)
-            # The server may count the old subscriber for a moment more, and it must not pass for the next one.
+            # The server may still count the old subscriber, which must not be taken for the next one.
             await _until(lambda: _subscribers(plain, backend) == 0)
         await verbs.complete(Complete(lease, b"response"))
 

@@ -94,7 +94,7 @@ class Operator:
 
     def log_in(self, user: User, password: str) -> None:
         """Log in, and open the list of records."""
-        self._browser.show(f"{self._site}{LIST}")  # cookies are those of the page that is open
+        self._browser.show(f"{self._site}{LIST}")  # a cookie can be set only for the open page
         self._browser.driver.delete_all_cookies()
         self._browser.show(f"{self._site}{LIST}")
         self.type("username", user.get_username())

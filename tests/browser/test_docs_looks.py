@@ -12,7 +12,7 @@ from tests.support.browser import Browser
 
 PHONE, WIDE = 390, 1440
 _WIDER = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-# The parts of a page that make it wider than the window, for the message.
+# The elements that are wider than the window, for the message.
 _CULPRITS = """
 const width = document.documentElement.clientWidth;
 return [...document.querySelectorAll("article *")]

@@ -9,7 +9,7 @@ import pytest
 from tests.browser.tasks import TASKS
 from tests.support.browser import Browser
 
-# The heading says so when the last result is there.
+# The heading changes when the last result is shown.
 _FOUND = """
 if (document.querySelector("#search-results h2")?.innerText !== "Search Results") return null;
 const links = [...document.querySelectorAll("#search-results ul.search li a")];

@@ -47,7 +47,7 @@ def test_a_dead_server_is_7(command: str, url: str, capsys: pytest.CaptureFixtur
     assert main([command, url]) == 7
     out, err = capsys.readouterr()
     assert out == ""
-    assert "refused" in err or "no connection in time" in err  # PostgreSQL's pool tries for as long as it may
+    assert "refused" in err or "no connection in time" in err  # PostgreSQL's pool retries until its timeout
 
 
 @pytest.mark.parametrize("command", ["migrate", "purge"])

@@ -195,7 +195,7 @@ def test_no_part_of_a_record_does_anything_to_the_terminal(
     assert isinstance(claimed, Leased)
     for stage in (begun(f"charge{_HOSTILE}", f"key{_HOSTILE}"), value(f"mail{_HOSTILE}", '"sent"')):
         backend.save_stage(SaveStage(claimed.lease, stage))
-    if words[0] in ("show", "resolve"):  # they name what is in doubt
+    if words[0] in ("show", "resolve"):  # they name the stage in doubt
         backend.fail(Fail(claimed.lease))
     done = _on_terminal([words[0], "--backend", file_url, *words[1:]], says=b"n\n")
     said = _STYLE.sub("", done.out).replace("\r\n", "\n")

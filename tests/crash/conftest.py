@@ -23,7 +23,7 @@ def _cell(item: pytest.Item) -> tuple[str, str, str] | None:
     if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
         return None
     params = dict(item.callspec.params)
-    # an example, or a worker of a queue, of which each takes a minute
+    # an example, or a queue's worker, which takes a minute
     application = params.pop("application", None) or params.pop("workers", None)
     return None if application is None else (str(sorted(params.items())), application, item.originalname)
 

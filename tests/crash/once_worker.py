@@ -133,7 +133,7 @@ def celery_order(order: str) -> None:
 async def consume() -> None:
     """Take one message after another; acknowledge it when the work is on record."""
     client = redis.asyncio.from_url(BROKER)
-    while await client.lmove(TAKEN, QUEUE):  # what the worker before this one had in its hands
+    while await client.lmove(TAKEN, QUEUE):  # messages that the previous worker had taken
         pass
     while True:
         message = await client.blmove(QUEUE, TAKEN, 0)

@@ -87,7 +87,7 @@ def on_policies(asked: set[Any]) -> Iterator[tuple[Callable[..., str], int]]:
 
 def main(page: Path) -> None:
     """Run the page, and test each ``scope=``."""
-    made: list[object] = []  # a page gives one name to several things, and all of them are to be asked
+    made: list[object] = []  # a page may use one name several times, and each object is tested
     run(page, lambda module: made.extend(vars(module).values()))
     _start_stacks()
     found = list(on_adapters())

@@ -65,7 +65,7 @@ def test_whatever_turns_off_a_check_gives_its_reason_on_the_line() -> None:
     bare = [
         f"{path.relative_to(ROOT)}:{line}: {comment}"
         for path in SOURCES
-        # the words alone are cheap to look for, and few files have them
+        # a fast search first: few files have these words
         if _TURNS_OFF.search(path.read_text(encoding="utf-8")) and path != Path(__file__)
         for line, comment in _comments(path)
         if without_reason(comment)

@@ -11,7 +11,7 @@ from tests.docs.pages import blocks, name_of, pages
 from tests.support.prepared import Prepared
 
 SECONDS = 90
-# A policy's field: not what FastAPI's Depends is given, which is a string.
+# A callable: the ``scope=`` of FastAPI's Depends is a string.
 _SCOPE = re.compile(r"\bscope=([a-z_]\w*)|IDEMPOTENCY_SCOPE = (\w+)")
 
 

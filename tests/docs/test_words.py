@@ -14,7 +14,7 @@ _PACKAGE = _ROOT / "src" / "open_idempotency"
 _WORDS = {
     r"\b[Cc]olou?r(s|ed|less)?\b": "sync, async",
     r"\bSPEC\b": "the number of the line in docs/reference/behaviour.md",
-    # b"answer" is in what is sealed: records that are encrypted already have it
+    # b"answer" is part of encrypted records, so it cannot change
     r"(?i)(?<!b\")answer": "response; reply of a server; result of a call",
     r"\bheader fields?\b|\bfield lines?\b": "header",
     r"\btold\b|\btells\b": "report, log, raise, say",

@@ -67,7 +67,7 @@ def configure(hook: str) -> None:
     urlpatterns.append(path("_allauth/", include("allauth.headless.urls")))
 
 
-#: of this module, which is the URLconf by the name ``__main__``; filled when Django is set up
+#: this module is the URLconf, as ``__main__``; filled after Django's setup
 urlpatterns: list[Any] = []
 
 

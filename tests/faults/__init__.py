@@ -9,5 +9,5 @@ import os
 
 #: whether the long form was asked for; the short one runs with the ordinary tests
 FULL = os.environ.get("OI_TEST_FAULTS") == "full"
-#: with backends that coalesce nothing
+#: for backends without coalescing
 ONE_BY_ONE = os.environ.get("OI_TEST_COALESCE") == "no"

@@ -40,7 +40,7 @@ def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-#: where each verb asks for the time
+#: the function in which each verb reads the clock
 _ASKS = {"complete": "complete_running", "save_stage": "save_stage"}
 
 

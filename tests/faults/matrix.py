@@ -74,7 +74,7 @@ SERVERS: Mapping[str, Served] = {
     "gunicorn-preload": Served("gunicorn-sync", "wsgi", _HOOKS, options=("--preload",)),
 }
 ASGI_SERVERS = ("uvicorn", "hypercorn", "granian")
-#: gunicorn's time limit; what it would count of the application's start is done before the fork
+#: gunicorn's time limit; the application starts before the fork, so that it does not count
 TIME_LIMIT = ("--timeout", "1", "--preload")
 
 
@@ -130,11 +130,11 @@ OUTCOMES: Mapping[str, Mapping[str, Outcome]] = {
     "disconnect": _UNDISTURBED,
 }
 
-#: (manner, point, server): where a server or its framework does something else
+#: (manner, point, server): exceptions of a server or its framework
 EXCEPTIONS: Mapping[tuple[str, str, str], Outcome] = {
     # Starlette cancels the iterator of a stream whose client left, unless that has come to its end before.
     ("disconnect", "mid-stream", "uvicorn"): _RESUMED._replace(or_replays=True),
-    # These raise nothing in a handler before they kill, so a call to the backend that never ends ends with its lease.
+    # These servers kill without raising in the handler, so a hanging call ends with its lease.
     **{
         ("evict", point, server): _RESUMED._replace(waits=True)
         for point in ("after-claim", "before-completion")
@@ -220,7 +220,7 @@ EXTERNAL: tuple[Cell, ...] = (
     Cell("after-effect", "kill", "hypercorn", "postgres"),
 )
 
-#: what runs with the ordinary tests: each point, manner, server and backend, in pairs that differ most
+#: the short form: each point, manner, server and backend, in the most different pairs
 SHORT: tuple[Cell, ...] = (
     Cell("before-claim", "kill", "gunicorn-sync", "redis"),
     Cell("after-claim", "kill", "uvicorn", "postgres"),

@@ -33,7 +33,7 @@ class Refusal(NamedTuple):
 
     sent: float
     look: Look
-    #: whether the store had failed to respond to a duplicate before; that one's own lease may be what is in the way
+    #: whether the backend failed for an earlier duplicate, whose own lease may block this one
     after_failure: bool
 
 
@@ -42,7 +42,7 @@ class Retried(NamedTuple):
 
     before: Look
     refused: Sequence[Refusal]
-    #: how many duplicates the store did not respond to
+    #: the number of duplicates for which the backend failed
     failures: int
     response: Response
     after: Look
@@ -96,7 +96,7 @@ def _check_taken_over(lease: float, looks: Sequence[Look], after: Look) -> None:
     assert dead is not None, "there is no record of the attempt whose worker ended"
     assert dead.status is Status.IN_PROGRESS, f"the attempt was ended without its worker: {dead}"
     ends = [look.record.lease_end for look in looks if look.record is not None and look.record.token == dead.token]
-    # What was on its way when the worker ended may arrive; there is one renewal at a time.
+    # One renewal may have been in flight when the worker ended.
     assert len(set(ends)) <= 2, f"renewed without its worker: {ends}"
     assert after.record is not None, "the attempt that took over left no record"
     assert after.record.token > dead.token, "it ran without a claim of its own"

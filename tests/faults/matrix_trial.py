@@ -28,7 +28,7 @@ from tests.wire.variants import BRISK_LEASE
 
 LEASE = BRISK_LEASE
 BEAT = LEASE / 3
-#: a server of each interface, and what it serves beside its own adapter
+#: a server of each interface, and the further adapters that it serves
 _SUCCESSORS = {"asgi": ("uvicorn", ("asgi", "django_asgi")), "wsgi": ("gunicorn-gthread", ("flask",))}
 _STEP = 0.005
 

@@ -69,7 +69,7 @@ class FaultProxy:
         self._mute = False
         self._closed = False
         self._random = random.Random(7)
-        #: bytes have arrived from a client while nothing was let through
+        #: set when bytes of a client have been held back
         self.held_back = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -177,7 +177,7 @@ class FaultProxy:
                         hold.pass_on()
                 link.watches += found
                 link.send(link.server, data)
-        # A client that left does not take its last command with it: it is on its way.
+        # The last command of a client that left is delivered nevertheless.
         link.end(link.server)
         self._left(link)
 
@@ -233,7 +233,7 @@ class _Link:
         self.watches: list[Watch] = []
         self.threads = 2
         for end in (client, server):
-            # Else commands that are smaller than a packet wait for the one before to be acknowledged.
+            # Without it, small commands wait for the acknowledgement of the previous packet.
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             end.settimeout(None)
 

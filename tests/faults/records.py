@@ -37,12 +37,12 @@ on_files = _on(["sqlite"])
 on_redis = _on(SERVER_KINDS)
 on_postgres = _on(POSTGRES)
 on_servers = _on([*SERVER_KINDS, *POSTGRES])
-#: what locks rows or tables, and lets others read
+#: backends that lock rows or tables without blocking reads
 on_databases = _on(["sqlite", *POSTGRES])
 everywhere = _on(["sqlite", *SERVER_KINDS, *POSTGRES])
-#: everywhere in the full form, for what takes seconds and does not depend on the backend
+#: every backend in the full form; for tests that take seconds and depend little on the backend
 mostly_files = _on(["sqlite", *SERVER_KINDS, *POSTGRES], short=["sqlite"])
-#: the same for what needs a network
+#: the same for faults of the network
 mostly_redis = _on([*SERVER_KINDS, *POSTGRES], short=["valkey"])
 wsgi_and_asgi = pytest.mark.parametrize("interface", ["wsgi", "asgi"])
 
@@ -83,7 +83,7 @@ class OnRedis:
 
     def snapshot(self) -> object:
         """Everything that is stored."""
-        # Not DUMP, whose order of fields may change by reading them.
+        # Not DUMP: reading a hash may change the order of its fields.
         return [
             self.plain.hgetall(key) if self.plain.type(key) == b"hash" else self.plain.get(key) for key in self.keys()
         ]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PROPERTY = "fault"
 #: the parameter or fixture that says on which backend a test runs, where its mark does not
 BACKEND_PARAMETER = "backend_kind"
-#: names a file that collecting writes all marks to
+#: the variable that names a file for all collected marks
 LIST_VARIABLE = "OI_TEST_FAULTS_LIST"
 INVARIANTS = frozenset(f"I{number}" for number in range(1, 12))
 KINDS = ("held", "documented")

@@ -26,9 +26,9 @@ from tests.http.behaviours import SCRIPTS, Behaviour, Script
 #: seconds; nothing waits longer, so a lost signal is a failure and not a hang
 PATIENCE = 20.0
 _STEP = 0.02
-#: shorter than its lease is the slowest call, which is some times the timeout
+#: the slowest call, a multiple of the timeout, has to be shorter than the lease
 BRISK = "timeout=0.35" + "&coalesce=no" * ONE_BY_ONE
-#: to connect takes PostgreSQL a process of its own, and some messages
+#: PostgreSQL starts a process for each connection, and exchanges some messages
 BRISK_POSTGRES = BRISK.replace("0.35", "0.5")
 LEASE = 2.5
 

@@ -95,7 +95,7 @@ def test_finished_responses_are_out_in_time_and_recorded_when_the_store_is_back(
         assert [(response.status, response.values(b"idempotency-status")) for response in first] == [
             (201, [b"unrecorded"])
         ] * VIEWS
-        time.sleep(max(0.0, gone + absence.away - time.monotonic()))  # the fault itself, and no signal
+        time.sleep(max(0.0, gone + absence.away - time.monotonic()))  # the duration of the fault, not a synchronisation
         proxy.heal()
         for case, response in zip(cases, first, strict=True):
             _, again = case.ask_until_admitted()
@@ -135,7 +135,7 @@ def test_a_server_that_is_stopped_records_what_waits_before_it_ends(
 ) -> None:
     """L-06, L-08: the backend recovers while the process is ending; the retry at another one replays."""
     environment = {"WIRE_LIFESPAN": f"{site.adapter}/impatient"} if site.adapter == "fastapi" else {}
-    if site.kind == "waitress":  # it handles no signal
+    if site.kind == "waitress":  # it has no signal handler
         environment = {"WIRE_SIGTERM": "0"}
     elsewhere = "uvicorn-httptools" if site.adapter == "fastapi" else "gunicorn-sync"
     backend = records.at(proxy.port, options="")

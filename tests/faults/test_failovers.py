@@ -21,7 +21,7 @@ from tests.faults.site import BRISK, BRISK_POSTGRES, Order, Worker, until
 from tests.postgres_server import PostgresServer
 from tests.servers import Server
 
-#: what is lost here is lost on the way to the replica, not on the way to the disk
+#: writes are lost on the way to the replica here, not on the way to the disk
 _WITHOUT_DISK = ("fsync=off",)
 
 

@@ -18,7 +18,7 @@ from tests.faults.site import Order, Worker
 asynchronous = pytest.mark.parametrize("interface", ["asgi"])
 ways = pytest.mark.parametrize("coalesce", ["yes", "no"])
 ONCE = ["reserve 1", "charge 1"]
-#: nothing is to be won by waiting for a lease
+#: seconds; too long for a test to wait for the lease
 LONG = 60.0
 
 

@@ -153,7 +153,7 @@ def test_a_batch_whose_response_was_lost_is_sent_again_for_all_in_it(
     records: OnPostgres, proxy: FaultProxy, effects: Effects, batch: str
 ) -> None:
     """B-08: each of many concurrent requests runs once, and its response is recorded."""
-    proxy.delay(0.03)  # what comes while a call is under way goes as a batch
+    proxy.delay(0.03)  # calls that begin while another one is in flight share a batch
     with Worker("asgi", records.at(proxy.port, "timeout=5"), lease=20) as worker:
         orders = [Order(plain(effects)) for _ in range(MANY)]
         loss = proxy.lose_reply(records.command(batch))

@@ -148,7 +148,7 @@ def test_a_request_whose_client_left_finishes_and_the_retry_replays(cell: Cell, 
     trial = Trial(cell, fleet, fleet.first(cell.server))
     trial.begin().close()
     trial.open_gate()
-    trial.case.journal.await_line("effect receipt")  # else the retry may be the first to claim
+    trial.case.journal.await_line("effect receipt")  # otherwise the retry may claim first
     retried = trial.retry()
 
     trial.check_recorded(retried)

@@ -17,7 +17,7 @@ from tests.faults.report import LIST_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "faults.md"
-#: those of the list of faults that the page is drawn from
+#: the rows of the list of faults
 ROWS = range(1, 39)
 _FILE = re.compile(r"`([\w/]+\.py)`: ((?:`test_\w+`(?:, )?)+)")
 LOST = "**Lost:**"

@@ -99,7 +99,7 @@ def test_an_owner_that_could_not_beat_learns_that_it_lost_its_lease(
         assert taken_over.status == 201
         proxy.heal()
         worker.await_event(OwnershipLost)
-        # As a network that is back does to what it knows nothing of; else the next call would cost one more timeout.
+        # A recovered network resets unknown connections; otherwise the next call would take one more timeout.
         proxy.cut()
         order.script.release.set()
         stale = owner.result(PATIENCE)

@@ -52,7 +52,7 @@ def test_a_duplicate_that_waits_behind_a_pooler_gets_a_response_before_its_time_
         owner = worker.start(order)
         order.until_arrived()
         duplicate = worker.start(order)
-        until(lambda: worker.backend.listener._resting_until > 0, bool)  # it has tried to listen
+        until(lambda: worker.backend.listener._resting_until > 0, bool)  # it has tried LISTEN
         order.script.release.set()
         first, again = owner.result(PATIENCE), duplicate.result(PATIENCE)
         assert (first.status, again.replayed, again.body) == (201, True, first.body)

@@ -49,7 +49,7 @@ class _Postgres:
         open_backend(self.url).migrate()
         if not logged:
             with server.connect(self.url.rpartition("/")[2]) as operator:
-                for table in ("stages", "records"):  # the one that refers to the other comes first
+                for table in ("stages", "records"):  # the table with the foreign key comes first
                     operator.execute(f"ALTER TABLE open_idempotency.{table} SET UNLOGGED".encode())
 
     def kill(self) -> None:
@@ -70,7 +70,7 @@ def postgres_hosts() -> Iterator[dict[str, PostgresServer]]:
 
 def _postgres(kind: str, servers: dict[str, PostgresServer], *, logged: bool = True) -> _Postgres:
     if kind not in servers:
-        # A process that dies loses nothing that the system has; only a machine that does needs the disk.
+        # The system keeps a dead process's writes; only a crash of the machine needs fsync.
         servers[kind] = PostgresServer(VERSIONS[kind], "fsync=off").start()
     return _Postgres(servers[kind], logged=logged)
 

@@ -16,7 +16,7 @@ from tests.faults.records import OnPostgres, on_postgres
 from tests.faults.site import BRISK_POSTGRES, PATIENCE, Order, Worker, refused_in_time, until
 
 pytestmark = on_postgres
-#: longer than it takes to see a call wait for a lock, and to end it
+#: a timeout that is longer than detecting a call that waits for a lock, and ending it
 UNHURRIED = "timeout=5"
 LONG = 20.0
 _OURS = "application_name = 'open-idempotency' AND pid <> pg_backend_pid()"
@@ -112,7 +112,7 @@ class _Slots:
     def _take(self) -> psycopg.Connection[object] | None:
         try:
             return psycopg.connect(self.url, connect_timeout=5)
-        except psycopg.OperationalError:  # the worker was quicker: it is ended, and we try again
+        except psycopg.OperationalError:  # the worker took the slot: end its session and try again
             self._records.ask(f"{self._end_all} AND {_OURS}")
             return None
 

@@ -18,7 +18,7 @@ from tests.faults.site import BRISK, PATIENCE, Order, Worker
 from tests.servers import Server
 
 pytestmark = on_servers
-#: seconds on each way, and up to so much more
+#: seconds of delay in each direction, and of jitter
 DELAY, JITTER = 0.1, 0.05
 LEASE = 5.0
 

@@ -20,6 +20,6 @@ def _cell(item: pytest.Item) -> tuple[str, str, str] | None:
         return None
     params = item.callspec.params
     if "withdrawn" in item.originalname and (params["store"], params["deploy"]) == ("postgres", "before"):
-        return None  # it cannot be, and says so; it stands for no other cell
+        return None  # it is skipped with a reason, and replaces no other cell
     moment = f"{params['deploy']}, {params.get('first')} first"
     return params["store"], moment, f"{item.originalname} {params['old_tree']} {params.get('app')}"

@@ -25,9 +25,9 @@ from open_idempotency.backend import Backend, Claim
 from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.flask import Idempotency
 
-#: seconds; nothing that is on file is to expire, and a takeover is not to be waited for long
+#: seconds: stored records never expire, and a takeover soon succeeds
 TTL, LEASE = 1.5e9, 3.0
-#: the policy of each application on the one store
+#: the policies of the applications, which share one store
 POLICIES: dict[str, dict[str, Any]] = {
     "plain": {},
     "sealed": {"encryption": EncryptionKeys({"2026": bytes(range(32))})},

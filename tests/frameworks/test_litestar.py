@@ -60,7 +60,7 @@ def protected(backend: Any, *handlers: Any, **options: Any) -> Litestar:
     return Litestar(
         list(handlers) or [create_charge, long],
         middleware=[*options.pop("outside", ()), DefineMiddleware(IdempotencyMiddleware, backend=backend)],
-        logging_config=None,  # Litestar's own would take the log away from the tests
+        logging_config=None,  # Litestar's default logging would hide the log from the tests
         **options,
     )
 

@@ -36,7 +36,7 @@ from tests.effort import times
 
 STAGES = ("reserve", "charge_card", "write_receipt")
 OPERATIONS = [("/charges", "POST"), ("/charges/{charge_id}", "GET")]
-#: what the shop knows; of what is generated it knows nothing
+#: values that exist in the shop; generated ones rarely do
 KNOWN = {"sku": ["mug", "shirt", "last-poster"], "card": ["tok_visa", "tok_declined"], "quantity": [1, 2, 100]}
 _CHARGE_ID = re.compile(rb"ch_[0-9A-Za-z_-]{12}")
 

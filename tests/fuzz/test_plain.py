@@ -22,7 +22,7 @@ from open_idempotency.fastapi import IdempotencyMiddleware
 from tests.effort import times
 from tests.fuzz.plain_books import make_app
 
-#: the fields of one message: not stored, or written anew
+#: fields of one message: not stored, or set again
 OWN = {b"set-cookie", b"content-length", b"idempotent-replayed"}
 COVERED = {"/entries": "POST", "/echo": "POST"}
 OPERATIONS = [
@@ -97,7 +97,7 @@ async def same_again(app: FastAPI, sent: requests.PreparedRequest, key: str, exp
     assert (status, body) == (expected[0], expected[2])
     kept = [pair for pair in expected[1] if pair[0].lower() not in OWN]
     assert [pair for pair in fields if pair[0].lower() not in OWN] == kept
-    if status not in (400, 422):  # FastAPI's own refusals of what is not valid come before the claim (O-18)
+    if status not in (400, 422):  # FastAPI refuses invalid requests before the claim (O-18)
         assert (b"idempotent-replayed", b"true") in fields
 
 

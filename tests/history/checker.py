@@ -91,7 +91,7 @@ def check_linearizable(operations: Sequence[Operation]) -> None:
 
 
 def _following(operations: Sequence[Operation], step: _Step) -> Iterator[_Step]:
-    # What has returned already happened before whatever is called later.
+    # An operation that has returned happened before every later call.
     horizon = min((o.returned for i, o in enumerate(operations) if i not in step.over), default=NEVER)
     for index, operation in enumerate(operations):
         if index not in step.over and operation.called <= horizon:
@@ -140,9 +140,9 @@ def _endings(operation: Operation, step: _Step, index: int) -> Iterator[_Step]:
         yield _Step(step.claimed, step.over | {index}, completed)
     if operation.result in (Result.FAILED, Result.UNKNOWN):
         yield _Step(step.claimed, step.over | {index}, record._replace(owner=-1))
-        # Its end did not get on record, so that its lease has to end.
+        # Its end was not recorded, so its lease has to end.
         yield _Step(step.claimed, step.over | {index}, record)
-        # Given back, which leaves nothing behind where there was nothing before.
+        # It was released, and no record was there before.
         if operation.result is Result.UNKNOWN:
             yield _Step(step.claimed, step.over | {index}, record._replace(owner=-1, request=""))
 

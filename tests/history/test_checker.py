@@ -67,7 +67,7 @@ BAD = {
     ],
 }  # fmt: skip
 
-#: those of the bad ones that the order of tokens shows already
+#: the bad histories that the order of tokens refuses too
 BY_TOKENS = [
     "two runs",
     "two runs at once",

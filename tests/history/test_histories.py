@@ -16,7 +16,7 @@ from tests.history.load import Load, Servers, histories, serving
 
 # A load lasts a few seconds; the long form has many of them.
 pytestmark = pytest.mark.timeout(120 + times(60))
-#: of each kind: one takes so long that the short form has no less
+#: runs of each kind; the short form has one
 HISTORIES = max(1, times(1) // 2)
 
 

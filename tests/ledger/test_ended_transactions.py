@@ -14,9 +14,9 @@ from open_idempotency._core.models import Response
 from tests.ledger.databases import AWAITED, BLOCKING, INSERT, Database, Open
 from tests.unit.stages.stage_client import Client
 
-#: those that let a block commit; Django and a psycopg block refuse it themselves
+#: kinds that allow a commit within a block; Django and a psycopg block refuse it
 COMMIT = ["sqlite3", "psycopg", "session on SQLite", "session on PostgreSQL"]
-#: those that know one transaction from the next
+#: kinds that distinguish one transaction from the next
 KNOW = COMMIT[1:]
 STAGES = "SELECT count(*) FROM open_idempotency_ledger_stages WHERE frame IS NOT NULL"
 RESPONSES = "SELECT count(*) FROM open_idempotency_ledger WHERE response IS NOT NULL"

@@ -84,7 +84,7 @@ def test_a_stage_whose_commit_counted_is_found(client: Client, kind: str, databa
     assert database.orders() == 1
 
 
-#: a second block in one transaction, whose kind lets it be committed after an error
+#: kinds whose transaction may be committed after an error in a second block
 OPEN = ["sqlite3", "psycopg", "session on SQLite", "session on PostgreSQL", "connection on PostgreSQL"]
 
 

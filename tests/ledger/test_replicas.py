@@ -99,7 +99,7 @@ def test_a_stage_commits_where_the_session_writes(client: Client, engines: Engin
     found = []
     for _ in range(2):
         with client.request(), session_class() as session, session.begin():
-            assert session.scalars(sqlalchemy.select(Order)).all() == []  # of the replica, which is far behind
+            assert session.scalars(sqlalchemy.select(Order)).all() == []  # in the replica, which lags
             found.append(place(session))
     assert found == [False, True]
     assert (engines.leader.orders(), engines.replica.orders()) == (1, 0)

@@ -13,7 +13,7 @@ from open_idempotency.conformance import ManualClock
 from tests.matrix import apart_from, thin_out
 from tests.operations.stores import STORES, Maker, opened
 
-#: what the stores of one server have in common is tested on one of them, which depends on the test
+#: what the stores of one server share is tested on one of them, depending on the test
 SERVERS = {
     "sqlite": "files",
     "sqlalchemy-sqlite": "files",

@@ -32,7 +32,7 @@ def _one(findings: Sequence[Finding], check: str) -> Finding:
     return finding
 
 
-#: what the doctor looks at, beside the package, the clock and how long a call takes
+#: what the doctor checks besides the package, the clock and the duration of a call
 LOOKED_AT = {
     "sqlite": {"server", "disk", "integrity", "purging"},
     "valkey": {"server", "eviction", "memory", "persistence", "replicas"},

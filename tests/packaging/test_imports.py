@@ -13,13 +13,13 @@ import pytest
 
 import open_idempotency
 
-#: optional or costly: none of them may come with the package, nor with its core
+#: optional or slow to import: the package and its core must import none of them
 OPTIONAL = {
     "asyncio", "trio", "anyio", "redis", "sqlite3", "pydantic", "starlette", "fastapi", "flask", "werkzeug", "django",
     "sqlalchemy", "cryptography", "prometheus_client", "opentelemetry", "orjson", "multiprocessing",
     "tempfile", "ssl", "socket",
 }  # fmt: skip
-#: what a module needs besides the base install; it may load that and nothing else of this list
+#: packages outside of the base install; a module may load only its own ones (``ALLOWED``)
 FRAMEWORKS = (
     "redis",
     "starlette",
@@ -46,7 +46,7 @@ ALLOWED = {
     "open_idempotency.ledger.on_psycopg": {"psycopg"},
     "open_idempotency.ledger.on_sqlalchemy": {"sqlalchemy"},
     "open_idempotency.starlette": {"starlette", "anyio"},
-    # FastAPI does so with OpenTelemetry
+    # FastAPI imports OpenTelemetry by itself too
     "open_idempotency.fastapi": {"fastapi", "starlette", "anyio", "pydantic", "opentelemetry"},
     "open_idempotency.flask": {"flask"},
     "open_idempotency._flask": {"flask"},
@@ -57,11 +57,11 @@ ALLOWED = {
     "open_idempotency.telemetry._opentelemetry": {"opentelemetry"},
     "open_idempotency.telemetry._prometheus": {"prometheus_client"},
 }
-#: run by an installed server or framework, or started as a program; not importable modules of ours
+#: loaded by an installed server or framework, or run as programs; not for import
 PROGRAMS = {"open_idempotency.__main__"}
 #: Django reads its settings while these are imported
 NEEDS_SETTINGS = "open_idempotency.django"
-# pytest is what the shipped suite is for
+# the contract suite needs pytest
 SUITE = "open_idempotency.conformance"
 
 MODULES = sorted(
@@ -144,7 +144,7 @@ def test_asking_for_the_running_loop_loads_none(bare: set[str]) -> None:
 @pytest.mark.parametrize("group", sorted({group_of(name) for name in MODULES} - {NEEDS_SETTINGS, SUITE}))
 def test_each_module_can_be_imported_by_itself_and_loads_no_other_framework(group: str) -> None:
     """Backends and adapters never import each other; there is no import cycle."""
-    # What a module may load is loaded once for its whole group, to save time.
+    # The packages that a group may load are loaded once for the group, to save time.
     setup = "".join(f"import {name}\n" for name in ALLOWED.get(group, ()))
     loaded = loaded_by_each(setup, [name for name in MODULES if group_of(name) == group])
     surplus = {name: (frameworks & set(FRAMEWORKS)) - ALLOWED.get(group, set()) for name, frameworks in loaded.items()}

@@ -15,12 +15,12 @@ from tests.docs.pages import REPOSITORY, ROOT, links
 
 if sys.version_info >= (3, 11):
     import tomllib
-else:  # the standard library has none there; pytest needs this one
+else:  # pytest needs it where the standard library has no tomllib
     import tomli as tomllib
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 YAML = [*(ROOT / ".github").rglob("*.yml"), ROOT / ".pre-commit-config.yaml", ROOT / ".readthedocs.yaml"]
-#: where the lock file may say that files come from
+#: the only address of files in the lock file
 PUBLIC = re.compile(r"https://files\.pythonhosted\.org/packages/")
 
 

@@ -28,7 +28,7 @@ RETRIES = 64
 PROCESSES = 2
 #: requests that die or freeze together
 GROUP = 10
-#: requests that wait for their death at the same moment, each with a connection, of which PostgreSQL has a hundred
+#: concurrent requests that wait to be killed; each has one of PostgreSQL's hundred connections
 AT_ONCE = 30
 #: seconds for each step of a call; five of them have to fit into a lease
 TIMEOUT = 0.25

@@ -204,7 +204,7 @@ FORMS: dict[str, Callable[[Setting], Call]] = {
     "atomic, Django": atomic_in_django,
     "atomic, Django with ATOMIC_REQUESTS": partial(atomic_in_django, atomic_requests=True),
 }
-#: those of them that are on MySQL and MariaDB as well: of each adapter and each library one
+#: forms that run on MySQL and MariaDB too: one for each adapter and each library
 ON_MYSQL = ("stage, AsyncSession in Starlette", "atomic, Session in Flask", "atomic, Django")
 #: not proved: it has the gap
 WITH_A_GAP = "stage without tx, psycopg in WSGI"

@@ -15,7 +15,7 @@ from tests.proof.traps import AFTER_CLAIM, AFTER_COMMIT, FREEZING_POINTS, POINTS
 
 pytestmark = pytest.mark.timeout(3600 if FULL else 300)
 
-#: keys of a form that are on their way at the same moment
+#: concurrent keys of a form
 _BATCH = 170
 _FROZEN_BATCH = 20
 #: in the full form each cell is a test for each form

@@ -64,7 +64,7 @@ class Trap:
             return self._size == 0
 
     def _spring(self) -> None:
-        # To this very thread, which then goes no further. Sent to the process, another thread may take the signal while
+        # Sent to this thread, which then stops at once. Sent to the process, another thread may take the signal while
         # this one releases the rest.
         signal.pthread_kill(threading.get_ident(), self._stop)
         self._thawed.set()

@@ -28,7 +28,7 @@ from tests.proof import FULL, PATIENCE
 from tests.proof.forms import EVERY_FORM, Result, Setting
 from tests.proof.traps import Trap
 
-#: of the client: what it retries, and how long it pauses
+#: statuses that a client retries, and its pause
 RETRIED = frozenset({409, 503})
 _PAUSE = 0.05
 #: seconds that a worker lives
@@ -189,7 +189,7 @@ def main() -> None:
             verb, argument = json.loads(line)
             try:
                 reply = {"result": verbs[verb](argument)}
-            except Exception as error:  # one test's: the next one finds no worker of this one
+            except Exception as error:  # fails one test only: the next one starts without workers
                 traceback.print_exc()
                 workers.close()
                 reply = {"error": repr(error)}

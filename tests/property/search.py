@@ -15,7 +15,7 @@ from open_idempotency.conformance import check_against_model
 from open_idempotency.conformance.reference_model import Disagreement
 from tests.property.wrong_backends import WRONG
 
-#: One search finds the rarest mistake in four cases of five, so one that finds nothing is followed by another one.
+#: One search finds the rarest mistake in four of five cases, so a search without result is repeated.
 SEARCHES = 20
 SEARCH = hypothesis.settings(
     max_examples=500,

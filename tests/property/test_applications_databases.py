@@ -19,7 +19,7 @@ from tests.backends.django_orm import on_django
 from tests.postgres_server import PostgresServer
 from tests.property.test_backends import check
 
-#: of the histories that other backends are held to, since opening these costs more; async calls cross threads
+#: shares of the histories of other backends: opening these is slow, and async calls cross threads
 SHARES = {"sync": 0.25, "asyncio": 0.2}
 
 

@@ -89,7 +89,7 @@ class VirtualBeats(_Beats):
     def _run(self) -> None:
         self._renew_now()
         self._recordings.go_on(self._renew_now)
-        # A moment later, since the clocks of processes that are far off are not as fine as the loop's.
+        # A moment later, since skewed clocks are less precise than the loop's.
         self.plan(min(self._next_look(), max(_MOMENT, self._recordings.wake - self._site.loop.monotonic())))
 
 

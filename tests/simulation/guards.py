@@ -176,7 +176,7 @@ class _RecordsNoIntent(VirtualPerformer):
         self._handlers = {**self._handlers, SaveStage: self._save_stage}
 
     async def _save_stage(self, c: SaveStage) -> StageSaved:
-        # The application's own stages have no key, so what has one is an intent.
+        # The application's own stages have no key, so a stage with a key is an intent.
         return StageSaved(c.stage.frame) if c.stage.key else await self.backend.save_stage(c)
 
 

@@ -20,7 +20,7 @@ from tests.simulation.plans import Plan
 from tests.simulation.site import HandlerFailed, Order, Site, Worker, here
 from tests.simulation.surroundings import surroundings
 
-#: seconds in which clients come and things go wrong, and after which all must have come to rest
+#: seconds with clients and faults, and after which everything has to be at rest
 TROUBLE, REST = 30.0, 150.0
 
 
@@ -121,7 +121,7 @@ class History:
 
         self.site.watch_threads(here())
         calls = calls_here()
-        if calls is None:  # the attempt has ended meanwhile: an own clean-up of the application
+        if calls is None:  # the attempt has ended meanwhile: the application's own clean-up
             await self.loop.sleep(seconds)
         else:
             await calls.run(pool, lambda: None)
@@ -225,7 +225,7 @@ class History:
         for kind, strike in self._misfortunes():
             rate = self.plan.rates.get(kind, 0.0)
             for _ in range(int(rate * 20) + 1 if rate else 0):
-                # Most of what there is to hit happens in the first seconds.
+                # Most events happen in the first seconds.
                 when = self._random.uniform(0.0, self._random.choice([1.0, 5.0, TROUBLE]))
                 self.loop.at(when, strike)
 

@@ -13,9 +13,9 @@ from math import inf
 from random import Random
 from typing import Any, Protocol
 
-#: events after which a history is taken for one that never ends (I11)
+#: the number of events after which a history counts as endless (I11)
 MOST_EVENTS = 200_000
-#: seconds for which the machines have been up: more than the clocks of their processes are off
+#: uptime of the machines in seconds: more than the error of any clock
 BOOTED = 4096.0
 
 
@@ -39,7 +39,7 @@ class Process:
         self.skew = skew
         self.dead = False
         self.paused_until = 0.0
-        #: the loop alone, while its threads (the heartbeat) go on
+        #: whether only the loop is paused, while threads (the heartbeat) continue
         self.blocked_until = 0.0
         #: when a call of its heartbeat was lost last
         self.missed_at = -inf
@@ -102,13 +102,13 @@ class Task:
         self.name = name
         self.process = process
         self.ended = Future()
-        #: what happened to its commands that would excuse a claim which it leaves behind
+        #: faults of its commands that excuse a claim that is left behind
         self.trouble: list[str] = []
         #: whether the engine has said that its response could not be recorded (L-08)
         self.unrecorded = False
         #: the record that it claimed, and as whom
         self.claimed: tuple[bytes, bytes] | None = None
-        #: what keeps its cancellations back, where there is something
+        #: what delays its cancellations, if anything does
         self.hold: Holding | None = None
         #: the task of the same process on whose behalf this one runs
         self.parent = loop.current if loop.current is not None and loop.current.process is process else None
@@ -118,7 +118,7 @@ class Task:
         self._awaited: Future | None = None
         self._to_throw: BaseException | None = None
         self._deliveries = 0
-        #: how often it has awaited, and what to do at which of them
+        #: the number of its awaits, and the action at some of them
         self.awaits = 0
         self.strike: tuple[int, Callable[[], None]] | None = None
         process.tasks[self] = None

@@ -34,7 +34,7 @@ from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.exceptions import BackendUnavailable
 from tests.simulation.loop import Future, Loop, Process, Task
 
-#: seconds after which a worker takes a call for lost; two of them are the slowest call
+#: a call's timeout in seconds; two of them are the slowest call
 TIMEOUT = 1.0
 EPOCH = 1_800_000_000.0
 #: seconds for which a lock may hold a command
@@ -62,7 +62,7 @@ class Weather:
     held: float = 0.0
     #: a call fails in the process that makes it
     local: float = 0.0
-    #: whether the driver sends a call again that got no reply, as client libraries do
+    #: whether the driver retries a call without a reply, as client libraries do
     driver_retries: bool = True
 
 
@@ -110,7 +110,7 @@ class Network:
         self.before_sending = before_sending
         self.weather = Weather()
         self.down_until = 0.0
-        #: it takes nothing more in until then, and renews what it has
+        #: until then it is full: it accepts no new record, and renews existing ones
         self.full_until = 0.0
         self._carry_out = carry_out
         self._sent: dict[Task, int] = {}

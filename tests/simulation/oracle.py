@@ -72,12 +72,12 @@ class Story:
     recorded: set[str] = field(default_factory=set)
     reported: dict[int, frozenset[str]] = field(default_factory=dict)
     effects: list[tuple[str, int]] = field(default_factory=list)
-    #: by stage and request, since another request may come after a loss
+    #: by stage and request: after a loss another request may use the key
     downstream: dict[tuple[str, bytes], str] = field(default_factory=dict)
     bodies: set[bytes] = field(default_factory=set)
     promise: Promise | None = None
     owed: Owed | None = None
-    #: what runs at this moment
+    #: the running work
     works: list[Work] = field(default_factory=list)
     #: which process runs the handler of a token
     processes: dict[int, Process] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class Story:
     jumped: set[int] = field(default_factory=set)
     #: the owners whose claims were withdrawn
     withdrawn: set[bytes] = field(default_factory=set)
-    #: how often the record vanished, which takes back all that was promised
+    #: how often the record was lost, which voids earlier promises
     losses: int = 0
 
 
@@ -130,7 +130,7 @@ class Oracle:
         if not isinstance(outcome, BaseException):
             _SEEN[type(command)](self, command, outcome)
         if before is not None and after is None:
-            self.story(before.record_id).bodies.clear()  # given back, so any request may have the key
+            self.story(before.record_id).bodies.clear()  # released, so any request may use the key
 
     def renewed(self, lease: Lease, before: Record | None, after: Record | None, result: Renewal) -> None:
         """One lease of a heartbeat was renewed."""

@@ -13,7 +13,7 @@ KINDS = (
     "lost_request", "lost_reply", "doubled", "late", "slow", "held", "local",
     "crash", "freeze", "block", "outage", "full", "vanish", "jump", "cancel", "leave", "errors", "long",
 )  # fmt: skip
-#: those that an effect may be repeated after, or never responded to
+#: faults after which an effect may be repeated, or get no response
 UNCALM = frozenset(KINDS) - {"cancel", "leave", "errors", "long"}
 
 
@@ -35,9 +35,9 @@ class Plan:
     wait: float = 0.0
     #: whether the stages record their intent first, and are not repeated where they are in doubt (S-04)
     external: bool = False
-    #: which part of the handlers' work is done in threads
+    #: the share of the handlers' work that runs in threads
     threads: float = 0.0
-    #: whether a cancellation can be kept back beside them, as on an event loop that is known
+    #: whether cancellations can be delayed while threads run, as on a supported event loop
     holds: bool = True
     #: policy fields that are not as by default
     policy: dict[str, Any] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Plan:
     @property
     def is_calm(self) -> bool:
         """Whether every effect has to happen exactly once."""
-        # Where nothing keeps a cancellation back a thread ends unseen, and its retry does its work once more.
+        # Without that delay a thread ends unnoticed, and a retry repeats its work.
         return UNCALM.isdisjoint(self.rates) and (self.holds or not self.threads or "cancel" not in self.rates)
 
     def __str__(self) -> str:

@@ -137,7 +137,7 @@ class HandlerFailed(RuntimeError):
 class Site:
     """Everything that belongs to one history. ``handle``: the application."""
 
-    #: whether cancellations are kept back where the plan says that they can be
+    #: whether cancellations are delayed, if the plan allows it
     holds = True
     make_backend: type[RemoteBackend] = RemoteBackend
     make_performer: type[VirtualPerformer] = VirtualPerformer
@@ -157,11 +157,11 @@ class Site:
         self.memory = Memory(loop)
         self.network = Network(loop, self.carry_out, before_sending)
         self.oracle = Oracle(loop, self.memory, lambda: self.network.down_until)
-        #: when what is being carried out had reached the backend
+        #: when the running command reached the backend
         self.arrived = 0.0
         self._trace = trace
         self._count = 0
-        #: what the record of an order is called, learnt from its claims
+        #: the record id of each order, taken from its claims
         self.record_of: dict[tuple[str, str], bytes] = {}
 
     def count(self) -> int:
@@ -180,7 +180,7 @@ class Site:
             name = process.name if process is not None else "world"
             self._trace(f"{self.loop.now:9.3f}  {name:<8} {'  '.join(str(part) for part in what)}")
 
-    # What a process has of its own
+    # The process's side
 
     def may_start_thread(self) -> None:
         """Raise if no thread can be started."""

@@ -34,7 +34,7 @@ class Browser:
     def show(self, url: str, width: int = 1440, height: int = 900, dark: bool = False) -> None:
         """Open a page in a window of a size, on a light or a dark system; returns when it is loaded."""
         self.look(width, height, dark)
-        self.errors()  # those of earlier pages
+        self.errors()  # drop the errors of earlier pages
         self.driver.get(url)
 
     def look(self, width: int, height: int = 900, dark: bool = False) -> None:
@@ -76,7 +76,7 @@ def chromium() -> Iterator[Browser]:
     options.add_argument("--headless=new")
     options.add_argument("--disable-dev-shm-usage")
     if hasattr(os, "geteuid") and os.geteuid() == 0:
-        options.add_argument("--no-sandbox")  # Chromium refuses to start as root with one
+        options.add_argument("--no-sandbox")  # Chromium refuses to run as root with a sandbox
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(_installed(_DRIVER)))
     try:

@@ -24,7 +24,7 @@ class Kind(NamedTuple):
 
     interface: str
     command: tuple[str, ...]
-    #: whether every test that can run there does; else those alone that name it
+    #: whether every possible test runs there, or only those that name it
     in_matrix: bool = True
 
 

@@ -20,7 +20,7 @@ from uuid import uuid4
 from tests.wire.kinds import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
-#: seconds; nothing is promised of it, and a machine that does much else takes its time
+#: seconds; generous, for a busy machine
 START_WITHIN = 60.0
 LISTS_PROCESSES = Path("/proc/self/task").exists()
 _PORT_TRIES = 5

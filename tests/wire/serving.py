@@ -28,7 +28,7 @@ from tests.wire.variants import VARIANTS
 
 SCRIPTS.update({name: Script(behaviour) for name, behaviour in ENDPOINTS.items()})
 
-# Named here anew: the HTTP suite's own table comes with its client and its servers.
+# A table of its own: importing the HTTP suite's one would import its client and servers.
 _MODULES = {
     "asgi": "tests.http.apps.plain_asgi.make",
     "fastapi": "tests.http.apps.fastapi_app.make",
@@ -87,7 +87,7 @@ async def _live(scope: Any, receive: Any, send: Any) -> None:
         await _app(os.environ["WIRE_LIFESPAN"])(scope, receive, send)
         return
     await receive()
-    _drain_after_sigterm()  # by now the server has put its own handler
+    _drain_after_sigterm()  # after the server has installed its own handler
     await send({"type": "lifespan.startup.complete"})
     await receive()
     await send({"type": "lifespan.shutdown.complete"})

@@ -24,7 +24,7 @@ from tests.wire.conftest import Running, StartServer
 GRACE = 2.0
 HOOKS = ("--config", "python:open_idempotency.gunicorn")
 NO_GRACE = ("--timeout-graceful-shutdown", "0")
-#: a host that kills two seconds after SIGTERM, and an application that knows
+#: a host that kills two seconds after SIGTERM, and the application's setting for that
 KILLED = (("--workers-kill-timeout", "2"), {"WIRE_SIGTERM": "1"})
 
 
@@ -54,14 +54,14 @@ PREPARED = [
     Deployed("granian", "asgi", *KILLED),
     Deployed("waitress", "flask", (), {"WIRE_SIGTERM": "1"}),
 ]
-#: one for each way to stop a worker; the short form has one for each kind of server
+#: one for each manner of stopping a worker; the short form has one for each kind of server
 EVERY_WAY = [
     Deployed("gunicorn-gthread", "flask", HOOKS),
     Deployed("gunicorn-gevent", "wsgi", HOOKS),
     Deployed("gunicorn-asgi", "fastapi", HOOKS, lifespan_of("fastapi")),
     Deployed("uvicorn-httptools", "django-asgi", NO_GRACE, DJANGO),
 ]
-#: the rest of the matrix, whose servers are all above: with OI_TEST_DRAIN=full
+#: the rest of the matrix, with OI_TEST_DRAIN=full; all servers are in the table above
 FULL = [
     *[Deployed(f"gunicorn-{worker}", "wsgi", HOOKS) for worker in ("sync", "gthread")],
     Deployed("gunicorn-sync", "flask", HOOKS),

@@ -11,7 +11,7 @@ from tests.wire.http2 import over_http2
 from tests.wire.kinds import wire_needs
 from tests.wire.native import FILE_BODY
 
-#: set by the server for each message, or by its framing of it
+#: set by the server for each message, or for its framing
 OF_THE_MESSAGE = {b"date", b"server", b"connection", b"keep-alive", b"content-length", b"transfer-encoding", b"via"}
 NOT_REPLAYED = {b"set-cookie", b"age"}
 CORS = b"access-control-"

@@ -25,7 +25,7 @@ def no_file_inherited(url: str, path: str) -> None:
     def child() -> None:
         links = []
         for number in os.listdir("/proc/self/fd"):
-            with suppress(FileNotFoundError):  # the listing's own
+            with suppress(FileNotFoundError):  # opened by the listing itself
                 links.append(os.readlink(f"/proc/self/fd/{number}"))
         assert not [link for link in links if path in link], links
         fork_script.work(backend, b"child")

@@ -342,7 +342,7 @@ def test_a_missing_free_connection_is_reported_in_time(alias: str) -> None:
     def claim(backend: DjangoBackend) -> None:
         until = time.monotonic() + 20
         while not inside.is_set() and time.monotonic() < until:  # to connect may take longer than the timeout
-            with suppress(BackendUnavailable):  # it was held up for longer than it may take
+            with suppress(BackendUnavailable):  # a slow machine delayed it beyond its limit
                 backend.claim(claim_of(b"a"))
 
     with _backend(alias, timeout=0.2, max_connections=1, clock=clock) as backend:

@@ -21,7 +21,7 @@ def sqlite_alias(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     settings = on_django.sqlite(tmp_path_factory.mktemp("django"), CONN_MAX_AGE=None)
     with on_django.aliased(settings) as alias:
         with connections[alias].cursor() as cursor:
-            # The file keeps it; one wait for the disk less in each write. Not fetched, the statement keeps its lock.
+            # The setting stays in the file, and saves a flush in each write. An unread result would keep its lock.
             cursor.execute("PRAGMA journal_mode = WAL")
             cursor.fetchone()
         yield alias

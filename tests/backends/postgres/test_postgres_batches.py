@@ -170,7 +170,7 @@ def test_every_verb_may_be_in_one_batch(backend: PostgresBackend, postgres18: Po
             ("claim", claim_of(completed.record_id)),
         ],
     )
-    # The last is of the same record as another verb's, so it goes alone, after the batch.
+    # The last command is for the record of another one, so it goes alone, after the batch.
     assert next_transaction(postgres18) == before + 1
     assert [*results[:4], *results[5:]] == [
         StageSaved(b"frame"), None, None, Completed(), None, StageSaved(b"second"), Finished(b"response"),

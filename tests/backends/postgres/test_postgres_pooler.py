@@ -62,7 +62,7 @@ def test_a_pooler_of_these_tests_keeps_no_session(pooler: Pooler | PgBouncer) ->
         psycopg.connect(pooler.url, autocommit=True, prepare_threshold=None) as other,
     ):
         client.execute("PREPARE mine AS SELECT 1")
-        with other.transaction():  # has the session that would come next, or that of before
+        with other.transaction():  # takes the next session, or the previous one
             other.execute("SELECT 1")
             with pytest.raises(psycopg.errors.InvalidSqlStatementName):
                 _everywhere(client, "EXECUTE mine")

@@ -136,7 +136,7 @@ def test_a_completion_and_a_renewal_write_no_index(own_server: PostgresServer) -
     backend.close()
     deadline = time.monotonic() + SOON
     with own_server.connect() as connection:
-        # There may be more than ten: a claim that took long puts its time right, which is in no index either.
+        # There may be more than ten: a slow claim corrects its time, which is not indexed either.
         while (counts := connection.execute(_UPDATES).fetchone()) is None or counts[0] < 10:
             assert time.monotonic() < deadline, counts
             time.sleep(0.01)

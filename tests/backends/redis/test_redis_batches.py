@@ -26,7 +26,7 @@ from tests.conftest import SERVER_KINDS
 from tests.servers import Server
 from tests.topologies import Cluster, replicated
 
-#: in flight; and into how many batches they go: two that find nothing on its way, and the rest behind these
+#: concurrent calls, and the number of their batches: two single calls, and one for the rest
 MANY, BATCHES = 64, 4
 #: seconds that a server may be stopped for
 LONG = 20.0
@@ -428,7 +428,7 @@ def test_on_a_cluster_each_node_has_batches_of_its_own(cluster: Cluster) -> None
     async def steps() -> None:
         async with _opened(cluster.url, prefix=os.urandom(4).hex()) as backend:
             keys = [os.urandom(8) for _ in range(3 * MANY)]
-            # Each node knows each script then, and has its connection.
+            # Afterwards each node has the scripts and a connection.
             await asyncio.gather(*(_lease(backend, key) for key in keys))
             await asyncio.gather(*(backend.get(Get(key)) for key in keys))
             stopped = cluster.nodes[0]

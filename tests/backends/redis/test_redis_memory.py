@@ -174,7 +174,7 @@ def test_it_is_looked_at_from_time_to_time(
     """B-11b: a changed policy is noticed, without extra calls between two checks."""
 
     def looks(plain: redis.Redis) -> int:
-        # This call counts itself in the next one only.
+        # The counter includes this call only at the next one.
         return int(plain.info("commandstats")["cmdstat_info"]["calls"])
 
     async def steps(verbs: AsyncVerbs) -> None:

@@ -42,7 +42,7 @@ def how(request: pytest.FixtureRequest) -> tuple[str, bool]:
     return mode, not one_by_one
 
 
-# The old server says the same in other words, which a table below has.
+# The old server has other messages, which a table below lists.
 @pytest.fixture(params=SERVER_KINDS if is_full("CONTRACT") else SERVER_KINDS[:1])
 def kind(request: pytest.FixtureRequest) -> str:
     """The server."""

@@ -124,7 +124,7 @@ def test_what_is_not_confirmed_is_not_done_and_may_be_sent_again(mode: str, prim
             lease = leased.lease
             proxy.swallow()
             for _ in range(2):
-                # On a connection that wrote nothing yet WAIT alone would count every replica.
+                # On a connection without a write, WAIT counts every replica.
                 await verbs.close()
                 with pytest.raises(BackendUnavailable, match=r"[01] of 2 replicas"):
                     await verbs.save_stage(SaveStage(lease, stage_of("charge")))

@@ -111,7 +111,7 @@ def test_a_primary_that_was_replaced_is_left_while_it_still_serves(mode: str, li
         async def steps(verbs: AsyncVerbs) -> None:
             await lease_of(verbs, RECORD)
             with sentinel.connect() as plain:
-                # It refuses until it has heard how far the replica is.
+                # It refuses until it knows the replica's offset.
                 until(lambda: plain.execute_command("SENTINEL", "FAILOVER", SERVICE), "the failover begins")
             until(lambda: sentinel.primary() == replica.port, "the failover")
             with replica.connect() as new, primary.connect() as old:

@@ -19,10 +19,10 @@ from tests.proof.traps import Trap
 
 THREADS = 4
 PATIENCE = 60.0
-#: seconds of a backend's call, which waits for locks: so many that no call gives up for want of a processor
+#: seconds for a backend's call, which waits for locks; enough for a busy machine
 TIMEOUT = 8
 LEASE = 120
-#: of the table into which each run puts its key
+#: the table in which each run inserts its key
 RUNS = "INSERT INTO runs (name, number) VALUES (%s, %s)"
 
 

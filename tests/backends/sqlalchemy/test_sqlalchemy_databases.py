@@ -142,7 +142,7 @@ def test_purging_in_parallel_deletes_each_record_once(url: str) -> None:
     clock.advance(100_000)
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda _: backend.purge(1000), range(4), timeout=SOON))
-    # What one of them holds another one skips, and may leave.
+    # Rows that one purge has locked are skipped by the others, and may remain.
     assert sum(found) + backend.purge(1000) == 61
     backend.close()
     engine = create_engine(url)

@@ -61,7 +61,7 @@ def main(path: str, callers: str, moment: str) -> None:
     """Run the claims; never returns."""
     backend = SqliteBackend(path, timeout=PATIENCE)
     _Killing.moment = moment
-    backend.migrate()  # which makes the file, in a transaction of its own
+    backend.migrate()  # creates the file, in a separate transaction
     transactions.transaction = _Killing
     SqliteBackend.claim = _reporting(SqliteBackend.claim)
     AsyncSqliteBackend.claim = _areporting(AsyncSqliteBackend.claim)

@@ -364,7 +364,7 @@ def test_no_connection_is_opened_while_the_process_forks(path: str) -> None:
     resume = backend._connections.pause()
     thread = threading.Thread(target=lambda: backend._connections.read(lambda _: opened.set()))
     thread.start()
-    # Where it did not wait it would be there in a millisecond.
+    # Without waiting, it would be open within a millisecond.
     assert not opened.wait(0.1)
     resume()
     assert opened.wait(20)

@@ -242,7 +242,7 @@ def test_a_full_disk_refuses_all_of_a_transaction(together: Ask, path: str, back
         connection.execute(f"PRAGMA max_page_count = {pages + more}")
 
     lease = lease_of(backend, b"big")
-    # Of the only connection that there is; it is closed after the error.
+    # The limit of the only connection, which is closed after the error.
     backend._connections.read(set_limit, 2)
     results = together(("claim", claim_of(b"one")), ("complete", Complete(lease, bytes(1_000_000))))
     assert [type(result) for result in results] == [BackendUnavailable, BackendUnavailable]
@@ -318,7 +318,7 @@ def test_a_replay_in_a_batch_with_writers_is_returned_before_the_write(path: str
 
         holders: list[sqlite3.Connection] = []
         tasks = [asyncio.ensure_future(each) for each in (then_replay(b"a"), then_write(b"b"), then_write(b"c"))]
-        # The first goes alone and the others as one batch; the database is locked before what they ask next is written.
+        # The first goes alone, the others in one batch; the database is locked before their next commands are written.
         assert await asyncio.wait_for(tasks[0], PATIENCE) == Finished(b"response")
         assert not all(task.done() for task in tasks[1:])
         unlock(*holders)

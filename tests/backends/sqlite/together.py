@@ -19,7 +19,7 @@ from open_idempotency.backends.sqlite import SqliteBackend
 
 #: seconds; longer than anything takes on a busy machine
 PATIENCE = 20.0
-#: what goes before the batch: its transaction is the one that the others wait for
+#: the record before the batch: the others wait for its transaction
 FIRST = b"first"
 
 

@@ -31,7 +31,7 @@ from open_idempotency.backend import (
 )
 from tests.wire.journal import PATIENCE, Journal
 
-#: begins the line that names the record of a request that stops somewhere
+#: begins the line with the record id of a stopped request
 NAMES_RECORD = "record "
 _STEP = 0.005
 
@@ -69,7 +69,7 @@ class Stop:
             await asyncio.sleep(_STEP)
 
 
-#: the stop of the request that runs in this context
+#: the stop of the running request
 stopping: ContextVar[Stop | None] = ContextVar("stopping", default=None)
 
 
