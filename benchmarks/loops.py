@@ -1,4 +1,4 @@
-"""An event loop for one comparison: what was left running on it is cancelled at the end, as ``asyncio.run`` does."""
+"""An event loop for one comparison: remaining tasks are cancelled at the end, as ``asyncio.run`` does."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ _FINGERPRINT, _RESPONSE = b"\x01" + b"f" * 32, body_of(1_000)
 
 
 class Pairs(NamedTuple):
-    """So many pairs: the seconds that all took, and each."""
+    """A number of pairs: the seconds that all took, and each."""
 
     all: float
     each: list[float]
@@ -43,7 +43,7 @@ Way = Callable[[int], Pairs]
 
 
 def measure(run: Run) -> Results:
-    """Each backend in both styles; each is printed when it is done."""
+    """Measure each backend in both styles; print each when it is done."""
     results = []
     for backend in run.backends(_BACKENDS):
         for style, ways in _STYLES.items():

@@ -228,12 +228,12 @@ def _scheme(settings: dict[str, str]) -> str:
 
 
 def run(application: Application, backend: str | None, module: str | None = None) -> int:
-    """Tell the story of an application; the exit status. ``module``: what to serve in its place."""
+    """Run the demo for an application; the exit status. ``module``: what to serve in its place."""
     terminal = Terminal()
     began = time.monotonic()
     served = module or application.module
     with ExitStack() as stack:
-        # On a platform that keeps files of a killed process open for a moment, tidying up is not the story.
+        # On a platform that keeps files of a killed process open for a moment, that failure is ignored.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         settings = {
             "IDEMPOTENCY_BACKEND": backend or f"sqlite:///{folder}/idempotency.db?timeout=0.9",

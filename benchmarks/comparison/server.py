@@ -18,7 +18,7 @@ from benchmarks.interface import HELD, App
 
 
 def named(text: str) -> Any:
-    """What ``module:name`` names."""
+    """The object ``module:name``."""
     module, _, name = text.partition(":")
     return getattr(import_module(module), name)
 
