@@ -1,1 +1,1 @@
-"""How fast the package is, measured against the least that could do its work; see README.md beside this file."""
+"""Benchmarks of the package, compared with the least code that could do its work; see README.md beside this file."""

@@ -30,7 +30,7 @@ PARTS: Mapping[str, Callable[[Run], Results]] = {
 
 
 def main() -> None:
-    """Run what was asked for."""
+    """Run the chosen parts."""
     options = _options()
     whole = not (options.rows or options.only or options.quick)
     out = options.out or (results.FOLDER if whole else None)

@@ -1,4 +1,4 @@
-"""Callers in process: what a server does to an application, without a socket, one after another or many in flight.
+"""Callers in process: they call an application as a server does, without a socket, in sequence or concurrently.
 
 Requests are made before the clock starts. Each call returns the seconds that the requests took and their statuses.
 """
@@ -20,20 +20,20 @@ _AT_MOST = 120.0  # seconds for what is to end by itself
 
 
 class Sent(NamedTuple):
-    """What came of a batch."""
+    """The result of a batch."""
 
     seconds: float
     statuses: list[int]
 
 
 class Caller(Protocol):
-    """Sends one body, with whatever keys, to one application."""
+    """Sends one body, with different keys, to one application."""
 
     def send(self, keys: Sequence[Key], in_flight: int = 1) -> Sent:
         """A request for each key, ``in_flight`` of them at the same moment."""
 
     def hold(self, key: bytes) -> None:
-        """Start a request that stays in flight until ``HELD`` opens; returns when it has come to the endpoint."""
+        """Start a request that stays in flight until ``HELD`` opens; returns when it has reached the endpoint."""
 
     def close(self) -> None:
         """Let held requests end, and shut the application down."""
@@ -132,7 +132,7 @@ class AsgiCaller:
 
 
 class Receive:
-    """The server's side of a request whose body came at once, and whose client stays."""
+    """The server's side of a request with a complete body and a client that stays."""
 
     __slots__ = ("_body", "_read")
 
@@ -148,7 +148,7 @@ class Receive:
 
 
 class Lifespan:
-    """An application's start and end, as a server runs them; one that knows of none goes without."""
+    """Start and stop of an application, as a server runs them; skipped for an application without a lifespan."""
 
     def __init__(self, app: App, state: dict[str, Any]) -> None:
         self._app = app
@@ -158,12 +158,12 @@ class Lifespan:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Raises ``RuntimeError`` where the application refuses to start."""
+        """Raises ``RuntimeError`` if the application refuses to start."""
         self._task = asyncio.create_task(self._run())
         await self._ask("startup")
 
     async def stop(self) -> None:
-        """Raises ``RuntimeError`` where the application says that it failed."""
+        """Raises ``RuntimeError`` if the application reports a failure."""
         assert self._task is not None
         if not self._task.done():
             await self._ask("shutdown")
@@ -277,7 +277,7 @@ class WsgiCaller:
 
 
 class Shared:
-    """Hands each item out once, to whichever thread asks."""
+    """Hands each item out once, to any thread."""
 
     def __init__(self, items: Sequence[Any]) -> None:
         self._items = iter(items)

@@ -37,7 +37,7 @@ class Instant:
 
 
 class AsyncInstant:
-    """The same, awaited."""
+    """The same, async."""
 
     async def claim(self, command: Claim) -> Leased:
         return LEASED
@@ -88,7 +88,7 @@ def steps() -> Steps[Completed]:
 
 
 def without_loop(coroutine: Coroutine[Any, Any, Completed]) -> Completed:
-    """Run a coroutine that never suspends: an awaited protocol for blocking callers."""
+    """Run a coroutine that never suspends: an async protocol for sync callers."""
     try:
         coroutine.send(None)
     except StopIteration as stop:

@@ -1,9 +1,9 @@
-"""What it takes to erase one caller among a million live records, and what the requests beside it feel.
+"""The cost of erasing one caller among a million live records, and its effect on concurrent requests.
 
 ``python -m benchmarks.erasing [--quick] [backend ...]`` prints a line of JSON for each backend. A record is made by the
-backend itself, and copied on the server under other names and for ten thousand callers, so it is real in every byte;
-100 records are the caller's. Beside the erasure one thread claims and completes new keys; its calls are timed before
-the erasure and during it. The erasing process has its own interpreter, as the command of an operator has.
+backend itself, and copied on the server under other names and for ten thousand callers, so every byte is real; 100
+records are the caller's. During the erasure one thread claims and completes new keys; its calls are timed before the
+erasure and during it. The erasing process has its own interpreter, as an operator's command has.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ BODIES: Mapping[str, tuple[Callable[[], bytes], bytes]] = {
 
 
 async def handler(scope: Any, receive: Any, send: Any) -> None:
-    """Read the body, and say so."""
+    """Read the body, and respond."""
     more = True
     while more:
         more = (await receive())["more_body"]
@@ -70,7 +70,7 @@ async def post(app: Any, body: bytes, media_type: bytes) -> None:
 
 
 async def longest_hold(app: Any, body: bytes, media_type: bytes) -> float:
-    """Milliseconds of processor time for which the loop's other tasks had to wait."""
+    """Milliseconds of processor time during which the loop's other tasks had to wait."""
     longest = 0.0
 
     async def watch() -> None:
@@ -89,7 +89,7 @@ async def longest_hold(app: Any, body: bytes, media_type: bytes) -> float:
 
 
 async def most_memory(app: Any, body: bytes, media_type: bytes) -> float:
-    """The most that is allocated meanwhile, in multiples of the body."""
+    """The peak of allocated memory, in multiples of the body."""
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     await post(app, body, media_type)

@@ -35,7 +35,7 @@ _QUICK = ("--repl-diskless-sync-delay", "0")
 
 
 class Scene(NamedTuple):
-    """Servers before a fault. ``fail`` makes it and ``mend`` ends it; ``reached`` says when a new primary is there."""
+    """Servers before a fault. ``fail`` causes it and ``mend`` ends it; ``reached`` says when there is a new primary."""
 
     url: str
     fail: Callable[[], None]
@@ -46,7 +46,7 @@ class Scene(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What came of it."""
+    """The results of one fault."""
 
     keys: int
     twice: int
@@ -56,7 +56,7 @@ class Figures(NamedTuple):
 
 
 class Partition(FaultProxy):
-    """A proxy that can cut off those who come from the other side, and nobody else."""
+    """A proxy that can cut off clients on the other side, and no others."""
 
     cut_off = False
 
@@ -95,7 +95,7 @@ def _claim(backend: Any, key: bytes) -> Any:
 
 
 def measure(scene: Scene) -> Figures:
-    """Two workers over the fault."""
+    """Run two workers during the fault."""
     old = open_backend(scene.url)
     assert isinstance(_claim(old, os.urandom(32)), Leased)
     keys = twice = 0
@@ -130,7 +130,7 @@ def measure(scene: Scene) -> Figures:
 
 
 def _by_another(scene: Scene, key: bytes) -> Any:
-    """What a worker gets that was just started."""
+    """The results of a worker that has just started."""
     new = open_backend(scene.url_of_new or scene.url)
     try:
         return _claim(new, key)

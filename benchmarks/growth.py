@@ -38,7 +38,7 @@ _SERVED: tuple[BackendName, ...] = ("sqlite-full", "redis", "postgres")
 def by_size(run: Run) -> Results:
     """A new key, by the bytes of the body, and of the response."""
     rows = (Row("starlette", backend, "new-key", size) for backend in run.backends(_SIZED) for size in SIZES)
-    return _told("size", run, rows)
+    return _reported("size", run, rows)
 
 
 def by_flight(run: Run) -> Results:
@@ -46,10 +46,10 @@ def by_flight(run: Run) -> Results:
     rows = (
         Row("starlette", backend, "new-key", SMALL, flight) for backend in run.backends(_SERVED) for flight in FLIGHTS
     )
-    return _told("in_flight", run, rows)
+    return _reported("in_flight", run, rows)
 
 
-def _told(x: str, run: Run, rows: Iterator[Row]) -> Results:
+def _reported(x: str, run: Run, rows: Iterator[Row]) -> Results:
     results = []
     for row in rows:
         gc.collect()

@@ -1,8 +1,8 @@
-"""What it costs to keep 10,000 running requests alive: CPU of the heartbeat, its calls, and how late an event loop is.
+"""The cost of keeping 10,000 running requests alive: the heartbeat's CPU, its calls, and the lag of an event loop.
 
 ``python -m benchmarks.heartbeats [--quick]`` prints a line of JSON for each row. The leases are real, on a real server,
-and are watched as requests are. The CPU is the heartbeat thread's own, by the clock of the operating system for it; the
-loop wakes every millisecond in the main thread and notes how late it is, first without any lease to renew.
+and are watched as requests are. The CPU is that of the heartbeat's thread, by the operating system's clock; the loop
+wakes every millisecond in the main thread and notes its lag, first without any lease to renew.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Beats:
     calls: list[tuple[float, int]] = field(default_factory=list)
 
     def each(self, lease: float) -> list[list[int]]:
-        """The sizes of the calls, beat by beat: between two beats there is a pause."""
+        """The sizes of the calls of each heartbeat, which a pause separates."""
         beats: list[list[int]] = []
         last = -lease
         for at, leases in self.calls:
@@ -56,7 +56,7 @@ class Beats:
 
 
 def count_calls(backend: Backend) -> Beats:
-    """Note each renewal from here on."""
+    """Note each renewal from now on."""
     beats, renew = Beats(), backend.renew
 
     def counted(c: Renew, /) -> Sequence[Renewal]:
@@ -69,7 +69,7 @@ def count_calls(backend: Backend) -> Beats:
 
 @contextmanager
 def in_flight(engine: Engine, count: int, lease: float) -> Iterator[None]:
-    """So many running requests, whose leases are renewed from here on: all of them are due in one beat."""
+    """Start this many requests, whose leases are renewed from now on, all in one heartbeat."""
     attempts: list[Attempt] = []
     for _ in range(count):
         claim = Claim(os.urandom(32), b"\x01" + bytes(32), new_owner(), lease, 60.0)
@@ -92,7 +92,7 @@ def cpu_of_heartbeat() -> float:
 
 
 async def lags(seconds: float) -> list[float]:
-    """How late a loop is, in milliseconds, that wakes every millisecond for so long."""
+    """The lags in milliseconds of a loop that wakes every millisecond, for this long."""
     late = []
     end = time.perf_counter() + seconds
     while (before := time.perf_counter()) < end:

@@ -1,7 +1,7 @@
-"""What a claim and a replay cost where a thousand to a million completed records are alive, and what those weigh.
+"""The cost of a claim and a replay among a thousand to a million completed records, and the size of those.
 
-A record is made by the backend itself, and copied inside the store under other names, so that it is real in every byte.
-The memory backend is bounded (by 100,000 records, unless configured otherwise) and is measured up to that.
+A record is made by the backend itself, and copied inside the store under other names, so every byte is real. The memory
+backend is bounded (by 100,000 records, unless configured otherwise) and is measured up to that.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ _SOME = 1_000
 
 
 class Store(Protocol):
-    """A backend's store, behind its back."""
+    """Direct access to a backend's store."""
 
     def copy(self, original: bytes, count: int) -> list[bytes]:
-        """Add so many copies of the record; the ids of some of them."""
+        """Add this many copies of the record; the ids of some of them."""
 
     def weight(self) -> int | None:
-        """Bytes that it holds; None where it cannot be measured."""
+        """The size in bytes; None if it cannot be measured."""
 
     def close(self) -> None: ...
 
 
 class MemoryStore:
-    """Cannot be reached from outside, so each record is made as the first was; benchmarks/memory.py has its bytes."""
+    """Has no direct access, so each record is made by calls; benchmarks/memory.py measures its size."""
 
     def __init__(self, servers: Servers, url: str, ready: Backend) -> None:
         self._ready = ready
@@ -80,7 +80,7 @@ _SOME_ROWS = "SELECT record_id FROM open_idempotency_records WHERE record_id > r
 
 
 class SqliteStore:
-    """The file; its weight is that of its pages."""
+    """The file; its size is that of its pages."""
 
     def __init__(self, servers: Servers, url: str, ready: Backend) -> None:
         self._connection = sqlite3.connect(urlsplit(url).path[1:], isolation_level=None)
@@ -113,7 +113,7 @@ _COPY_KEYS = """
 
 
 class RedisStore:
-    """The server; its weight is its ``used_memory``."""
+    """The server; its size is its ``used_memory``."""
 
     def __init__(self, servers: Servers, url: str, ready: Backend) -> None:
         self._redis: Any = servers.redis.connect()
@@ -141,7 +141,7 @@ _STORES: Mapping[str, Callable[[Servers, str, Backend], Store]] = {
 
 
 def measure(run: Run) -> Results:
-    """Each store grows from step to step."""
+    """Measure each store as it grows from step to step."""
     results: Results = []
     for backend in run.backends(_BACKENDS):
         url = run.servers.url(backend) + _OPTIONS.get(backend, "")

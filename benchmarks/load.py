@@ -1,7 +1,7 @@
-"""A client that costs little, as a process: ``python -m benchmarks.load PORT CONNECTIONS SECONDS SIZE KIND``.
+"""A cheap HTTP client as a separate process: ``python -m benchmarks.load PORT CONNECTIONS SECONDS SIZE KIND``.
 
-Each connection sends its next request when it has the last one's response. What comes right at the beginning is not
-counted. Prints the rate and the latencies as JSON. It reads of HTTP/1.1 no more than the suite's own responses need.
+Each connection sends its next request when it has the last one's response. The first moments do not count. Prints the
+rate and the latencies as JSON. It parses only the part of HTTP/1.1 that the suite's responses need.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LEAST = 100  # responses, however long they take
 
 
 class Load:
-    """What all connections have in common."""
+    """The state that all connections share."""
 
     def __init__(self, port: int, kind: Kind, size: int, seconds: float) -> None:
         self._loop = asyncio.get_running_loop()

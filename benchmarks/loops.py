@@ -1,4 +1,4 @@
-"""An event loop for one comparison: what was left running on it is cancelled at the end, as ``asyncio.run`` does."""
+"""An event loop for one comparison: remaining tasks are cancelled at the end, as ``asyncio.run`` does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def fresh_loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """A loop that runs only while something is awaited on it, so that blocking ways can be timed in between."""
+    """A loop that runs only while something is awaited on it, so that sync code can be timed in between."""
     loop = asyncio.new_event_loop()
     try:
         yield loop

@@ -1,8 +1,8 @@
 """How many bytes a live record takes in each backend, and how many a request takes while it runs.
 
-``python -m benchmarks.memory [--quick]`` prints a line of JSON for each row. Records are completed ones, with an
+``python -m benchmarks.memory [--quick]`` prints a line of JSON for each row. Records are completed ones, with a
 response of 1 kB; the memory backend is weighed by what Python allocated, SQLite by its files, Redis by ``used_memory``.
-A request in flight has a body of 1 kB and stands in its handler: what it holds with the middleware around it
+A request in flight has a body of 1 kB and is in its handler: the row is what it holds with the middleware around it
 (exchange, attempt, lease, its record in the memory backend, the heartbeat's entry), less what it holds without.
 """
 
@@ -36,7 +36,7 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 def fill(backend: Backend, count: int) -> None:
-    """Complete so many records, no two of which share a byte."""
+    """Complete this many records, no two of which share a byte."""
     for _ in range(count):
         leased = backend.claim(Claim(os.urandom(32), b"\x01" + os.urandom(32), os.urandom(16), 30.0, 86_400.0))
         assert isinstance(leased, Leased)
@@ -44,7 +44,7 @@ def fill(backend: Backend, count: int) -> None:
 
 
 def grown(backend: Backend, count: int, weigh: Callable[[], int]) -> float:
-    """Bytes for each record, once there are some."""
+    """Bytes for each record, without the fixed part."""
     fill(backend, count // 10)
     before = weigh()
     fill(backend, count)
@@ -76,13 +76,13 @@ def records(servers: Servers, count: int) -> Iterator[dict[str, Any]]:
 
 
 def in_flight(count: int) -> dict[str, Any]:
-    """What a running request holds because it is protected."""
+    """The memory that a running request takes because it is protected."""
     with_it = asyncio.run(_held(lambda app: IdempotencyMiddleware(app, "memory://"), count))
     return row("a request in flight with a body of 1 kB", with_it - asyncio.run(_held(lambda app: app, count)))
 
 
 async def _held(wrap: Callable[[App], App], count: int) -> float:
-    """Bytes for each of so many requests that stand in their handler, which has read the body and kept nothing."""
+    """Bytes for each of this many requests that are in their handler, which has read the body and kept nothing."""
     standing, go_on = asyncio.Semaphore(0), asyncio.Event()
 
     async def handler(scope: Any, receive: Any, send: Any) -> None:
@@ -105,7 +105,7 @@ async def _held(wrap: Callable[[App], App], count: int) -> float:
 
 
 async def _some(app: App, count: int, standing: asyncio.Semaphore) -> list[asyncio.Task[None]]:
-    """So many requests, which have come to their handler."""
+    """This many requests that have reached their handler."""
     requests = [asyncio.ensure_future(_request(app)) for _ in range(count)]
     for _ in requests:
         await standing.acquire()
@@ -138,7 +138,7 @@ def row(what: str, value: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Weigh everything."""
+    """Measure everything."""
     logging.getLogger("open_idempotency").addHandler(logging.NullHandler())
     quick = "--quick" in sys.argv[1:]
     with Servers() as servers:

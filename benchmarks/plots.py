@@ -24,7 +24,7 @@ _GROWTH = {
 
 
 def draw(folder: Path) -> list[Path]:
-    """A plot for each part that has results; the files that were written."""
+    """Draw a plot for each part that has results; the files that were written."""
     return [*_growth(folder), *_live_records(folder), *_sockets(folder)]
 
 

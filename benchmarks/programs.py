@@ -1,6 +1,6 @@
-"""Rows that are programs of their own, since they need a process to themselves: heartbeats, memory, expensive bodies.
+"""Rows that are programs, since they need a process to themselves: heartbeats, memory, expensive bodies.
 
-Each prints a line of JSON for each row: what it is, its value and unit, and the most it may be where it has a target.
+Each prints a line of JSON for each row: its name, its value and unit, and its limit if it has a target.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _AT_MOST = 300  # seconds for one program
 
 
 def program(name: str) -> Callable[[Run], Results]:
-    """What runs ``benchmarks/<name>.py``."""
+    """The command line of ``benchmarks/<name>.py``."""
 
     def measure(run: Run) -> Results:
         command = [sys.executable, "-m", f"benchmarks.{name}", *(["--quick"] if run.quick else [])]

@@ -1,9 +1,10 @@
-"""How long the way of one request is: Python calls inside the package, files that it passes, and changes of file.
+"""The length of one request's path: Python calls inside the package, files that it visits, and changes of file.
 
-``python -m benchmarks.request_calls [--quick]`` prints a line of JSON for each row. Counted is the event loop's thread,
-from the call of the middleware to its return, for a request of 1 kB after others have warmed everything up. A generator
-or coroutine that is resumed counts as a call each time, since a reader follows it there each time. A comprehension
-does not count: to CPython before 3.12 it is a function, to a reader and to later versions a part of its function.
+``python -m benchmarks.request_calls [--quick]`` prints a line of JSON for each row. The count is that of the event
+loop's thread, from the call of the middleware to its return, for a request of 1 kB after others have warmed everything
+up. A generator or coroutine that is resumed counts as a call each time, since a reader follows it there each time. A
+comprehension does not count: in CPython before 3.12 it is a function, to a reader and in later versions a part of its
+function.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ async def post(app: Any, key: bytes | None) -> None:
 
 
 async def follow(app: Any, key: bytes | None) -> Way:
-    """The way of one request."""
+    """The path of one request."""
     way = Way()
     before = sys.getprofile()
     gc.collect()  # else what is left of other applications might be finalized on the way
@@ -86,7 +87,7 @@ async def follow(app: Any, key: bytes | None) -> Way:
 
 
 async def ways(app: Any) -> dict[str, Way]:
-    """The ways of the kinds of request, on a backend that is warm."""
+    """The paths of the kinds of request, on a warm backend."""
     for number in range(_WARM):
         await post(app, b"0123456789abcdef-warm-%d" % number)
     key = b"0123456789abcdef-watched"

@@ -1,4 +1,4 @@
-"""What a run leaves behind: a JSON file for each part, with the machine, the versions and the command that made it."""
+"""The results of a run: a JSON file for each part, with the machine, the versions and the command."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PACKAGES = (
 
 
 def circumstances(peers: list[str], command: str = "python -m benchmarks") -> dict[str, Any]:
-    """What a figure depends on; ``peers``: the packages that it is compared with."""
+    """The conditions of a measurement; ``peers``: the packages for comparison."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "command": " ".join([command, *sys.argv[1:]]),
@@ -43,13 +43,13 @@ def _version(package: str) -> str | None:
 
 
 def write(folder: Path, part: str, around: dict[str, Any], results: Results) -> None:
-    """One part's file, in place of the one before."""
+    """Write one part's file, and replace the previous one."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"circumstances": around, "results": results}, indent=1, ensure_ascii=False)
     (folder / f"{part}.json").write_text(text + "\n", encoding="utf-8")
 
 
 def read(folder: Path, part: str) -> dict[str, Any] | None:
-    """What ``write`` wrote; None where that part has not been run."""
+    """Read a part's file; None if the part has not been run."""
     file = folder / f"{part}.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

@@ -1,4 +1,4 @@
-"""What every part of a run is given, and what it gives back."""
+"""The input and the output of every part of a run."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ class Run:
         return replace(whole, most=max(whole.rounds, KEPT // max(size, 1)))
 
     def backends(self, among: Sequence[BackendName] = BACKENDS) -> list[BackendName]:
-        """Those of them that were asked for."""
+        """The chosen ones of these backends."""
         return [backend for backend in among if not self.only or backend in self.only]

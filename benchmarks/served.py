@@ -46,7 +46,7 @@ def make(framework: str, way: str, backend: BackendName, url: str) -> App:
 
 
 def main() -> None:
-    """Serve until somebody ends it."""
+    """Serve until the process is ended."""
     framework, way, backend, url = sys.argv[1:]
     logging.getLogger().addHandler(logging.NullHandler())  # some peers log each refusal
     app = make(framework, way, backend, url)  # type: ignore[arg-type]  # one of the names

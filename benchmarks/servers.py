@@ -1,7 +1,7 @@
-"""Where the backends of a run are: real servers from the wheels that pip installs, and files, all ended with the run.
+"""The backends of a run: real servers from wheels on PyPI, and files, all removed at its end.
 
-The servers run as they do by default; what a figure depends on (``fsync`` is on, Valkey writes nothing to disk) is in
-the README.
+The servers have their default settings; the README lists what a figure depends on (``fsync`` is on, Valkey writes
+nothing to disk).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.servers import Server
 
 
 class Servers:
-    """Starts what is asked for, once; use it as a context."""
+    """Starts each server at its first use; a context manager."""
 
     def __init__(self) -> None:
         self._ends = ExitStack()
@@ -43,11 +43,11 @@ class Servers:
         self._ends.close()
 
     def url(self, backend: BackendName) -> str:
-        """A place without records, as this package takes it; the one given before, on the same server, is gone."""
+        """The URL of an empty backend; an earlier one on the same server is deleted."""
         return self._urls[backend]()
 
     def file(self) -> Path:
-        """The path of a file that is not there yet."""
+        """The path of a new file."""
         return self._folder / f"{next(self._numbers)}.db"
 
     @property
@@ -74,7 +74,7 @@ class Servers:
     def _new_database(self) -> str:
         server = self.postgres
         if self._database:
-            # With the connections of applications that nobody asked to close them.
+            # Including connections of applications that were not closed.
             with server.connect() as connection:
                 connection.execute(f"DROP DATABASE {self._database} WITH (FORCE)".encode())
         self._database = f"run{next(self._numbers)}"

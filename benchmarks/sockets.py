@@ -1,4 +1,4 @@
-"""The headline: over real sockets, FastAPI under uvicorn in a process of its own, 64 connections of another process.
+"""The headline: over real sockets, FastAPI under uvicorn in one process, 64 connections of another process.
 
 All servers are up during the whole part and are loaded in turn, so that one has the machine while the others idle.
 """
@@ -50,7 +50,7 @@ class Uvicorn:
 
     @functools.cached_property
     def port(self) -> int:
-        """Where it listens, as soon as it does. Raises ``RuntimeError`` where it does not."""
+        """Its port, once it listens. Raises ``RuntimeError`` if it does not."""
         assert self._process.stdout is not None
         watchdog = threading.Timer(_STARTS_WITHIN, self._process.kill)
         watchdog.start()
@@ -129,7 +129,7 @@ def _result(one: Served, taken: Mapping[Served, list[dict[str, Any]]]) -> dict[s
 
 
 def refused(one: Mapping[str, Any]) -> str:
-    """The share of responses that were not the one expected, with their statuses; nothing for none."""
+    """The share of unexpected responses, with their statuses; empty for none."""
     others = {status: count for status, count in one["statuses"].items() if status != str(STATUS)}
     share = 100 * sum(others.values()) / sum(one["statuses"].values())
     return f"{share:.1f} % ({', '.join(sorted(others))})" if others else ""

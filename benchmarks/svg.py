@@ -1,4 +1,4 @@
-"""Small plots as SVG text, without a library: curves on logarithmic axes, and bars. What is plotted, others know."""
+"""Small plots as SVG text, without a library: curves on logarithmic axes, and bars. The callers know what they plot."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _decades(low: float, high: float) -> list[float]:
 
 
 def _short(number: float) -> str:
-    """As on an axis."""
+    """A number as a label of an axis."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{float(f'{number / size:.3g}'):g}{letter}"

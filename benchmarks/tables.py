@@ -1,4 +1,4 @@
-"""Plain tables for the terminal. Figures get as many digits as their spread deserves, and no more."""
+"""Plain tables for the terminal. Figures get as many digits as their spread justifies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def figure(number: float) -> str:
-    """Two or three digits that mean something, as a person would write them."""
+    """A number with two or three significant digits."""
     if number >= 1_000:
         return f"{float(f'{number:.3g}'):,.0f}"
     return f"{number:.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2f}"
@@ -39,11 +39,11 @@ def verdict(one: dict[str, Any]) -> str:
 
 
 def limit(one: Mapping[str, Any]) -> str:
-    """The most that a row's value may be, and whether it is, from JSON; nothing where it has no target."""
+    """The limit of a row's value, and whether it is met, from JSON; empty without a target."""
     most = one.get("target")
     return "" if most is None else f"≤ {most:g}, {'met' if one['value'] <= most else 'MISSED'}"
 
 
 def indented(lines: Iterable[str]) -> str:
-    """Under a heading."""
+    """Lines under a heading."""
     return "\n".join(f"    {line}" for line in lines)

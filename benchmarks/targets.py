@@ -1,4 +1,4 @@
-"""The targets, as data: what a row of results is held against, and whether it is met. Nothing here measures."""
+"""The targets, as data: the limit for a row of results, and whether it is met. Nothing here measures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NOT_PEERS = (BARE, LAYER, FLOOR, OURS, CLAIM)
 
 
 class Verdict(NamedTuple):
-    """A target's number, what was measured for it, and the most (or, where ``at_least``, the least) that it allows."""
+    """A target's number, the measured value, and the most (or, with ``at_least``, the least) that it allows."""
 
     target: int
     what: str
@@ -37,12 +37,12 @@ class Verdict(NamedTuple):
 
     @property
     def met(self) -> bool:
-        """Whether it is."""
+        """Whether the target is met."""
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
 def verdicts(row: Row, taken: Mapping[str, Series]) -> list[Verdict]:
-    """What the targets say of one row."""
+    """The verdicts on one row."""
     return [*_of_kind(row, taken), *_of_peers(taken)]
 
 

@@ -1,10 +1,9 @@
-"""What telemetry costs a request: the CPU time that each listener adds, in turn with an application that has none.
+"""The cost of telemetry for a request: the CPU time that each listener adds to an application without one.
 
-``python -m benchmarks.telemetry [--quick]`` prints a line of JSON for each row. In memory, where nothing waits, under
-plain ASGI: what a listener adds is the same on every backend and adapter. CPU time of the loop's thread, so what else
-the machine does hardly counts. OpenTelemetry is its SDK, with a reader of
-metrics in memory and a server's span that is recorded and dropped; the way that it is compared with has such a span as
-well.
+``python -m benchmarks.telemetry [--quick]`` prints a line of JSON for each row. It uses the memory backend, where
+nothing waits, under plain ASGI: a listener adds the same on every backend and adapter. It measures the CPU time of the
+loop's thread, so other load on the machine hardly counts. OpenTelemetry is its SDK, with a reader of metrics in memory
+and a server's span that is recorded and dropped; the application for comparison has such a span too.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def _ignore(event: Event) -> None:
 
 
 def _ways() -> dict[str, tuple[Listener | None, Span, str]]:
-    """By name: the listener, what is around a request, and the way that it is compared with."""
+    """By name: the listener, what is around a request, and the way for comparison."""
     tracers, meters = TracerProvider(), MeterProvider([InMemoryMetricReader()])
     tracer = tracers.get_tracer("server")
 

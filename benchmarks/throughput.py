@@ -1,7 +1,7 @@
-"""Claim and complete, in pairs, 64 at the same moment: a client's pool one call at a time, and this package's backends.
+"""Claim and complete, in pairs, 64 concurrently: a client's pool one call at a time, and this package's backends.
 
-The pool's calls are the floor's. This package's backends are measured as they are and, where they can be verdicts to
-(``coalesce=no``), with each call sent by itself.
+The pool's calls are the floor's. This package's backends are measured with their defaults and, where they have the
+option ``coalesce=no``, with each call sent by itself.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FINGERPRINT, _RESPONSE = b"\x01" + b"f" * 32, body_of(1_000)
 
 
 class Pairs(NamedTuple):
-    """So many pairs: the seconds that all took, and each."""
+    """A number of pairs: the seconds that all took, and each."""
 
     all: float
     each: list[float]
@@ -43,7 +43,7 @@ Way = Callable[[int], Pairs]
 
 
 def measure(run: Run) -> Results:
-    """Each backend in both styles; each is printed when it is done."""
+    """Measure each backend in both styles; print each when it is done."""
     results = []
     for backend in run.backends(_BACKENDS):
         for style, ways in _STYLES.items():

@@ -18,7 +18,7 @@ Series = Sequence[float]
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """``rounds`` of batches of about ``seconds``; a way is never asked for more than ``most`` requests in all."""
+    """``rounds`` of batches of about ``seconds``; a way gets no more than ``most`` requests in total."""
 
     rounds: int
     seconds: float
@@ -38,7 +38,7 @@ class Spread:
 
 
 def interleaved(ways: Mapping[str, Batch], effort: Effort, least: int = 1) -> dict[str, list[float]]:
-    """Time the ways; ``least``: requests in a batch, such as those that are to be in flight together."""
+    """Time the ways; ``least``: requests in a batch, such as those that run concurrently."""
     sizes = {name: _size(batch, effort, least) for name, batch in ways.items()}
     taken: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
@@ -57,7 +57,7 @@ def _size(batch: Batch, effort: Effort, least: int) -> int:
 
 
 def spread(series: Series) -> Spread:
-    """Its median and quartiles."""
+    """Median and quartiles of some values."""
     if len(series) < 2:
         return Spread(series[0], series[0], series[0])
     low, middle, high = statistics.quantiles(series, n=4, method="inclusive")
@@ -72,7 +72,8 @@ def ratio(series: Series, to: Series) -> Spread:
 def added(series: Series, floor: Series, layer: Series) -> Spread:
     """What a way adds to the do-nothing layer, as a multiple of what the floor adds.
 
-    What the floor adds is its median's: in a single round the difference of two small times may be next to nothing.
+    What the floor adds is the median over rounds: in a single round the difference of two small times may be almost
+    zero.
     """
     floor_adds = statistics.median(one - other for one, other in zip(floor, layer, strict=True))
     return spread([(one - other) / floor_adds for one, other in zip(series, layer, strict=True)])

@@ -35,14 +35,14 @@ def new_keys(count: int) -> list[bytes]:
 
 
 def all_peers() -> list[Peer]:
-    """The peers that are installed."""
+    """The installed peers."""
     names = sorted(module.name for module in pkgutil.iter_modules(peers.__path__, "benchmarks.peers."))
     modules = [module for module in map(importlib.import_module, names) if hasattr(module, "make")]
     return [one for one in map(peer, modules) if one.available()]
 
 
 def peers_of(row: Row) -> list[Peer]:
-    """Those that can handle a row's requests."""
+    """The peers that can handle a row's requests."""
     return [
         one
         for one in all_peers()
@@ -54,7 +54,7 @@ def peers_of(row: Row) -> list[Peer]:
 
 
 class Ways:
-    """The ways of one row, ready to be timed; ``close`` ends what they opened.
+    """The ways of one row, ready to be timed; ``close`` closes everything that they opened.
 
     ``against``: the peers, by default all that can handle the row's requests.
     """
@@ -133,7 +133,7 @@ class Ways:
         return lambda count: self._loop.run_until_complete(claims(count))
 
     def wsgi_claim(self) -> Batch:
-        """The same, blocking."""
+        """The floor's sync claim of a completed record."""
         calls = floor.calls_for(self._row.backend, self._url)
         self._closings.append(calls.close)
         calls.claim(*_CLAIMED)
@@ -148,7 +148,7 @@ class Ways:
         return batch
 
     def close(self) -> None:
-        """Applications first, then what they stood on."""
+        """Close applications first, then their backends."""
         while self._closings:
             self._closings.pop()()
 

@@ -1,4 +1,4 @@
-"""The demo's customers: each wants one thing, and shows what is sent and what comes back."""
+"""The demo's customers: each sends one order, and prints requests and responses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from examples.workers import Reply, Worker
 
 
 class Client:
-    """Somebody who wants one thing, and sends the same key until there is a response."""
+    """A customer with one order, who sends the same key until there is a response."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
@@ -18,14 +18,14 @@ class Client:
         self.headers = {"Idempotency-Key": f'"{uuid.uuid4()}"', "Content-Type": "application/json"}
 
     def post(self, worker: Worker, order: dict[str, object]) -> Reply | None:
-        """Send the order, and show what was sent and what came back."""
+        """Send the order, and print the request and the response."""
         self.show(worker, order)
         reply = self.send(worker, order)
         self._terminal.reply(reply)
         return reply
 
     def show(self, worker: Worker, order: dict[str, object]) -> None:
-        """Show what is sent."""
+        """Print the request."""
         self._terminal.command(f"http://127.0.0.1:{worker.port}/charges", self.headers, self._body(order))
 
     def send(self, worker: Worker, order: dict[str, object]) -> Reply | None:

@@ -21,7 +21,7 @@ _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
 
 
 def for_django() -> dict[str, Any]:
-    """What Django's ``DATABASES`` takes."""
+    """The value of Django's ``DATABASES``."""
     if URL.startswith(_SQLITE):
         return {"ENGINE": "django.db.backends.sqlite3", "NAME": URL.removeprefix(_SQLITE), "OPTIONS": {"timeout": 20}}
     parts = urlsplit(URL)
@@ -36,7 +36,7 @@ def for_django() -> dict[str, Any]:
 
 
 def for_sqlalchemy() -> str:
-    """The URL with the name of an awaited driver."""
+    """The URL with the name of an async driver."""
     scheme, _, rest = URL.partition(":")
     return f"{_DRIVERS[scheme]}:{rest}"
 

@@ -1,8 +1,8 @@
-"""The story of a card that is not charged twice, on real servers, told in a terminal: ``tox -e demo``.
+"""A demo in the terminal: a card is not charged twice, on real servers. Run it with ``tox -e demo``.
 
-It is told with the payments API on FastAPI; ``tox -e demo -- django`` takes the one on Django, and ``flask`` and
-``starlette`` take theirs. It checks every sentence that it tells, and exits with 1 where one is not true. Nothing of it
-stays behind: the servers are ended, the databases are in a temporary folder.
+It uses the payments API on FastAPI; ``tox -e demo -- django`` uses the one on Django, and ``flask`` and ``starlette``
+theirs. It checks every statement that it prints, and exits with 1 if one is not true. It leaves nothing behind: the
+servers are stopped, the databases are in a temporary folder.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ SHIRTS = {"sku": "shirt", "quantity": 3, "card": "tok_carla"}
 
 
 class Application(NamedTuple):
-    """A payments API. ``functions``: those that the reader of the story sees."""
+    """A payments API. ``functions``: those that the demo prints."""
 
     title: str
     module: str
     functions: tuple[str, ...]
 
     def listings(self) -> list[Listing]:
-        """Its code, as far as the story shows it."""
+        """The code that the demo prints."""
         return functions(f"{self.module.replace('.', '/')}.py", self.functions)
 
 
@@ -56,11 +56,11 @@ APPLICATIONS = {
 
 
 class NotTrue(Exception):
-    """A sentence of the story is not true."""
+    """A statement of the demo is not true."""
 
 
 class Story:
-    """The shop's two workers, the provider's book, and what happens to them."""
+    """The shop's two workers, the provider's book, and the scenes of the demo."""
 
     def __init__(
         self, terminal: Terminal, application: Application, folder: Path, first: Worker, doomed: Worker
@@ -73,8 +73,8 @@ class Story:
         self._shop = Shop(folder)
         self._provider = PaymentProvider(folder)
 
-    def tell(self) -> None:
-        """All of it. Raises ``NotTrue``."""
+    def run(self) -> None:
+        """Run all scenes. Raises ``NotTrue``."""
         self._application()
         anna, ben, carla = clients = [Client(self._terminal) for _ in range(3)]
         self._first_request(anna)
@@ -86,7 +86,7 @@ class Story:
 
     def _application(self) -> None:
         self._terminal.chapter("The application")
-        self._terminal.tell(
+        self._terminal.narrate(
             "POST /charges reserves goods, charges a card and writes a receipt. Each of the three is a stage: once it "
             "is done, it is on record."
         )
@@ -94,7 +94,7 @@ class Story:
 
     def _first_request(self, anna: Client) -> None:
         self._terminal.chapter("1. Anna buys two mugs")
-        self._terminal.tell("Her client makes up a key for this one purchase, and sends it along.")
+        self._terminal.narrate("Her client makes up a key for this one purchase, and sends it along.")
         reply = anna.post(self._first, MUGS)
         self._expect(_status(reply) == 201, "201: the card is charged")
         self._response = reply
@@ -115,7 +115,7 @@ class Story:
 
     def _in_flight(self, ben: Client) -> None:
         self._terminal.chapter("4. Ben clicks twice")
-        self._terminal.tell(
+        self._terminal.narrate(
             "The provider is slow. The second click comes while the first one is still being worked on."
         )
         with ThreadPoolExecutor(1) as executor:
@@ -126,14 +126,14 @@ class Story:
             second = ben.post(self._first, SHIRT)
             self._expect(begun and _status(second) == 409, "409 for the second click, with Retry-After")
             first = first_click.result()
-        self._terminal.tell("And here is the response to the first click:")
+        self._terminal.narrate("And here is the response to the first click:")
         self._terminal.reply(first)
         self._expect(_status(first) == 201, "201 for the first click")
         self._expect(len(self._lines("tok_ben")) == 1, "the payment provider was asked once")
 
     def _crash(self, carla: Client) -> None:
         self._terminal.chapter("5. Carla's worker dies between two stages")
-        self._terminal.tell(
+        self._terminal.narrate(
             "Her request goes to another worker of the shop. It reserves the shirts, charges the card, and is killed "
             f"with SIGKILL before it writes the receipt: {self._place_of('write_receipt')}."
         )
@@ -144,13 +144,13 @@ class Story:
         self._resume(carla)
 
     def _resume(self, carla: Client) -> None:
-        self._terminal.tell(
+        self._terminal.narrate(
             "Her client tries again with the same key, and reaches a worker that is alive. Whether the dead one is "
             f"dead or slow, nobody can know before its lease ends: {LEASE:.0f} seconds in this demo."
         )
         retry = carla.post(self._first, SHIRTS)
         self._expect(_status(retry) == 409, "409 while the lease lasts")
-        self._terminal.tell("She does as Retry-After says, again and again.")
+        self._terminal.narrate("She does as Retry-After says, again and again.")
         response = self._obedient_retry(carla, retry)
         carla.show(self._first, SHIRTS)
         self._terminal.reply(response)
@@ -179,7 +179,9 @@ class Story:
 
     def _book(self, requests: int) -> None:
         self._terminal.chapter("6. The payment provider's book")
-        self._terminal.tell(f"The shop got {requests} requests with three keys. This is what the provider saw of them:")
+        self._terminal.narrate(
+            f"The shop got {requests} requests with three keys. This is what the provider saw of them:"
+        )
         rows = [["request", "card", "amount", "outcome", "key"]]
         lines = self._provider.lines()
         rows += [[str(line.number), line.card, f"{line.amount / 100:.2f}", line.outcome, line.key] for line in lines]
@@ -191,7 +193,7 @@ class Story:
         self._expect(stock == (98, 96), "2 mugs and 4 shirts have left the stock")
 
     def _place_of(self, call: str) -> str:
-        """Where the application makes a call that the story has shown."""
+        """The line of a call in the code that the demo has printed."""
         places = [place for listing in self._listings for place in listing.places_of(call)]
         return places[0]
 
@@ -226,12 +228,12 @@ def _scheme(settings: dict[str, str]) -> str:
 
 
 def run(application: Application, backend: str | None, module: str | None = None) -> int:
-    """Tell the story of an application; the exit status. ``module``: what to serve in its place."""
+    """Run the demo for an application; the exit status. ``module``: what to serve in its place."""
     terminal = Terminal()
     began = time.monotonic()
     served = module or application.module
     with ExitStack() as stack:
-        # On a platform that keeps files of a killed process open for a moment, tidying up is not the story.
+        # On a platform that keeps files of a killed process open for a moment, that failure is ignored.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         settings = {
             "IDEMPOTENCY_BACKEND": backend or f"sqlite:///{folder}/idempotency.db?timeout=0.9",
@@ -246,7 +248,7 @@ def run(application: Application, backend: str | None, module: str | None = None
             below = f"{module or application.title}: two workers, on ports {first.port} and {doomed.port}"
             below += f"; records in {_scheme(settings)}"
             terminal.title("The story of a card that is not charged twice", below)
-            Story(terminal, application, folder, first, doomed).tell()
+            Story(terminal, application, folder, first, doomed).run()
         except NotTrue as sentence:
             terminal.broken(f"NOT TRUE: {sentence}")
             return 1

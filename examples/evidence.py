@@ -1,7 +1,7 @@
 """What the demo and the crash tests need from the shop: a journal of effects, and a way to die at a chosen moment.
 
-Your application has no such thing. It lives here so that the shop, the provider and the APIs need one decorator
-for it, and nothing else.
+Your application needs no such module. It is here so that the shop, the provider and the APIs need one decorator for it,
+and nothing else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _JOURNAL = "journal.jsonl"
 
 @contextmanager
 def effect(name: str) -> Generator[None, None, None]:
-    """Decorates what must not happen twice: each call that did its work leaves a line in the journal.
+    """Decorates an effect that must not happen twice: each call that succeeds appends a line to the journal.
 
     With ``SHOP_DIE=before-charge`` in the environment the process is killed before the effect named ``charge``, when
     the stages before it are recorded; with ``after-charge`` right after it, when its own stage is not recorded yet.

@@ -1,4 +1,4 @@
-"""The code of an example, as the demo shows it: whole functions, with the path and the numbers of their lines."""
+"""The code of an example, as the demo prints it: whole functions, with the path and the line numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from examples.workers import ROOT
 
 
 class Listing(NamedTuple):
-    """Some lines of a file. ``path``: below the repository. ``first``: the number of the first of them."""
+    """Lines of a file. ``path``: relative to the repository. ``first``: the number of the first line."""
 
     path: str
     first: int
@@ -18,7 +18,7 @@ class Listing(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Where this code is to be found."""
+        """The path and the range of lines."""
         return f"{self.path}, lines {self.first} to {self.first + len(self.lines) - 1}"
 
     def numbered(self) -> list[tuple[int, str]]:
@@ -26,7 +26,7 @@ class Listing(NamedTuple):
         return list(enumerate(self.lines, self.first))
 
     def places_of(self, text: str) -> list[str]:
-        """Where the text occurs."""
+        """Path and number of each line that contains the text."""
         return [f"{self.path}, line {number}" for number, line in self.numbered() if text in line]
 
 

@@ -1,7 +1,7 @@
-"""A pretend payment provider: it has a book of its own, it is slow, and it knows idempotency keys as real ones do.
+"""A simulated payment provider: it has its own book, it is slow, and it supports idempotency keys as real ones do.
 
-It stands for an HTTP API of another company. Every request is a new line in its book, so one can see who was charged,
-and how often we asked. ``python -m examples.provider`` prints the book.
+It stands for an HTTP API of another company. Every request is a new line in its book, which shows the charges and the
+number of requests. ``python -m examples.provider`` prints the book.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class CardDeclined(Exception):
 
 @dataclass(frozen=True)
 class Charge:
-    """Money that was taken. ``amount``: in cents."""
+    """A charge that succeeded. ``amount``: in cents."""
 
     id: str
     amount: int
@@ -68,27 +68,27 @@ class PaymentProvider:
         return self._enter(amount, card, key)
 
     async def charge_async(self, amount: int, card: str, key: str) -> Charge:
-        """The same, awaited."""
+        """The same, async."""
         return await asyncio.to_thread(self.charge, amount, card, key)
 
     def find(self, key: str) -> Charge | None:
-        """The charge that was made with this key, if there is one."""
+        """The charge with this key, if there is one."""
         with closing(self._connect()) as book:
             found = book.execute("SELECT charge, amount FROM book WHERE key = ? AND outcome = 'charged'", (key,))
             row = found.fetchone()
         return Charge(*row) if row else None
 
     async def find_async(self, key: str) -> Charge | None:
-        """The same, awaited."""
+        """The same, async."""
         return await asyncio.to_thread(self.find, key)
 
     def lines(self) -> list[Line]:
-        """All requests that were ever made, in order."""
+        """All requests, in order."""
         with closing(self._connect()) as book:
             return [Line(*row) for row in book.execute("SELECT * FROM book ORDER BY number")]
 
     def charges(self) -> list[Line]:
-        """The requests that took money."""
+        """The requests that charged a card."""
         return [line for line in self.lines() if line.outcome == "charged"]
 
     def _enter(self, amount: int, card: str, key: str) -> Charge:

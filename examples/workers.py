@@ -1,7 +1,7 @@
-"""Server processes of the examples, for the demo and the tests: started on a free port, killed, looked after.
+"""Server processes of the examples, for the demo and the tests: started on a free port, watched, and killed.
 
-A worker is one process. Workers with the same folder are one shop: what one of them leaves undone when it is killed,
-another one finds.
+A worker is one process. Workers with the same folder are one shop: another worker finds what a killed one has left
+undone.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
 
 
 class WorkerFailed(Exception):
-    """The server did not start, or did not end; the message has what it said."""
+    """The server did not start, or did not end; the message has its output."""
 
 
 class Reply(NamedTuple):
-    """A response as it came over the wire. ``headers``: in order, with duplicates."""
+    """A response as received. ``headers``: in order, with duplicates."""
 
     status: int
     reason: str

@@ -24,13 +24,13 @@ from tests.postgres_server import PostgresServer
 from tests.servers import CAN_EXIST, Server
 from tests.topologies import Cluster, Sentinel, replicated
 
-# How long it takes to make and to try a value depends on the machine's load, and is no property of the code.
+# The time to generate and test a value depends on the machine's load, not on the code.
 settings.register_profile(
     "patient", settings(max_examples=times(25), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 )
 settings.load_profile("patient")
 
-#: on a machine that brings its own server; it is used in place of the Valkey one, and never flushed
+#: the URL of an existing server, which replaces the Valkey one and is never flushed
 ADDRESS = os.environ.get("OI_TEST_REDIS_URL")
 SERVER_KINDS = [kind for kind, can_exist in CAN_EXIST.items() if can_exist]
 #: Starlette's BaseHTTPMiddleware leaves a stream of its own open before this release, where what it wraps raises
@@ -39,7 +39,7 @@ LEFT_OPEN = "Unclosed <MemoryObject(Receive|Send)Stream"
 
 
 def pytest_xdist_auto_num_workers() -> int | None:
-    """``-n auto``: two test processes for each core, since a test waits for servers for more than half of its time."""
+    """``-n auto``: two test processes for each core, since tests wait for servers for more than half of the time."""
     if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
         return None  # xdist reads it
     return 2 * (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -47,7 +47,7 @@ def pytest_xdist_auto_num_workers() -> int | None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Keep what was collected out of garbage collection: to look through it takes half a second, in each test anew."""
+    """Freeze what was collected: scanning it at each garbage collection would take half a second."""
     gc.disable()
     try:
         yield
@@ -58,21 +58,21 @@ def pytest_collection() -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Leave out what passed in an earlier command, and pass over the stream that an old Starlette leaves open.
+    """Leave out what passed in an earlier command, and ignore the stream that an old Starlette leaves open.
 
-    Whichever test runs when that stream is collected would fail.
+    Otherwise the test that runs when that stream is collected would fail.
     """
     config.pluginmanager.register(
         PassedBefore(os.environ.get("OI_TEST_PASSED_IN"), os.environ.get("OI_TEST_PASSED_TO"))
     )
     if tuple(int(part) for part in version("starlette").split(".")[:3]) < CLOSES_ITS_STREAMS:
         config.addinivalue_line("filterwarnings", f"ignore:{LEFT_OPEN}:ResourceWarning")
-        # and one that is collected between tests, or when the run ends
+        # also a stream that is collected between tests or at the end
         warnings.filterwarnings("ignore", LEFT_OPEN, ResourceWarning)
 
 
 def pytest_report_header() -> list[str]:
-    """Say which servers and cells are tested, and which cannot exist here, so that none is missing silently."""
+    """Print which servers and cells are tested, and which cannot exist here, so that none is missing silently."""
     missing = [kind for kind, can_exist in CAN_EXIST.items() if not can_exist]
     bouncer = pgbouncer_binary() or "none here, the pooler of tests/poolers.py stands for it"
     in_full = [suite for suite in SUITES if is_full(suite)]
@@ -87,7 +87,7 @@ def pytest_report_header() -> list[str]:
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """Asynchronous tests run on both libraries."""
+    """Async tests run on both libraries."""
     library: str = request.param
     return library
 
@@ -138,14 +138,14 @@ def postgres18() -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def postgres16() -> Iterator[PostgresServer]:
-    """An older PostgreSQL, in the same way."""
+    """An older PostgreSQL, for this test process, with the tables made; keep to keys of your own."""
     with _running_postgres(16) as server:
         yield server
 
 
 @pytest.fixture(params=POOLERS, scope="session")
 def pooler(request: pytest.FixtureRequest, postgres18: PostgresServer) -> Iterator[Pooler | PgBouncer]:
-    """A pooler in transaction mode before that server: our own, and the real one where there is one."""
+    """A pooler in transaction mode before that server: the simulated one, and PgBouncer if it is installed."""
     with POOLERS[request.param](postgres18.port) as pooler:
         yield pooler
 
@@ -180,7 +180,7 @@ def sentinel_url() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _nothing_goes_on() -> Iterator[None]:
-    """What a test leaves to be recorded goes to a store that is gone by now, and would fill the logs of later tests."""
+    """Stop recording in the background after a test: its backend is gone, and would fill the logs of later tests."""
     yield
     for leases in list(shutdown._leases.get()):
         if isinstance(leases, _Beats):

@@ -1,6 +1,6 @@
-"""How hard the searching tests look: a second or so by default, as long as one likes for a proof.
+"""How long the searching tests search: about a second by default, and much longer on request.
 
-Hypothesis counts as one of them: ``conftest.py`` gives it its number of examples.
+Hypothesis counts as one of them: ``conftest.py`` sets its number of examples.
 """
 
 from __future__ import annotations

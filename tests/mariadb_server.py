@@ -4,7 +4,7 @@ pip has none, so it is used where the variable ``OI_TEST_MARIADB`` is ``installe
 full``), or is ``required``: then a missing one is a failure (``.ci/run``, which installs Debian's). It has a folder
 and a port of its own and is ended by its own pid; the machine's own service is left alone. ``OI_TEST_MYSQL_URL``
 names another server instead, as ``mysql://user:password@host:port/name``, whose user has to be allowed to make
-databases. Nothing here knows of our package.
+databases. Nothing here knows the library.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class MariadbServer:
         return self._folder / "data"
 
     def start(self) -> MariadbServer:
-        """Start it and wait until it replies; a port that somebody else took is replaced."""
+        """Start it and wait until it replies; a port that another program took is replaced."""
         for _ in range(_PORT_TRIES):
             self.port = free_port()
             self._process = self._launch()
@@ -96,7 +96,7 @@ class MariadbServer:
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
-            # Its temporary tables would meet those of another one that is being installed.
+            # Its temporary tables would collide with those of a concurrent installation.
             [program, "--no-defaults", f"--tmpdir={self._folder}", *arguments],
             capture_output=True,
             timeout=120,
@@ -140,7 +140,7 @@ class MariadbServer:
                 time.sleep(0.02)
                 continue
             with connection, connection.cursor() as cursor:
-                # Another server may own the port: the folder tells ours.
+                # Another server may own the port: the folder identifies this one.
                 cursor.execute("SELECT @@datadir")
                 if Path(str(cursor.fetchone()[0])) != self._data:
                     return False

@@ -1,9 +1,9 @@
-"""Which cells of a matrix run: by default so many that each test meets each row and each column, else all.
+"""Which cells of a matrix run: by default enough that each test meets each row and each column, else all.
 
-A matrix has a test for each adapter and each backend, say, or each server and each adapter. Most mistakes are of one
-row or of one column, and any cell of it finds those. So a test runs once in each row, in a column that depends on the
-test, and in those columns that this leaves out. Over all tests each cell is met. ``OI_TEST_HTTP=full`` and so on run
-every cell of a suite, as ``tox -e full`` does.
+A matrix has a test for each adapter and each backend, for example, or each server and each adapter. Most mistakes
+affect one row or one column, and any cell of it finds those. So a test runs once in each row, in a column that depends
+on the test, and in the columns that this leaves out. Over all tests each cell is met. ``OI_TEST_HTTP=full`` and so on
+run every cell of a suite, as ``tox -e full`` does.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ SUITES = ("CONTRACT", "CRASH", "FORMATS", "HTTP", "ONCE", "OPERATIONS", "PAGES",
 
 #: a row and a column
 Pair = tuple[str, str]
-#: the row and the column of a test, and what it is apart from them; None for a test that is in no matrix
+#: the row and the column of a test, and the rest of its id; None for a test in no matrix
 Cell = Callable[[pytest.Item], tuple[str, str, str] | None]
 
 
 def below(folder: str, items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """The tests of a folder in ``tests``, by their names: to compare their paths would take ten times as long."""
+    """The tests of a folder in ``tests``, by their names, which is ten times as fast as by their paths."""
     start = f"tests/{folder}/"
     return [item for item in items if item.nodeid.startswith(start)]
 
@@ -38,10 +38,10 @@ def is_full(suite: str) -> bool:
 def thin_out(
     config: pytest.Config, items: list[pytest.Item], folder: str, suite: str, cell: Cell, *, every_column: bool = True
 ) -> None:
-    """Take out what the short form leaves to the full one; pytest reports how many that are.
+    """Deselect what the short form leaves to the full one; pytest reports their number.
 
-    ``folder``: of the tests that have a cell. ``every_column``: whether a test meets each column, and not each row
-    alone.
+    ``folder``: of the tests that have a cell. ``every_column``: whether a test runs in each column too, and not only in
+    each row.
     """
     if is_full(suite):
         return
@@ -60,7 +60,7 @@ def thin_out(
 
 
 def share_out(config: pytest.Config, items: list[pytest.Item], folder: str, suite: str, *names: str) -> None:
-    """Of a test that has values beside its cells, run each value in some cells, and some values in each cell.
+    """For a test with values besides its cells, run each value in some cells, and some values in each cell.
 
     ``names``: of the parameters that make the cell. ``OI_TEST_...=full`` runs each value in each cell.
     """
@@ -81,14 +81,14 @@ def share_out(config: pytest.Config, items: list[pytest.Item], folder: str, suit
 
 
 def diagonals(cells: Sequence[Pair]) -> set[Pair]:
-    """Of the pairs of values and cells every fourth: each value is there, and each cell, and not each with each."""
+    """Every fourth pair of values and cells: each value and each cell occurs, not each combination."""
     places = [sorted({cell[place] for cell in cells}) for place in (0, 1)]
     step = min(4, *map(len, places))
     return {(one, two) for one, two in cells if (places[0].index(one) + places[1].index(two)) % step == 0}
 
 
 def short_form(test: str, cells: Sequence[Pair], *, every_column: bool = True) -> set[Pair]:
-    """Of the cells that a test has those that the short form runs: one in each row, and in each column if so asked."""
+    """The cells of a test in the short form: one in each row and, if ``every_column``, in each column."""
     kept: set[Pair] = set()
     for place in (0, 1) if every_column else (0,):
         for name in dict.fromkeys(cell[place] for cell in cells):
@@ -98,12 +98,12 @@ def short_form(test: str, cells: Sequence[Pair], *, every_column: bool = True) -
 
 
 def _one_of(cells: list[Pair], name: str) -> Pair:
-    """The same one in each process and each run, whatever else is collected."""
+    """One item, which is the same in each process and each run."""
     return cells[crc32(name.encode()) % len(cells)]
 
 
 def apart_from(item: pytest.Function, *names: str) -> str:
-    """What a test is but for these parameters, whose values are their ids: its function, and the other parameters."""
+    """The id of a test without these parameters: its function, and the other parameters."""
     others = item.callspec.id
     for name in names:
         others = others.replace(str(item.callspec.params[name]), "", 1)

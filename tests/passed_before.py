@@ -1,7 +1,7 @@
-"""What one command has tested, a later command need not test again: CI runs ``tox``, and then ``tox -e full``.
+"""Skips tests that an earlier command has passed: CI runs ``tox``, and then ``tox -e full``.
 
 ``OI_TEST_PASSED_TO=FILE`` adds the names of the tests that pass to a file. ``OI_TEST_PASSED_IN=FILE`` leaves out the
-tests that a file names. Tests that search run again: how long they search depends on the command (``tests.effort``).
+tests that a file names. Searching tests run again: how long they search depends on the command (``tests.effort``).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ SEARCHING = ("fuzz", "history", "property", "simulation")
 
 
 def searches(item: pytest.Item) -> bool:
-    """Whether a test takes longer where ``OI_TEST_EFFORT`` asks for more."""
+    """Whether a test takes longer with a higher ``OI_TEST_EFFORT``."""
     folders = tuple(f"tests/{folder}/" for folder in SEARCHING)
     return item.nodeid.startswith(folders) or item.get_closest_marker("hypothesis") is not None
 
 
 class PassedBefore:
-    """The plugin. Raises ``pytest.UsageError`` where a file that is to be read is not there."""
+    """The plugin. Raises ``pytest.UsageError`` if the file to read does not exist."""
 
     def __init__(self, source: str | None, target: str | None) -> None:
         self._source = Path(source) if source else None
@@ -33,7 +33,7 @@ class PassedBefore:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Leave out what passed before."""
+        """Deselect what passed before."""
         if self._source is not None:
             passed = set(self._source.read_text(encoding="utf-8").splitlines())
             out = [item for item in items if item.nodeid in passed and not searches(item)]
@@ -41,8 +41,10 @@ class PassedBefore:
             config.hook.pytest_deselected(items=out)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Add a test once its tear-down has passed, too."""
-        if self._target is None or "PYTEST_XDIST_WORKER" in os.environ:  # the process that starts workers hears of all
+        """Add a test after its tear-down has passed."""
+        if (
+            self._target is None or "PYTEST_XDIST_WORKER" in os.environ
+        ):  # the controller of pytest-xdist gets the reports of all workers
             return
         if report.when == "teardown" and report.passed and report.nodeid in self._called:
             with self._target.open("a", encoding="utf-8") as lines:

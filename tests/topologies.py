@@ -1,6 +1,6 @@
-"""Several real servers that belong together: a Cluster, a primary with replicas, Sentinels; and TLS before one of them.
+"""Several real servers that belong together: a Cluster, a primary with replicas, Sentinels; and TLS for a server.
 
-Everything is on the loopback, on free ports, and ended by its own pid. Nothing here knows of our package.
+Everything is on the loopback, on free ports, and ended by its own pid. Nothing here knows the library.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SERVICE = "records"
 
 
 def until(condition: Callable[[], Any], what: str, within: float = _WITHIN) -> Any:
-    """Poll until the condition holds; what it said. Errors of a server that is not there yet count as no."""
+    """Poll until the condition holds; its value. Errors of a server that has not started count as false."""
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
         with suppress(redis.RedisError, OSError):
@@ -94,7 +94,7 @@ class Cluster:
             return bool(plain.info("replication").get("master_link_status") == "up")
 
     def ask(self, number: int, *words: Any) -> Any:
-        """The response of one node to one command."""
+        """The reply of one node to one command."""
         with self.nodes[number].connect() as plain:
             return plain.execute_command(*words)
 
@@ -103,13 +103,13 @@ class Cluster:
         return next(number for number in range(self._primaries) if slot in self._slots(number))
 
     def begin_to_move(self, slot: int, number: int) -> None:
-        """From now on what is new in the slot belongs to another primary, to which clients are sent one by one."""
+        """Begin to move a slot: its new keys belong to another primary, to which clients are redirected."""
         owner = self.owner_of(slot)
         self.ask(number, "CLUSTER SETSLOT", slot, "IMPORTING", self.ask(owner, "CLUSTER MYID"))
         self.ask(owner, "CLUSTER SETSLOT", slot, "MIGRATING", self.ask(number, "CLUSTER MYID"))
 
     def move(self, slot: int, number: int) -> None:
-        """Give a slot to another primary, which has its keys, and let all primaries know."""
+        """Give a slot and its keys to another primary, and inform all primaries."""
         target = self.ask(number, "CLUSTER MYID")
         for each in range(self._primaries):
             self.ask(each, "CLUSTER SETSLOT", slot, "NODE", target)
@@ -121,7 +121,7 @@ class Cluster:
 
 
 class _Node(Server):
-    """``bus``: the words that say on which port the nodes talk to each other."""
+    """``bus``: the options for the port on which the nodes talk to each other."""
 
     bus: tuple[int, ...] = ()
 
@@ -171,7 +171,7 @@ def _follows(server: Server) -> bool:
 
 
 class Sentinel(Server):
-    """One Sentinel, which alone decides that the primary is down, and does so only after ``hurry``.
+    """One Sentinel, which decides alone that the primary is down, and only after ``hurry``.
 
     ``quorum``: how many Sentinels have to agree. ``lines``: of its settings; the last one of a kind counts.
     """
@@ -201,25 +201,25 @@ class Sentinel(Server):
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def knows_replicas(self, number: int) -> bool:
-        """Whether it would have somebody to promote."""
+        """Whether it knows a replica to promote."""
         with self.connect() as plain:
             return len(plain.sentinel_slaves(SERVICE)) == number
 
     def hurry(self) -> None:
-        """From now on a primary that says nothing for half a second is down. To be called when it has been killed."""
+        """From now on a primary that is silent for half a second counts as down. Call it after killing the primary."""
         with self.connect() as plain:
             plain.execute_command("SENTINEL", "SET", SERVICE, "down-after-milliseconds", 500)
 
     def primary(self) -> int:
-        """The port of the primary, as it sees it."""
+        """The port of the primary, according to this Sentinel."""
         with self.connect() as plain:
             return int(plain.sentinel_masters()[SERVICE]["port"])
 
 
 class TlsFront:
-    """TLS before a server that is built without it, as all that pip installs are: a proxy of ours that decrypts.
+    """TLS for a server that is built without it, as all servers from pip are: a proxy that decrypts.
 
-    ``context``: the certificate and what it asks of clients.
+    ``context``: the certificate, and what it requires of clients.
     """
 
     def __init__(self, server: Server, context: ssl.SSLContext) -> None:

@@ -1,4 +1,4 @@
-"""The endpoint in Django under ASGI; the layer and ours are Django middleware, the floor wraps the application."""
+"""The endpoint in Django under ASGI; layer and package are Django middleware, the floor wraps the application."""
 
 from __future__ import annotations
 

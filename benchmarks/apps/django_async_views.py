@@ -1,4 +1,4 @@
-"""The endpoint as an awaited Django view."""
+"""The endpoint as an async Django view."""
 
 from __future__ import annotations
 

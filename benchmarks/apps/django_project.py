@@ -66,7 +66,7 @@ def make_wsgi(middleware: Sequence[str] = (), urlconf: str = VIEWS, **changes: A
 
 
 def make_asgi(middleware: Sequence[str] = (), **changes: Any) -> ASGIHandler:
-    """The same as an ASGI application, with awaited views."""
+    """An ASGI application with this ``MIDDLEWARE`` and async views."""
     configure()
     with override_settings(MIDDLEWARE=list(middleware), **changes):
         _hide_foreign(changes)
@@ -76,14 +76,14 @@ def make_asgi(middleware: Sequence[str] = (), **changes: Any) -> ASGIHandler:
 
 
 def set_for_peer(name: str, value: Any) -> None:
-    """A setting that a peer, or what it uses, reads at each request."""
+    """Change a setting that a peer, or a library that it uses, reads at each request."""
     configure()
     setattr(settings, name, value)
     setting_changed.send(sender=None, setting=name, value=value, enter=True)
 
 
 def use_database(backend: str, url: str) -> None:
-    """Let the project's own database be this one from now on, with its tables made and connections that stay open."""
+    """Use this database as the project's own from now on, with its tables made and connections that stay open."""
     configure()
     connections.close_all()
     connections.settings["default"].update({**_database(backend, url), "CONN_MAX_AGE": None})

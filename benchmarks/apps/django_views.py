@@ -1,4 +1,4 @@
-"""The endpoint as a blocking Django view."""
+"""The endpoint as a sync Django view."""
 
 from __future__ import annotations
 

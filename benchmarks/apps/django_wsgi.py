@@ -1,4 +1,4 @@
-"""The endpoint in Django under WSGI; the layer and ours are Django middleware, the floor wraps the application."""
+"""The endpoint in Django under WSGI; layer and package are Django middleware, the floor wraps the application."""
 
 from __future__ import annotations
 

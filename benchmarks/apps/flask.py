@@ -1,4 +1,4 @@
-"""The endpoint in Flask; the layer and the floor wrap ``app.wsgi_app``, and ours is the documented extension."""
+"""The endpoint in Flask; layer and floor wrap ``app.wsgi_app``, and this package is the documented extension."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What this package and its peers do, seen by a client: the same scenarios, over HTTP, against each of them."""
+"""This package and its peers as a client sees them: the same scenarios, over HTTP, on each of them."""

@@ -1,4 +1,4 @@
-"""The one command of the comparison: ``python -m benchmarks.comparison`` asks every peer the same questions.
+"""The one command of the comparison: ``python -m benchmarks.comparison`` runs the same scenarios on every peer.
 
 It takes under ten minutes on two cores, stores ``results/comparison.json`` and fills in ``docs/comparison.md``. A run
 of some subjects only prints its verdicts and stores nothing, unless ``--out`` names a folder.
@@ -23,7 +23,7 @@ _TOGETHER = 8
 
 
 def ask(subject: Subject, names: list[str]) -> dict[str, Any]:
-    """One subject, and all scenarios or those that are named."""
+    """Run all scenarios, or those that are named, on one subject."""
     start, verdicts = time.monotonic(), dict[str, str]()
     with Rig(subject) as rig:
         for scenario in SCENARIOS:
@@ -36,7 +36,7 @@ def ask(subject: Subject, names: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Ask, print and store."""
+    """Run, print and store."""
     options = _options()
     chosen = [subject for subject in SUBJECTS if not options.only or subject.package in options.only]
     for subject in chosen:

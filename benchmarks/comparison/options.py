@@ -1,7 +1,7 @@
-"""Documented options of this package and of the peers, by which a scenario's result would change.
+"""Documented options of this package and of the peers that would change a scenario's result.
 
-Each function returns what ``make`` takes. The lock of every peer that has an option for it lasts ``LOCK`` seconds
-where a handler is to outlast it.
+Each function returns the options for ``make``. If a scenario's handler has to outlast a peer's lock, and the peer has
+an option for it, its lock lasts ``LOCK`` seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One subject, served by a process of its own and called over HTTP, with a backend that nobody else uses."""
+"""One subject, served by a separate process and called over HTTP, with a backend of its own."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def _environment() -> dict[str, str]:
 
 
 class NotApplicable(Exception):
-    """A scenario that has no meaning for a subject, and why."""
+    """A scenario that does not apply to a subject, and why."""
 
 
 class Got(NamedTuple):
-    """What a client sees; ``status`` is 0 where no response came."""
+    """A response as the client sees it; ``status`` is 0 without a response."""
 
     status: int
     headers: Mapping[str, str]
@@ -67,14 +67,14 @@ class Got(NamedTuple):
 
 
 class Retried(NamedTuple):
-    """What came of retries: after how many seconds the endpoint ran, if it did, and the last response."""
+    """The result of retries: after how many seconds the endpoint ran, if it did, and the last response."""
 
     seconds: float | None
     last: Got | None
 
     @property
     def at_once(self) -> bool:
-        """Whether the first retry ran, and did not wait before."""
+        """Whether the first retry ran without waiting."""
         return self.seconds is not None and self.last is None and self.seconds < AT_ONCE
 
 
@@ -99,7 +99,7 @@ class Worker:
             raise RuntimeError(f"the application does not respond: {self._last_words()}")
 
     def alive(self) -> bool:
-        """Whether it still runs."""
+        """Whether it is running."""
         return self._process.poll() is None
 
     def kill(self) -> None:
@@ -134,7 +134,7 @@ def _happens(true: Callable[[], bool], bound: float) -> bool:
 
 
 class Rig:
-    """Use it as a context; ``serve`` before anything is sent."""
+    """A context manager; call ``serve`` before sending."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
@@ -156,7 +156,7 @@ class Rig:
         self._ends.close()
 
     def serve(self, option: Option | None = None) -> None:
-        """Let the subject be served, with this documented option; does nothing where it is served like that already."""
+        """Serve the subject, with this documented option; does nothing if it is served like that already."""
         if self._worker is not None and self._worker.alive() and option == self.option:
             return
         self.kill()
@@ -223,7 +223,7 @@ class Rig:
         return Got(response.status, headers, read, time.monotonic() - start)
 
     def begin(self, key: str | None) -> Future[Got]:
-        """Send a request, and let its response come when it comes."""
+        """Send a request without waiting for its response."""
         return self._threads.submit(self.send, key)
 
     def begin_held(self, key: str) -> tuple[str, Future[Got]]:
@@ -244,7 +244,7 @@ class Rig:
         return gate
 
     def retry(self, key: str, bound: float) -> Retried:
-        """Send the same request again and again until the endpoint begins to run, or for ``bound`` seconds."""
+        """Repeat the request until the endpoint begins to run, or for ``bound`` seconds."""
         before, start, last = self.lead.count("begin"), time.monotonic(), None
         sent, again = self.begin(key), start
         while (now := time.monotonic()) - start < bound:
@@ -257,7 +257,7 @@ class Rig:
         return Retried(None, sent.result() if last is None and sent.done() else last)
 
     def happens(self, true: Callable[[], bool], bound: float) -> bool:
-        """Whether this becomes true within ``bound`` seconds."""
+        """Whether the condition becomes true within ``bound`` seconds."""
         return _happens(true, bound)
 
     def _served(self) -> Worker:

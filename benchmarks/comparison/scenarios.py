@@ -1,4 +1,4 @@
-"""The scenarios: each a small function that asks a served subject one question, and returns one verdict in words.
+"""The scenarios: each is a small function that tests one behaviour of a served subject, and returns a verdict in words.
 
 Two asterisks mark a verdict by which an effect may happen twice, a request that should succeed does not, or a response
 reaches another caller.
@@ -19,7 +19,7 @@ _LONG_KEY = "k" * 5000
 
 
 class FirstFailed(Exception):
-    """The request that is to be sent again does not succeed, and what it gets."""
+    """The first request, which is to be repeated, does not succeed; its status."""
 
 
 class Scenario(NamedTuple):
@@ -60,7 +60,7 @@ def _sent_twice(rig: Rig) -> str:
 
 
 def _marks(first: Got, second: Got) -> list[str]:
-    """The headers by which a client sees that a response is a replay; those that say so come first."""
+    """The headers that identify a response as a replay; explicit ones come first."""
     changed = {name: value for name, value in second.headers.items() if first.headers.get(name) != value}
     texts = {name: f"{name} {value}".lower() for name, value in changed.items()}
     marks = [name for name, text in texts.items() if any(word in text for word in ("replay", "idempot", "cache"))]
@@ -68,17 +68,17 @@ def _marks(first: Got, second: Got) -> list[str]:
 
 
 def other_body(rig: Rig) -> str:
-    """The key of a completed request comes with another body."""
+    """The key of a completed request is used with another body."""
     return _reused(rig, lambda key: rig.send(key, body=b'{"amount": 999}'))
 
 
 def other_path(rig: Rig) -> str:
-    """The key comes on another path."""
+    """The key is used on another path."""
     return _reused(rig, lambda key: rig.send(key, path=OTHER_PATH))
 
 
 def other_method(rig: Rig) -> str:
-    """The key comes with another method."""
+    """The key is used with another method."""
     return _reused(rig, lambda key: rig.send(key, method="PATCH"))
 
 
@@ -104,7 +104,7 @@ def callers(rig: Rig) -> str:
 
 
 def duplicate(rig: Rig) -> str:
-    """The key comes again while its first request runs."""
+    """The key is used again while its first request runs."""
     key = rig.new_key()
     gate, first = rig.begin_held(key)
     before = rig.lead.count("begin")
@@ -121,7 +121,7 @@ def duplicate(rig: Rig) -> str:
 
 
 def slow(rig: Rig) -> str:
-    """The handler is slower than the lock of its key: does a second run begin beside it?"""
+    """The handler is slower than the lock of its key: whether a second run begins beside it."""
     key = rig.new_key()
     gate, first = rig.begin_held(key)
     bound = 4.0 * rig.option.lock if rig.option else _GIVE_UP
@@ -207,7 +207,7 @@ def _one_key(rig: Rig, key: str) -> str:
 
 
 def down(rig: Rig) -> str:
-    """The backend's server is dead: does a new request run, and what does its client see?"""
+    """The backend's server is dead: whether a new request runs, and what its client gets."""
     _good(rig.send(rig.new_key()))  # so that a connection is open
     rig.stop_backend()
     before = rig.lead.count("begin")
@@ -248,7 +248,7 @@ SCENARIOS: tuple[Scenario, ...] = (
 
 
 def verdict(scenario: Scenario, rig: Rig) -> str:
-    """What comes of a scenario for the rig's subject; a scenario that does not run says so."""
+    """The verdict of a scenario for the rig's subject; a scenario that does not run says so."""
     reason = rig.subject.not_applicable.get(scenario.name)
     if reason is not None:
         return f"not applicable: {reason}"

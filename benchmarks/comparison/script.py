@@ -1,6 +1,6 @@
-"""What the endpoint of a served application does, led by files, so that another process can lead it and read its runs.
+"""The endpoint of a served application, controlled by files, so that another process can control it and read its runs.
 
-``FileScript`` is the side of the application, ``Lead`` the side of the scenarios. A run notes its begin and its end.
+``FileScript`` is the side of the application, ``Lead`` the side of the scenarios. A run writes its begin and its end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _POLL = 0.01
 
 
 class FileScript:
-    """Does what the file ``kind`` says, after the gate is open that the file ``gate`` names."""
+    """Does what the file ``kind`` says, after the gate that the file ``gate`` names has opened."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -75,7 +75,7 @@ class FileScript:
 
 
 class Lead:
-    """Leads the script in a folder and reads what ran."""
+    """Controls the script in a folder, and reads its runs."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -84,7 +84,7 @@ class Lead:
         self.let("respond")
 
     def let(self, kind: Kind) -> None:
-        """Let the endpoint do this from now on, at once."""
+        """Set what the endpoint does from now on."""
         (self._folder / "kind").write_text(kind)
         (self._folder / "gate").write_text("kind")  # a file that is always there
 
@@ -95,11 +95,11 @@ class Lead:
         return gate
 
     def open(self, gate: str) -> None:
-        """Let the requests go on that wait at this gate, and hold no others."""
+        """Release the requests at this gate, and hold no others."""
         (self._folder / gate).touch()
         (self._folder / "gate").write_text("kind")
 
     def count(self, event: Literal["begin", "end", "cancelled"]) -> int:
-        """How many runs have noted this."""
+        """The number of runs that have written this."""
         lines = (self._folder / "runs").read_text().splitlines()
         return sum(line.startswith(f"{event} ") for line in lines)

@@ -18,13 +18,13 @@ from benchmarks.interface import HELD, App
 
 
 def named(text: str) -> Any:
-    """What ``module:name`` names."""
+    """The object ``module:name``."""
     module, _, name = text.partition(":")
     return getattr(import_module(module), name)
 
 
 def main() -> None:
-    """Serve until somebody ends the process."""
+    """Serve until the process is ended."""
     make, style, backend, url, folder, option = sys.argv[1:]
     logging.getLogger().addHandler(logging.StreamHandler())
     HELD.script = FileScript(Path(folder))

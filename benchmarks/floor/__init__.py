@@ -1,7 +1,7 @@
 """The floor: the least middleware that buffers, hashes, captures and makes the two bare client calls.
 
 It is a yardstick and no product: it renews no lease, resends nothing, bounds no wait, checks nothing that it reads and
-notifies nobody. ``calls_for`` has its two calls for each backend, sync or async as the middleware needs.
+sends no notification. ``calls_for`` has its two calls for each backend, sync or async as the middleware needs.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _AWAITED: dict[BackendName, Callable[[str], AsyncCalls]] = {
 
 
 def calls_for(backend: BackendName, url: str) -> Calls:
-    """The two blocking calls; ``url`` is the one that this package takes for the same place."""
+    """The two sync calls; ``url`` is the one that this package takes for the same backend."""
     return _BLOCKING[backend](url)
 
 
 def async_calls_for(backend: BackendName, url: str) -> AsyncCalls:
-    """The same two, awaited."""
+    """The two async calls."""
     return _AWAITED[backend](url)

@@ -1,4 +1,4 @@
-"""What every floor has in common: its two calls, sync and async, and how it frames a response."""
+"""Shared by every floor: its two calls, sync and async, and the frame of a response."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Calls(Protocol):
 
 
 class AsyncCalls(Protocol):
-    """The same, awaited."""
+    """The bare client calls, async."""
 
     async def claim(self, record_id: bytes, fingerprint: bytes, owner: bytes) -> Found: ...
 
@@ -35,17 +35,17 @@ class AsyncCalls(Protocol):
 
 
 def record_id_of(key: bytes) -> bytes:
-    """Where the record of a key is kept."""
+    """The id of a key's record."""
     return hashlib.sha256(key).digest()
 
 
 def fingerprint_of(method: str, path: str, body: bytes) -> bytes:
-    """What makes two requests the same."""
+    """The fingerprint of a request."""
     return hashlib.sha256(b"%b %b\n%b" % (method.encode(), path.encode(), body)).digest()
 
 
 def framed(status: int, headers: Headers, body: bytes) -> bytes:
-    """A response as one string of bytes."""
+    """A response as one byte string."""
     lines = [b"%d" % status, *(b"%b:%b" % field for field in headers)]
     return b"\n".join(lines) + b"\n\n" + body
 

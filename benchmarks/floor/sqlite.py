@@ -1,4 +1,4 @@
-"""The floor's calls on one SQLite connection; awaited, they are made in one thread, since there is one writer."""
+"""The floor's calls on one SQLite connection; the async ones run in one thread, since there is one writer."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Whether a peer does here what it is timed for: of one key sent twice, one request runs, and both get the same JSON.
+"""Checks that a peer works before it is timed: of one key sent twice, one request runs, and both get the same JSON.
 
     python -m benchmarks.peers.correctness [names]
 
-says that of each peer that is installed, on each of its backends. The time of a peer that runs twice means nothing.
+checks each installed peer, on each of its backends. The time of a peer that runs twice means nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Got(NamedTuple):
 
 
 def fault(one: Peer, backend: BackendName, url: str, loop: asyncio.AbstractEventLoop) -> str | None:
-    """What is wrong with a peer on a backend; None where nothing is."""
+    """What is wrong with a peer on a backend, or None."""
     HELD.close()
     app = one.make(backend, url)
     if one.STYLE == "wsgi":
@@ -144,7 +144,7 @@ def modules() -> Iterator[tuple[str, Peer]]:
 
 
 def main(names: list[str], write: Callable[[str], object] = print) -> None:
-    """Say it of all peers, or of those that are named."""
+    """Check all peers, or those that are named."""
     logging.disable(logging.CRITICAL)
     with Servers() as servers, closing(asyncio.new_event_loop()) as loop:
         for name, one in modules():

@@ -20,6 +20,6 @@ def make_backend(backend: BackendName, url: str) -> Any:
     if backend == "redis":
         return redis.from_url(url)
     postgres = load("idemkit.backends.postgres")
-    with ThreadPoolExecutor(1) as thread:  # whoever calls may have a loop of its own
+    with ThreadPoolExecutor(1) as thread:  # the caller may run in an event loop
         thread.submit(lambda: asyncio.run(postgres.init_pg(url))).result(30)
     return postgres.PostgresBackend.from_url(url)

@@ -1,6 +1,6 @@
-"""How a peer's module is found without being imported where it is not installed.
+"""Finds a peer's module without importing it if it is not installed.
 
-Peers carry types of their own or none, so what they give is ``Any`` here.
+Peers have types of their own or none, so their objects are ``Any`` here.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 
 
 def installed(*modules: str) -> bool:
-    """Whether every one of these modules (of top level) is there."""
+    """Whether all of these top-level modules are installed."""
     return all(find_spec(module) is not None for module in modules)
 
 
 def load(module: str) -> Any:
-    """The module."""
+    """Import the module."""
     return import_module(module)
 
 

@@ -1,4 +1,4 @@
-"""The endpoint for peers that are decorators, and keep what a view returns: it returns a dict, as theirs must."""
+"""The endpoint for peers that are decorators and store what a view returns, which has to be a dict."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Does coalescing pay for threads on PostgreSQL? Pairs of claim and completion a second, with it and without.
+"""Whether coalescing pays for threads on PostgreSQL: pairs of claim and completion a second, with it and without.
 
-Run ``python -m benchmarks.tried.postgres_threads`` with the test requirements installed; it starts a server of its own.
-The two forms take turns, so that what else the machine does falls on both.
+Run ``python -m benchmarks.tried.postgres_threads`` with the test requirements installed; it starts its own server. The
+two forms take turns, so that other load on the machine affects both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROUNDS = 5
 
 
 def pair(backend: PostgresBackend) -> float:
-    """Claim and complete a record of its own; the seconds that it took."""
+    """Claim and complete a new record; the seconds that it took."""
     started = time.perf_counter()
     leased = backend.claim(Claim(secrets.token_bytes(32), bytes(33), os.urandom(16), 30.0, 86400.0))
     assert isinstance(leased, Leased), leased

@@ -1,7 +1,7 @@
-"""Whether threads should ask Redis in batches too, as tasks do: leader-follower on one connection against the pool.
+"""Whether threads should send commands to Redis in batches, as tasks do: one shared connection against the pool.
 
 Claim and complete, one pair after the other in each thread, both ways in turn in one process; medians of rounds. Needs
-a server: ``python benchmarks/tried/redis_threads.py redis://127.0.0.1:6379/0``. Keys are left to expire.
+a server: ``python benchmarks/tried/redis_threads.py redis://127.0.0.1:6379/0``. Its keys expire.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def pair(ask: Ask) -> None:
 
 
 def batched(connection: Any) -> Ask:
-    """What threads ask meanwhile is one write of the thread that leads."""
+    """Commands of waiting threads are one write of the leading thread."""
 
     def carry_out(batch: Sequence[tuple[Any, ...]]) -> list[Any]:
         connection.send_packed_command(connection.pack_commands(batch))
@@ -44,7 +44,7 @@ def batched(connection: Any) -> Ask:
 
 
 def seconds_a_pair(ask: Ask, threads: int) -> float:
-    """How long one pair takes when so many threads ask."""
+    """The time of one pair with this many threads."""
 
     def work() -> None:
         for _ in range(PAIRS // threads):

@@ -1,6 +1,6 @@
-"""The matrix: each test of the shipped contract runs on every backend, blocking and awaited.
+"""The matrix: each test of the contract suite runs on every backend, sync and async.
 
-A backend has variants: releases of its server, drivers, ways to deploy it, asyncio and trio. By default a test meets
+A backend has variants: releases of its server, drivers, ways to deploy it, asyncio and trio. By default a test runs on
 one of them, which depends on the test; ``OI_TEST_CONTRACT=full`` runs it on every variant (``tests.matrix``).
 """
 
@@ -13,7 +13,7 @@ import pytest
 from open_idempotency.conformance import BackendContract
 from tests.matrix import apart_from, thin_out
 
-#: the backend of a class, by the beginning of its address; a class that is not here is a backend of its own
+#: the backend of a test class, by a prefix of the test's id; any other class counts as a backend
 BACKENDS: Mapping[str, str] = {
     "test_contract.py::TestRedis": "redis",
     "test_contract.py::TestSqlite": "sqlite",
@@ -24,7 +24,7 @@ BACKENDS: Mapping[str, str] = {
     "test_redis_contract.py::": "redis",
     "test_sqlalchemy.py::": "sqlalchemy",
 }
-#: the mode of a class whose driver has one; of another class it does not matter, which is a backend of its own
+#: the mode of a class with one; other classes count as backends
 WITHOUT_A_CHOICE: Mapping[str, str] = {
     "test_sqlalchemy.py::TestAsyncmy": "asyncio",
     "test_sqlalchemy.py::TestAiosqlite": "asyncio",
@@ -35,7 +35,7 @@ WITHOUT_A_CHOICE: Mapping[str, str] = {
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take out what the full form alone runs."""
+    """Deselect what only the full form runs."""
     thin_out(config, items, "backends", "CONTRACT", _cell, every_column=False)
 
 

@@ -1,4 +1,4 @@
-"""Holding claims up in each kind of store, for the contract's test of tokens."""
+"""Delays claims in each kind of backend, for the contract's test of tokens."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from open_idempotency.backends.sqlite import SqliteBackend
 from open_idempotency.conformance.late_claims import Held, Holding
 from tests.faults.proxy import FaultProxy
 
-#: seconds; what is waited for happens long before
+#: seconds; an upper bound
 PATIENCE = 20.0
 
 Hold = Callable[[bytes], AbstractContextManager[Holding]]
 
 
 class _Shown(Holding):
-    """``now`` asks for the time; ``waits`` says whether a claim is held up, where the store shows that."""
+    """``now`` reads the clock; ``waits`` says whether a claim is delayed, if the backend shows that."""
 
     def __init__(self, now: Callable[[], float], waits: Callable[[], bool] = lambda: True) -> None:
         self._now = now
@@ -43,7 +43,7 @@ class _Shown(Holding):
         return self._now()
 
     def wait_for_a_claim(self) -> None:
-        """Look again and again."""
+        """Poll until a claim is delayed."""
         deadline = time.monotonic() + PATIENCE
         while not self._waits():
             assert time.monotonic() < deadline, "no claim was held up"
@@ -52,9 +52,9 @@ class _Shown(Holding):
 
 @contextmanager
 def held(made: Backend, mode: str) -> Iterator[Held]:
-    """A backend like ``made`` on its store's own clock, in the mode, and what holds its claims up."""
+    """A backend like ``made`` on its own clock, in this mode, and a function that delays its claims."""
     with _LIKE[next(kind for kind in _LIKE if isinstance(made, kind))](made) as (backend, hold):
-        # In memory nothing is awaited, so what holds up a claim there would hold up the loop.
+        # The memory backend awaits nothing, so delaying its claim would block the loop.
         blocking = mode == "sync" or isinstance(backend, MemoryBackend)
         yield Held(backend if blocking else backend.to_async(), hold)
         backend.close()
@@ -119,7 +119,7 @@ def _redis(made: RedisBackend) -> Iterator[tuple[Backend, Hold]]:
         yield backend, hold
 
 
-# What stands in the place of a record; no transaction that sees it is ever committed.
+# A placeholder for the record; its transaction is never committed.
 _ROW: dict[str, Any] = {
     "record_version": 1, "fingerprint": b"held", "status": 1, "owner": b"held", "token": 1, "attempt": 1,
     "claimed_at": 0.0, "lease_end": 0.0, "ttl": 0.0, "expires_at": 0.0, "final": 0,
@@ -127,10 +127,10 @@ _ROW: dict[str, Any] = {
 
 
 def _row_held(engine: sqlalchemy.Engine, table: str, **more: Any) -> Hold:
-    """By a transaction that has inserted the record's row, and takes that back."""
+    """Delay claims with a transaction that has inserted the record's row, and rolls back."""
     on_postgres = engine.dialect.name == "postgresql"
     clock = "extract(epoch FROM clock_timestamp())" if on_postgres else "UNIX_TIMESTAMP(NOW(6))"
-    # So long that a lease would notice.
+    # Long enough to show in the time of a lease.
     pause = "SELECT 1 FROM pg_sleep(0.05)" if on_postgres else "SELECT SLEEP(0.05)"
     waiting = "pg_locks WHERE NOT granted" if on_postgres else "information_schema.processlist WHERE command = 'Query'"
 
@@ -139,7 +139,7 @@ def _row_held(engine: sqlalchemy.Engine, table: str, **more: Any) -> Hold:
             return float(connection.exec_driver_sql(statement).scalar_one())
 
     def waits() -> bool:
-        # On MySQL the question itself is a query, too.
+        # On MySQL this check is a query too.
         held_up = ask(f"SELECT count(*) FROM {waiting}") > (0 if on_postgres else 1)
         ask(pause)
         return held_up

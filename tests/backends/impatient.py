@@ -1,4 +1,4 @@
-"""Backends whose time is short, since their tests wait until it is over: what they reply on a slow machine."""
+"""Calls to backends with a short timeout, on a machine that may be slow."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _SOON = 30.0
 Reply = TypeVar("Reply")
 
 
-def answered(call: Callable[[], Reply]) -> Reply:
-    """The reply where nothing holds the backend up. A call that the machine did not get done in time is repeated."""
+def retried(call: Callable[[], Reply]) -> Reply:
+    """The result of a call that nothing blocks; repeated while a slow machine makes it time out."""
     deadline = time.monotonic() + _SOON
     while True:
         try:

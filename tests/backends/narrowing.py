@@ -1,4 +1,4 @@
-"""Stores that take no large value, for the contract's tests of sizes: a real limit of each kind of store."""
+"""Backends that refuse large values, for the contract's tests of sizes: a real limit of each kind of server."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from open_idempotency.backends.sqlalchemy import SqlalchemyBackend
 from open_idempotency.backends.sqlite import SqliteBackend
 from open_idempotency.conformance.sizes import Narrow
 
-#: bytes that a store with a limit of our own takes, and refuses; a row of a record and its stage has two of the first
+#: sizes that a limited store takes, and refuses; a record with its stage has two of the first
 TAKES, REFUSES = 200_000, 600_000
 _BETWEEN = 500_000
 
 
 @contextmanager
 def narrow(made: Backend, mode: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Narrow]:
-    """The backend on a store with a limit, in the mode, and sizes around that limit."""
+    """A backend with a size limit, in this mode, and sizes around the limit."""
     kind = next((kind for kind in _NARROWS if isinstance(made, kind)), None)
     if kind is None:
         pytest.skip(f"{type(made).__name__} has no store that refuses a value for its size")
@@ -40,7 +40,7 @@ Sizes = tuple[int, int]
 
 @contextmanager
 def _on_sqlite(made: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sizes]:
-    """As one that was compiled with a lower SQLITE_MAX_LENGTH, which is a billion bytes otherwise."""
+    """SQLite, as if compiled with a lower SQLITE_MAX_LENGTH (a billion bytes by default)."""
     if sys.version_info < (3, 11):
         pytest.skip("before Python 3.11 the limit of a connection to SQLite cannot be set")
     connect = sqlite3.connect
@@ -89,7 +89,7 @@ def _on_postgres(made: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sizes]:
 
 
 def _of_packets(most: int) -> Sizes:
-    """Drivers may send each byte as two."""
+    """Drivers may send each byte as two bytes."""
     return int(most * 0.49), most // 2
 
 

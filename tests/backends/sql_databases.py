@@ -1,6 +1,6 @@
-"""The databases that the tests of the SQLAlchemy backend use, by the URLs that SQLAlchemy has for them.
+"""The databases that the tests of the SQLAlchemy backend use, by SQLAlchemy's URLs.
 
-MySQL and MariaDB are there where ``tests.mariadb_server`` has one; each test process has a database of its own.
+MySQL and MariaDB are available where ``tests.mariadb_server`` has one; each test process has its own database.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def _mysql_url() -> str:
     return given.set(database=name).render_as_string(hide_password=False)
 
 
-#: the servers' databases that have the tables since an earlier test of this process
+#: databases in which an earlier test of this process has made the tables
 _made: set[str] = set()
 
 
 def make_tables(url: str) -> None:
-    """Make the tables, or empty them."""
+    """Create the tables, or empty them."""
     engine = create_engine(url, poolclass=NullPool)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", without_disk)
@@ -66,7 +66,7 @@ def make_tables(url: str) -> None:
 
 
 def without_disk(connection: object, _record: object) -> None:
-    """Durability is not what the tests are about, and the disk is slow."""
+    """Disable durability, which these tests do not need and which is slow."""
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA synchronous = OFF")

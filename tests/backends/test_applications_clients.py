@@ -1,4 +1,4 @@
-"""Caches, pools and engines that an application has: their server is used as a backend, and they are left alone."""
+"""An application's caches, pools and engines as backends: their server is used, and they themselves are not."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _claim() -> Claim:
 
 
 def _remembers(backend: Any, again: Any) -> Claim:
-    """A claim that one backend has completed, and that another one on the same server replays."""
+    """Whether a claim that one backend has completed is replayed by another one on the same server."""
     c = _claim()
     result = backend.claim(c)
     assert isinstance(result, Leased)
@@ -57,7 +57,7 @@ def _remembers(backend: Any, again: Any) -> Claim:
 
 @pytest.fixture(params=[DJANGOS, DJANGO_REDIS])
 def cached(request: pytest.FixtureRequest, valkey_url: str) -> Iterator[str]:
-    """The URL of the server on which the cache ``other-alias`` is, whose keys have a prefix."""
+    """The URL of the server of the cache ``other-alias``, whose keys have a prefix."""
     cache = {"BACKEND": request.param, "LOCATION": valkey_url, "KEY_PREFIX": "shop", "VERSION": 7}
     with override_settings(CACHES={"default": {"BACKEND": LOCAL}, "other-alias": cache}):
         yield valkey_url
@@ -65,7 +65,7 @@ def cached(request: pytest.FixtureRequest, valkey_url: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ["url", "object"])
 def test_a_django_cache_on_redis_is_a_backend(cached: str, name: str) -> None:
-    """B-25: under the backend's own prefix; the cache's prefix and version change nothing."""
+    """B-25: under the backend's own prefix; the cache's prefix and version are ignored."""
     cache = caches["other-alias"]
     cache.set("k", "v")
     backend = open_backend("django-cache://other-alias?timeout=5" if name == "url" else cache)
@@ -85,7 +85,7 @@ def test_a_django_cache_on_redis_is_a_backend(cached: str, name: str) -> None:
     ],
 )
 def test_another_cache_is_refused_with_the_reason(cached: str, url: str, said: str) -> None:
-    """B-25: at once, when the backend is made."""
+    """B-25: when the backend is made."""
     with pytest.raises(ConfigurationError, match=said):
         open_backend(url)
 
@@ -93,10 +93,10 @@ def test_another_cache_is_refused_with_the_reason(cached: str, url: str, said: s
 def test_a_release_of_django_that_keeps_its_client_elsewhere(
     valkey_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """B-25: LOCATION says the same, and one warning reports it; where OPTIONS count too, it is an error."""
+    """B-25: LOCATION is used with one warning; if OPTIONS matter too, it is an error."""
 
     class Renamed(RedisCache):
-        """Has nothing under the private name."""
+        """Lacks the private attribute."""
 
         @property
         def _cache(self) -> Any:
@@ -116,7 +116,7 @@ def test_a_release_of_django_that_keeps_its_client_elsewhere(
 
 
 def test_the_redis_of_flask_caching_is_a_backend(valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """B-25: other types are refused, and so is a release that keeps its client elsewhere."""
+    """B-25: other types are refused, and so is a release with other attributes."""
     app = Flask(__name__)
     cache = Cache(app, config={"CACHE_TYPE": "RedisCache", "CACHE_REDIS_URL": valkey_url, "CACHE_KEY_PREFIX": "shop"})
     _remembers(open_backend(cache), open_backend(valkey_url))
@@ -131,7 +131,7 @@ def test_the_redis_of_flask_caching_is_a_backend(valkey_url: str, monkeypatch: p
 
 
 def test_a_pool_of_psycopg_pool_is_a_backend(postgres18: PostgresServer) -> None:
-    """B-25: its settings are used and it is neither opened nor closed."""
+    """B-25: its settings are used, and it is neither opened nor closed."""
     name = secrets.token_hex(8)
     row = {"autocommit": True, "application_name": name}
     pool = ConnectionPool(postgres18.url(), kwargs=row, open=False, min_size=0, max_size=1)
@@ -154,7 +154,7 @@ def test_a_pool_of_psycopg_pool_is_a_backend(postgres18: PostgresServer) -> None
 
 
 def test_a_pool_whose_settings_change_is_refused() -> None:
-    """B-25: its connections may go anywhere."""
+    """B-25: its connections may go to any server."""
     with pytest.raises(ConfigurationError, match=r"computes its settings anew .*pass a URL"):
         open_backend(ConnectionPool(lambda: "host=a", open=False))
     with pytest.raises(ConfigurationError, match=r"the settings of psycopg_pool.*invalid connection option \"hots\""):
@@ -163,7 +163,7 @@ def test_a_pool_whose_settings_change_is_refused() -> None:
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg_async", "asyncpg"])
 def test_an_engine_of_sqlalchemys_is_a_backend(driver: str, postgres18: PostgresServer) -> None:
-    """B-25: given as it is, sync and async."""
+    """B-25: an engine is accepted, sync and async."""
     url = postgres18.url().replace("postgresql://", f"postgresql+{driver}://")
     engine: Any = create_engine(url) if driver == "psycopg" else create_async_engine(url)
     backend = open_backend(engine, timeout=10)
@@ -180,6 +180,6 @@ def test_an_engine_of_sqlalchemys_is_a_backend(driver: str, postgres18: Postgres
 
 @pytest.mark.parametrize("wrong", [object(), 3, {"url": "memory://"}])
 def test_anything_else_is_refused(wrong: Any) -> None:
-    """B-25: the error says what can be given."""
+    """B-25: the error lists what is accepted."""
     with pytest.raises(ConfigurationError, match=r"expected a URL such as .* a pool of .* cache on Redis"):
         open_backend(wrong)

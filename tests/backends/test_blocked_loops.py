@@ -1,4 +1,4 @@
-"""An event loop that stands still while calls are on their way: the store is well, so none of them is refused."""
+"""An event loop that is blocked while calls are in flight: the server is well, so no call fails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CALLS = 40
 def test_calls_that_wait_while_the_loop_is_blocked_are_carried_out(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """B-27: a view blocks the loop for longer than the store's timeout."""
+    """B-27: a view blocks the loop for longer than the backend's timeout."""
     if kind == "sqlite":
         url = f"sqlite:///{tmp_path}/records.db?"
     elif kind == "postgres":

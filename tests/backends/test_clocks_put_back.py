@@ -1,4 +1,4 @@
-"""A clock that is put back blocks no key for as long (B-19), and a machine that slept trusts no old lease."""
+"""A clock that is put back does not block keys for that time (B-19), and old leases end while a machine sleeps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.unit.stages.stage_client import Client, Counted
 
 RECORD = bytes(range(32))
 HOUR = 3600.0
-# What a clock may be off by without being put back.
+# The error of a clock that does not count as put back.
 MOMENT = 2.0
 
 
@@ -74,7 +74,7 @@ def lease_of(backend: Backend) -> Lease:
 
 
 def test_a_dead_owners_key_is_free_one_lease_after_the_clock_was_put_back(backend: Backend, clock: ManualClock) -> None:
-    """B-19: and not an hour later. The next attempt has the stages and a token above the last one."""
+    """B-19: not an hour later. The next attempt has the stages, and a higher token."""
     dead = lease_of(backend)
     backend.save_stage(SaveStage(dead, stage_of("charge")))
     clock.advance(-HOUR)
@@ -91,7 +91,7 @@ def test_a_dead_owners_key_is_free_one_lease_after_the_clock_was_put_back(backen
 
 
 def test_a_live_owner_keeps_its_lease_when_the_clock_is_put_back(backend: Backend, clock: ManualClock) -> None:
-    """B-19, I1: it renews, and nobody takes over, however often they ask."""
+    """B-19, I1: it renews, and no duplicate takes over."""
     live = lease_of(backend)
     clock.advance(-HOUR)
     for _ in range(5):
@@ -104,7 +104,7 @@ def test_a_live_owner_keeps_its_lease_when_the_clock_is_put_back(backend: Backen
 def test_an_attempt_that_ran_long_blocks_its_key_for_as_long_again_at_most(
     backend: Backend, clock: ManualClock
 ) -> None:
-    """B-19: how long a lease is, is not on record. What it had run, and one lease more, is what is known."""
+    """B-19: the record does not contain the lease's length; the bound is the attempt's age and one lease."""
     long = lease_of(backend)
     for _ in range(6):
         clock.advance(LEASE / 3)
@@ -116,7 +116,7 @@ def test_an_attempt_that_ran_long_blocks_its_key_for_as_long_again_at_most(
 
 
 def test_a_claim_from_a_moment_ahead_is_left_alone(backend: Backend, clock: ManualClock) -> None:
-    """B-11b: workers read the clock before they are first, so a duplicate may be a little behind; it only reads."""
+    """B-11b: workers read the clock before their turn, so a duplicate may be slightly behind; it only reads."""
     live = lease_of(backend)
     clock.advance(-0.5)
     found = backend.claim(claim_of(RECORD))
@@ -126,7 +126,7 @@ def test_a_claim_from_a_moment_ahead_is_left_alone(backend: Backend, clock: Manu
 
 
 def test_a_record_that_is_not_in_progress_is_not_rebased(clock: ManualClock) -> None:
-    """B-19: nobody waits for its lease."""
+    """B-19: it has no lease to wait for."""
     backend = MemoryBackend(clock=clock)
     lease = lease_of(backend)
     backend.complete(Complete(lease, b"response"))
@@ -135,7 +135,7 @@ def test_a_record_that_is_not_in_progress_is_not_rebased(clock: ManualClock) -> 
 
 
 def test_memory_does_not_follow_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """B-19: its records belong to one process, so a clock that only grows serves."""
+    """B-19: its records belong to one process, so a monotonic clock is enough."""
     wall = ManualClock(time.time())
     monkeypatch.setattr(time, "time", wall)
     backend = MemoryBackend()
@@ -149,7 +149,7 @@ def test_memory_does_not_follow_the_wall_clock(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_growing_clock_counts_what_the_machine_slept() -> None:
-    """B-19: of Linux and macOS the monotonic clock of Python does not."""
+    """B-19: unlike Python's monotonic clock on Linux and macOS."""
     number: Any = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
     before = time.clock_gettime(number)
     assert before <= clocks.elapsed() <= time.clock_gettime(number)
@@ -158,12 +158,12 @@ def test_the_growing_clock_counts_what_the_machine_slept() -> None:
 
 
 def test_a_machine_that_slept_asks_whose_the_lease_is_before_an_effect(monkeypatch: pytest.MonkeyPatch) -> None:
-    """S-07, B-19: the lease has ended while it slept, so another worker may have begun."""
+    """S-07, B-19: the lease ended during the sleep, so another worker may have begun."""
     asleep = 0.0
     awake = clocks.elapsed
 
     class Machine:
-        """A clock that goes on in sleep; Python's monotonic one, which the rest uses, has stood still."""
+        """A clock that continues during sleep, unlike Python's monotonic clock, which the other code uses."""
 
         elapsed = staticmethod(lambda: awake() + asleep)
 

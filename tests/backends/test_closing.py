@@ -1,4 +1,4 @@
-"""Whose connections are closed, and when: with the server, with the application object, and with the process."""
+"""When connections are closed: with the server, with the application object, and with the process."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _ROOT = Path(__file__).parent.parent.parent
 
 
 class Store:
-    """A server, the URL of a backend on it, and how many connections that backend has."""
+    """A server, the URL of a backend on it, and the number of the backend's connections."""
 
     def __init__(self, url: str, count: Callable[[], int]) -> None:
         self.url = url
         self.count = count
 
     def falls_to(self, number: int) -> bool:
-        """Whether there are soon no more connections than that: a server needs a moment to notice an end."""
+        """Whether the number of connections soon falls to this: a server notices an end with a delay."""
         deadline = time.monotonic() + SOON
         while self.count() > number and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -60,7 +60,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[Store]:
 
 
 async def respond(scope: Any, receive: Any, send: Any) -> None:
-    """An application with a lifespan."""
+    """An ASGI application with a lifespan."""
     if scope["type"] == "lifespan":
         for _ in range(2):
             await send({"type": f"{(await receive())['type']}.complete"})
@@ -70,7 +70,7 @@ async def respond(scope: Any, receive: Any, send: Any) -> None:
 
 
 def scope_of(key: str) -> dict[str, Any]:
-    """A keyed request."""
+    """The scope of a keyed request."""
     headers = [(b"idempotency-key", key.encode())]
     return {
         "type": "http", "method": "POST", "path": "/", "raw_path": b"/", "query_string": b"", "headers": headers,
@@ -90,7 +90,7 @@ async def post(app: Any) -> None:
 
 
 async def live(app: Any, during: Callable[[], Awaitable[object]]) -> None:
-    """Start an ASGI application, do something, and shut it down, as a server does."""
+    """Start an ASGI application, run a function, and shut it down, as a server does."""
     says: asyncio.Queue[str] = asyncio.Queue()
     hears: asyncio.Queue[str] = asyncio.Queue()
 
@@ -111,7 +111,7 @@ async def live(app: Any, during: Callable[[], Awaitable[object]]) -> None:
 
 @pytest.mark.parametrize("around", [IdempotencyMiddleware, DrainAtShutdown])
 def test_a_server_that_shuts_down_leaves_no_connections(store: Store, around: Any) -> None:
-    """B-25: those of a backend that was named by a URL; the application works again if it is started again."""
+    """B-25: for a backend that is named by a URL; a restarted application works again."""
     protected = IdempotencyMiddleware(respond, backend=store.url)
     app = protected if around is IdempotencyMiddleware else around(protected)
 
@@ -124,7 +124,7 @@ def test_a_server_that_shuts_down_leaves_no_connections(store: Store, around: An
 
 
 def test_a_backend_of_the_application_is_the_applications_to_close(store: Store) -> None:
-    """B-25: it may be used for more than the middleware."""
+    """B-25: it may be used outside of the middleware too."""
     backend = open_backend(store.url)
 
     async def serve() -> None:
@@ -138,7 +138,7 @@ def test_a_backend_of_the_application_is_the_applications_to_close(store: Store)
 
 
 def test_applications_of_a_test_suite_leave_no_connections(store: Store) -> None:
-    """B-25: each is dropped without a shutdown, as WSGI has none."""
+    """B-25: each is dropped without a shutdown, which WSGI lacks."""
     request = Request("POST", b"/", b"", [(b"idempotency-key", secrets.token_hex(16).encode())], None)
     for _ in range(5):
         adapter = Adapter(backend=store.url)
@@ -190,7 +190,7 @@ def test_a_backend_is_a_context_manager(store: Store) -> None:
 
 
 def test_the_sync_front_closes_connections_of_loops_that_have_ended(postgres18: PostgresServer) -> None:
-    """B-25: nobody can close them on their loop any more."""
+    """B-25: they can no longer be closed on their loop."""
     name = secrets.token_hex(8)
     with PostgresBackend(f"{postgres18.url()}?application_name={name}") as backend:
 

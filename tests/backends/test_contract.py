@@ -1,4 +1,4 @@
-"""The shipped contract suite on every backend, sync and async, on asyncio and on trio."""
+"""The contract suite on every backend, sync and async, on asyncio and on trio."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.conftest import SERVER_KINDS
 
 
 class _InEachMode(BackendContract):
-    """``sync`` stands for the sync front, whose calls are made on an asyncio loop."""
+    """``sync`` is the sync front, called on an asyncio loop."""
 
     @pytest.fixture(params=["sync", "asyncio", "trio"])
     def mode(self, request: pytest.FixtureRequest) -> str:
@@ -64,7 +64,7 @@ class TestSqlite(_InEachMode):
 
 
 class TestSqliteOneByOne(TestSqlite):
-    """B-12 on SQLite without coalescing, where trio does what asyncio does."""
+    """B-12 on SQLite without coalescing, where trio behaves as asyncio."""
 
     @pytest.fixture(params=["sync", "asyncio"])
     def mode(self, request: pytest.FixtureRequest) -> str:
@@ -95,7 +95,7 @@ class TestValkey(_OnServer):
 
 
 class TestValkeyOneByOne(_OnServer):
-    """B-12 on Valkey, with every call on a connection of its own; the other kinds never coalesce."""
+    """B-12 on Valkey with a connection for every call; the other kinds never coalesce."""
 
     server_kind = "valkey"
     coalesce = False
@@ -109,6 +109,6 @@ class TestValkeyOneByOne(_OnServer):
 if "redis" in SERVER_KINDS:
 
     class TestRedis(_OnServer):
-        """B-12 on the oldest Redis."""
+        """B-12 on the oldest supported Redis."""
 
         server_kind = "redis"

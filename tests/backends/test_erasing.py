@@ -1,4 +1,4 @@
-"""Erasure of one caller's records on every backend: what goes, what stays, and what is said of the rest."""
+"""Erasure of one caller's records on every backend: what is deleted, what stays, and what is reported."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LEASE, TTL = 30.0, 600.0
 
 @pytest.fixture(params=["memory", "sqlite", "sqlalchemy", "redis", "postgres"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
-    """Each backend, with nothing in it."""
+    """Each backend, empty."""
     if request.param == "redis":
         url = f"{request.getfixturevalue('redis_url')}?prefix={secrets.token_hex(8)}:"
     elif request.param == "postgres":
@@ -50,7 +50,7 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]
 
 
 def _record(backend: Backend, scope: str, *, done: bool = True, about: bool = True) -> bytes:
-    """A record of a caller, with a stage and, if it is ``done``, a response."""
+    """A record of a caller, with a stage and, if ``done``, a response."""
     record_id, owner = secrets.token_bytes(32), secrets.token_bytes(16)
     said = About("POST", "/orders", caller_of(scope, POLICY), "web:1").encode(owner) if about else b""
     leased = backend.claim(Claim(record_id, b"f", owner, LEASE, TTL, about=said))
@@ -66,7 +66,7 @@ def _hex(*record_ids: bytes) -> set[str]:
 
 
 def test_the_records_of_a_caller_are_gone_and_no_others(backend: Backend) -> None:
-    """P-07: a dry run says what would go, and what an attempt holds is left unless it is forced."""
+    """P-07: a dry run reports what it would delete; running attempts are kept unless forced."""
     mine = [_record(backend, "user:7") for _ in range(3)]
     live, other = _record(backend, "user:7", done=False), _record(backend, "user:8")
     planned = operations.erase(backend, POLICY, user=7, dry_run=True)
@@ -82,14 +82,14 @@ def test_the_records_of_a_caller_are_gone_and_no_others(backend: Backend) -> Non
 
 
 def test_records_that_do_not_say_whose_they_are_are_counted(backend: Backend) -> None:
-    """P-07: whoever must be sure knows that they end with their retention only."""
+    """P-07: only their retention ends them, which the operator has to know."""
     _record(backend, "user:7", about=False)
     erased = operations.erase(backend, POLICY, user=7)
     assert (erased.found, erased.unknown, erased.is_complete) == ((), 1, False)
 
 
 def test_callers_of_sessions_with_the_users_id_are_named_and_left(backend: Backend) -> None:
-    """P-07: they may be another person's; the session erases them."""
+    """P-07: they may be another person's; the session id erases them."""
     theirs = _record(backend, 'session-user:["user_id", "7"]')
     erased = operations.erase(backend, POLICY, user=7)
     assert (erased.found, erased.elsewhere, erased.is_complete) == ((), {"session user_id": 1}, False)
@@ -97,7 +97,7 @@ def test_callers_of_sessions_with_the_users_id_are_named_and_left(backend: Backe
 
 
 def test_an_erased_key_counts_towards_no_quota(backend: Backend) -> None:
-    """P-07, O-27: its slot is free."""
+    """P-07, O-27: its slot is freed."""
     scope = scope_id("user:7", POLICY)
     for _ in range(2):
         record_id = _record(backend, "user:7")
@@ -123,6 +123,6 @@ def test_the_ledger_entries_of_the_records_go_in_the_callers_transaction(backend
 
 
 def test_nobody_is_erased_without_a_name() -> None:
-    """P-07: before the backend is asked."""
+    """P-07: before any call to the backend."""
     with closing(open_backend("memory://")) as backend, pytest.raises(CallerNeeded, match="whose records"):
         operations.erase(backend, POLICY)

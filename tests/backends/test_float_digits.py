@@ -1,4 +1,4 @@
-"""PostgreSQL where ``extra_float_digits`` leaves a time one digit: every lease and token is exact (B-20)."""
+"""PostgreSQL where ``extra_float_digits`` leaves one digit: every lease and token is exact (B-20)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KINDS = ("sqlalchemy", "asyncpg", "django", "postgresql")
 
 @pytest.fixture(scope="module")
 def databases(postgres18: PostgresServer) -> dict[str, str]:
-    """A database for each kind, whose sessions send a number of 16 digits with one."""
+    """A database for each kind, whose sessions return a number of 16 digits with one digit."""
     urls = {}
     for kind in KINDS:
         name = f"low_digits_{kind}"
@@ -61,7 +61,7 @@ def backend(request: pytest.FixtureRequest, databases: dict[str, str], postgres1
 
 
 def test_leases_and_tokens_are_exact(backend: Backend) -> None:
-    """B-01, B-20: of a claim and its duplicate one runs, and what is on record is the time that the server has."""
+    """B-01, B-20: of a claim and its duplicate one runs, and the record has the server's time."""
     record_id = os.urandom(32)
     first = backend.claim(claim_of(record_id))
     assert isinstance(first, Leased)
@@ -89,7 +89,7 @@ def test_leases_and_tokens_are_exact(backend: Backend) -> None:
 
 
 def test_reservations_are_exact(backend: Backend) -> None:
-    """B-20: a quota is counted, and the time that a caller has to wait is known."""
+    """B-20: a quota counts, and the caller's time to wait is exact."""
     scope = os.urandom(32)
     backend.reserve(Reserve(scope, os.urandom(32), 1, LEASE, TTL))
     refused = backend.reserve(Reserve(scope, os.urandom(32), 1, LEASE, TTL))
@@ -98,7 +98,7 @@ def test_reservations_are_exact(backend: Backend) -> None:
 
 
 def test_a_time_without_end_stays_one(backend: Backend) -> None:
-    """B-20: a record that never expires is stored by its largest number, which no integer holds."""
+    """B-20: a record that never expires has the largest float, which no integer holds."""
     lease = backend.claim(Claim(os.urandom(32), b"\x01", os.urandom(16), LEASE, float("inf"), True, True, None))
     assert isinstance(lease, Leased)
     record = backend.get(Get(lease.lease.record_id))

@@ -1,4 +1,4 @@
-"""Forking a process that has used its backend (gunicorn --preload), with real processes."""
+"""Forks of a process that has used its backend (gunicorn --preload), with real processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _run(scenario: str, argument: str) -> None:
 
 
 def test_memory_goes_on_in_both_processes() -> None:
-    """B-11: each has a table of its own from then on."""
+    """B-11: each has its own table from then on."""
     _run("after_use", "memory://")
 
 
@@ -34,7 +34,7 @@ def test_sqlite_goes_on_in_both_processes(tmp_path: Path) -> None:
 
 
 def test_the_loops_of_both_processes_go_on(tmp_path: Path) -> None:
-    """B-11: nor is a thread that a loop of the parent had its calls made in."""
+    """B-11: nor is a thread of the parent's loop used."""
     _run("on_loops", f"sqlite:///{tmp_path}/records.db?timeout=20&synchronous=normal")
 
 
@@ -44,7 +44,7 @@ def test_redis_goes_on_in_both_processes(valkey_url: str) -> None:
 
 
 def test_redis_forked_while_somebody_waits(valkey_url: str) -> None:
-    """B-11, O-04: the thread that listens does not survive a fork, so the child has one of its own."""
+    """B-11, O-04: the listening thread does not survive a fork, so the child starts its own."""
     _run("while_waiting", f"{valkey_url}?prefix=waiting:")
 
 
@@ -56,16 +56,16 @@ def test_postgres_goes_on_in_both_processes(postgres18: PostgresServer) -> None:
 
 
 def test_memory_forked_in_the_middle_of_a_write() -> None:
-    """B-11: a lock is not inherited while it is held."""
+    """B-11: the child inherits no held lock."""
     _run("while_locked", "memory://")
 
 
 def test_sqlite_forked_in_the_middle_of_a_write(tmp_path: Path) -> None:
-    """B-11: neither are SQLite's locks, whose memory a child would inherit."""
+    """B-11: nor SQLite's locks, whose memory a child would inherit."""
     _run("while_locked", f"sqlite:///{tmp_path}/records.db?timeout=20&synchronous=normal")
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are listed on Linux only")
 def test_a_child_inherits_no_open_database(tmp_path: Path) -> None:
-    """B-11: POSIX locks do not survive a fork, so no handle may."""
+    """B-11: POSIX locks do not survive a fork, so no file handle may be inherited."""
     _run("no_file_inherited", str(tmp_path / "records.db"))

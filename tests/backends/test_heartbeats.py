@@ -1,4 +1,4 @@
-"""What a beat costs on a real server: calls are counted by the server, and no clock is waited for."""
+"""The cost of a heartbeat on a real server, which counts the calls."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def _watched(beats: _Beats, owned: Lease, now: float) -> Attempt:
 
 
 def test_ten_thousand_leases_take_twenty_calls_a_beat() -> None:
-    """B-04: one for 500, counted by the server, from the first beat on; and they are renewed by it."""
+    """B-04: one call for 500 leases, counted by the server, from the first heartbeat on; all are renewed."""
     with server() as redis:
         backend = RedisBackend(redis.url)
         now = time.monotonic()
         beats = _Beats(backend)
         owned = lease(backend, b"real")
         real = _watched(beats, owned, now)
-        # The others have no record, which is nothing that their owner or a beat minds (B-08a).
+        # The other leases have no record, which is no error for a heartbeat (B-08a).
         for number in range(IN_FLIGHT - 1):
             name = b"%016d" % number
             _watched(beats, Lease(name, name, 1, 1, b"print", owned.duration, owned.ttl), now)
@@ -45,7 +45,7 @@ def test_ten_thousand_leases_take_twenty_calls_a_beat() -> None:
 
 
 def test_between_two_beats_nothing_is_called() -> None:
-    """No heartbeat before a third of the lease has passed."""
+    """There is no heartbeat before a third of the lease has passed."""
     with server() as redis:
         backend = RedisBackend(redis.url)
         now = time.monotonic()

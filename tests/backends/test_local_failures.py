@@ -1,4 +1,4 @@
-"""B-10a under real conditions: a process without a thread or a file descriptor left, on every backend."""
+"""B-10a under real conditions: a process that can open no further thread or file, on every backend."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _SOON = 30.0
 
 @contextmanager
 def without_threads() -> Iterator[None]:
-    """As where the limit of processes is reached, which does not count for root."""
+    """Starting a thread fails, as at the limit of processes, which does not apply to root."""
 
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -66,7 +66,7 @@ def without_threads() -> Iterator[None]:
 
 @contextmanager
 def without_files() -> Iterator[None]:
-    """No file descriptor is left."""
+    """No file descriptor is available."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken: list[int] = []
     highest = max(int(name) for name in os.listdir("/proc/self/fd"))
@@ -141,7 +141,7 @@ def no_thread_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def _in_time(verbs: AsyncVerbs, verb: str, command: Any) -> Any:
-    """What is replied where nothing is wanting; however slow the machine is, the backend's time is short."""
+    """The result of a call without shortage; repeated while a slow machine makes it time out."""
     deadline = time.monotonic() + _SOON
     while True:
         try:
@@ -152,13 +152,13 @@ async def _in_time(verbs: AsyncVerbs, verb: str, command: Any) -> Any:
 
 
 async def _leased(verbs: AsyncVerbs, record_id: bytes) -> Lease:
-    answer = await _in_time(verbs, "claim", claim_of(record_id))
-    assert isinstance(answer, Leased), answer
-    return answer.lease
+    result = await _in_time(verbs, "claim", claim_of(record_id))
+    assert isinstance(result, Leased), result
+    return result.lease
 
 
 async def _in_want(verbs: AsyncVerbs, want: Callable[[], Any]) -> None:
-    """Every verb responds, or is refused as ``BackendUnavailable``; what was refused is not done later."""
+    """Every verb succeeds or raises ``BackendUnavailable``; a refused command is not executed later."""
     record_id = os.urandom(32)
     lease, failed, released = [await _leased(verbs, key) for key in (record_id, os.urandom(32), os.urandom(32))]
     claims = [claim_of(os.urandom(32)) for _ in range(3)]
@@ -190,12 +190,12 @@ async def _in_want(verbs: AsyncVerbs, want: Callable[[], Any]) -> None:
     if calls[-1][1] in refused:
         await _in_time(verbs, "complete", Complete(lease, b"response"))
     assert await _in_time(verbs, "claim", claim_of(record_id, fingerprint=lease.fingerprint)) == Finished(b"response")
-    # Threads are there again, so whatever was left somewhere for them is done by now.
+    # Threads can start again, so a command that was left in a queue would have run by now.
     for claim in claims:
         if claim in refused:
-            answer = await _in_time(verbs, "claim", claim_of(claim.record_id))
-            assert isinstance(answer, Leased)
-            assert answer.lease.attempt == 1
+            result = await _in_time(verbs, "claim", claim_of(claim.record_id))
+            assert isinstance(result, Leased)
+            assert result.lease.attempt == 1
 
 
 @pytest.mark.parametrize("want", [without_threads, without_files])
@@ -204,7 +204,7 @@ async def _in_want(verbs: AsyncVerbs, want: Callable[[], Any]) -> None:
 def test_a_process_without_resources_has_an_unavailable_backend(
     kind: str, mode: str, want: Callable[[], Any], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """B-10a: in every verb, whatever the driver does; a completion is made once there is room again."""
+    """B-10a: in every verb, whatever the driver raises; a completion succeeds when resources are back."""
     backend: Backend = getattr(Made(request, tmp_path), kind)()
 
     async def test(made: Backend | AsyncBackend) -> None:

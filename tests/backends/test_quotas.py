@@ -1,4 +1,4 @@
-"""What the backends promise of quotas beyond the contract: what is read, what is bounded, and what fails closed."""
+"""Quotas beyond the contract: what is read, what is bounded, and what fails closed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _fill(backend: Backend) -> None:
 
 
 def test_in_memory_reservations_are_bounded_like_records() -> None:
-    """I11: refusing rather than forgetting live ones; those that are there go on."""
+    """I11: live ones are never evicted; existing ones continue."""
     clock = ManualClock()
     backend = MemoryBackend(max_records=2, clock=clock)
     _fill(backend)
@@ -51,7 +51,7 @@ def test_in_memory_reservations_are_bounded_like_records() -> None:
 
 
 def test_in_memory_expired_reservations_do_not_pile_up() -> None:
-    """I11: also those of callers who never come back."""
+    """I11: also those of callers that never come back."""
     clock = ManualClock()
     backend = MemoryBackend(clock=clock)
     for number in range(3000):
@@ -76,14 +76,14 @@ def _on(path: str, clock: ManualClock | None = None) -> Iterator[SqliteBackend]:
 
 @contextmanager
 def _behind(path: str) -> Iterator[sqlite3.Connection]:
-    """A connection of somebody else."""
+    """A connection that is not the backend's."""
     connection = sqlite3.connect(path, isolation_level=None, timeout=0)
     yield connection
     connection.close()
 
 
 def test_on_sqlite_a_repeat_and_a_refusal_take_no_write_lock(path: str) -> None:
-    """B-11b, I10: a flood over its quota does not hold up the writers of other callers."""
+    """B-11b, I10: a caller over its quota does not delay the writers of others."""
     with _on(path) as backend, _behind(path) as other:
         _fill(backend)
         other.execute("BEGIN EXCLUSIVE")
@@ -96,7 +96,7 @@ def test_on_sqlite_a_repeat_and_a_refusal_take_no_write_lock(path: str) -> None:
 
 
 def test_on_sqlite_what_was_read_is_read_again_before_it_is_written(path: str) -> None:
-    """A place that somebody else took in between is taken."""
+    """A slot that another caller takes in between counts."""
     with _on(path) as backend, _behind(path) as other, ThreadPoolExecutor(1) as threads:
         backend.unreserve(Unreserve(SCOPE, b"none"))
         other.execute("BEGIN IMMEDIATE")
@@ -108,7 +108,7 @@ def test_on_sqlite_what_was_read_is_read_again_before_it_is_written(path: str) -
             turn.release()
             return not free
 
-        eventually(is_taken)  # it has read, and waits for its turn to write
+        eventually(is_taken)  # it has read, and waits for the write lock
         other.execute(f"INSERT INTO {RESERVATIONS} VALUES (?, ?, ?)", (SCOPE, b"theirs", time.time() + 1000))
         other.execute("COMMIT")
         assert isinstance(waiting.result(20), OverQuota)
@@ -127,7 +127,7 @@ def test_on_sqlite_expired_reservations_do_not_pile_up(path: str) -> None:
 
 
 def test_on_sqlite_a_reservation_that_cannot_be_read_is_left_alone(path: str) -> None:
-    """B-08b: typed error, nothing is written over it."""
+    """B-08b: typed error, no overwrite."""
     with _on(path) as backend, _behind(path) as other:
         _fill(backend)
         other.execute(f"UPDATE {RESERVATIONS} SET ends = 'soon' WHERE record_id = ?", (b"record 0",))
@@ -138,11 +138,11 @@ def test_on_sqlite_a_reservation_that_cannot_be_read_is_left_alone(path: str) ->
 
 
 def test_a_database_of_the_first_schema_is_brought_up(path: str) -> None:
-    """B-08: its records stay, and it counts from now on."""
+    """B-08: its records stay, and quotas count from then on."""
     with _on(path) as backend:
-        answer = backend.claim(claim_of(b"old"))
-        assert isinstance(answer, Leased)
-        backend.complete(Complete(answer.lease, b"response"))
+        result = backend.claim(claim_of(b"old"))
+        assert isinstance(result, Leased)
+        backend.complete(Complete(result.lease, b"response"))
     with _behind(path) as other:
         other.execute(f"DROP TABLE {RESERVATIONS}")
         other.execute("UPDATE open_idempotency_schema SET version = 1")
@@ -166,7 +166,7 @@ def _server(*options: str, kind: str = "valkey") -> Iterator[tuple[RedisBackend,
 
 @pytest.mark.parametrize("kind", SERVER_KINDS)
 def test_at_the_memory_limit_a_new_key_is_not_counted(kind: str) -> None:
-    """B-11b: fails closed, with nothing half written; a key that counts, a refusal and giving back go on."""
+    """B-11b: it fails closed and writes nothing; counted keys, refusals and releases continue."""
     with _server("--maxmemory-policy", "noeviction", kind=kind) as (backend, plain):
         _fill(backend)
         plain.zadd(KEY, {b"expired": 1})
@@ -182,7 +182,7 @@ def test_at_the_memory_limit_a_new_key_is_not_counted(kind: str) -> None:
 
 
 def test_on_redis_reserving_is_one_call_on_one_key_under_the_acl_of_the_docs() -> None:
-    """B-11a: one script, one key, and no command beside those that the docs name."""
+    """B-11a: one script, one key, and only commands of the documented ACL."""
     with _server() as (_, plain):
         rules = ["on", ">secret", "~oi:*", "-@all", "+evalsha", "+eval", "+time", "+pexpire"]
         rules += ["+zscore", "+zcount", "+zrangebyscore", "+zadd", "+zrem", "+pttl"]
@@ -194,7 +194,7 @@ def test_on_redis_reserving_is_one_call_on_one_key_under_the_acl_of_the_docs() -
         assert isinstance(backend.reserve(_place(2)), OverQuota)
         backend.unreserve(Unreserve(SCOPE, b"record 0"))
         backend.unreserve(Unreserve(SCOPE, b"record 1"))
-        assert _calls(plain) == before + 4  # the second script was sent with its text after it was not known
+        assert _calls(plain) == before + 4  # the server did not know the second script, so its text was sent
         assert plain.dbsize() == 0
         backend.close()
 
@@ -205,7 +205,7 @@ def _calls(plain: redis.Redis) -> int:
 
 
 def test_on_redis_the_key_outlives_every_reservation_in_it() -> None:
-    """I11: nothing stays for ever, and a short reservation does not cut a long one."""
+    """I11: no key lives for ever, and a short reservation does not shorten a long one."""
     with _server() as (backend, plain):
         backend.reserve(_place(0, ttl=10 * TTL))
         backend.reserve(_place(1, ttl=LEASE))
@@ -222,7 +222,7 @@ def test_on_redis_expired_reservations_do_not_pile_up(kind: str) -> None:
 
 
 def test_on_redis_a_key_of_another_program_is_left_alone() -> None:
-    """B-08b: typed error, no overwrite, and a purge passes it by."""
+    """B-08b: typed error, no overwrite, and a purge skips it."""
     with _server() as (backend, plain):
         plain.set(KEY, b"theirs")
         for attempt in (lambda: backend.reserve(_place()), lambda: backend.unreserve(Unreserve(SCOPE, b"record 0"))):

@@ -1,4 +1,4 @@
-"""From URLs to backends, and what wrong ones are told."""
+"""From URLs to backends, and the errors for wrong URLs."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ SECRET = "s3cr3t-pa%2Fss"
     ],
 )
 def test_a_url_names_a_backend(url: str, kind: type, tmp_path: Path) -> None:
-    """Backends by URL; nothing is connected yet."""
+    """Without connecting."""
     assert type(open_backend(url.format(folder=tmp_path))) is kind
 
 
 def test_a_ready_backend_is_taken_as_its_sync_front(tmp_path: Path) -> None:
-    """A sync or async instance; both fronts lead back to it."""
+    """A sync or async instance; both lead back to it."""
     path = str(tmp_path / "records.db")
     backend = MemoryBackend()
     assert open_backend(backend) is backend
@@ -54,7 +54,7 @@ def test_a_ready_backend_is_taken_as_its_sync_front(tmp_path: Path) -> None:
 
 
 def test_an_unknown_scheme_is_an_error_with_the_known_ones() -> None:
-    """The error lists them."""
+    """The error lists the known schemes."""
     known = ", ".join(f"{scheme}://" for scheme in sorted(registry.BACKENDS)).replace("+://", "+…://")
     assert "redis+cluster://, redis+sentinel://" in known
     with pytest.raises(ConfigurationError, match=re.escape(f"'mongo'; known: {known}")):
@@ -63,7 +63,7 @@ def test_an_unknown_scheme_is_an_error_with_the_known_ones() -> None:
 
 @pytest.mark.parametrize("wrong", [None, 3, object(), MemoryBackend])
 def test_what_is_no_backend_is_refused(wrong: object) -> None:
-    """By type, with an example."""
+    """The error names the type, with an example."""
     with pytest.raises(ConfigurationError, match="expected a URL such as"):
         open_backend(wrong)
 
@@ -110,7 +110,7 @@ def test_what_is_no_backend_is_refused(wrong: object) -> None:
     ],
 )
 def test_a_wrong_url_is_explained(url: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At start, naming the option."""
+    """At start; the error names the option."""
     monkeypatch.setitem(sys.modules, "MySQLdb", None)  # which another driver may stand for (tests.mariadb_server)
     with pytest.raises(ConfigurationError, match=message):
         open_backend(url)
@@ -127,7 +127,7 @@ ADDRESSES = {
 
 
 def settings_of(backend: Any) -> object:
-    """What the options of a backend have set."""
+    """The settings of a backend after its options."""
     found = getattr(backend, "options", None)
     if found is not None:
         return found
@@ -201,7 +201,7 @@ def test_a_keyword_of_python_means_what_the_option_of_the_url_means(
     ],
 )
 def test_a_wrong_keyword_is_an_error_at_start(backend: str, keywords: dict[str, Any], message: str) -> None:
-    """O-41: it names the option."""
+    """O-41: the error names the option."""
     with pytest.raises(ConfigurationError, match=message):
         open_backend(ADDRESSES[backend], **keywords)
 
@@ -223,7 +223,7 @@ def test_a_wrong_keyword_is_an_error_at_start(backend: str, keywords: dict[str, 
     ],
 )
 def test_credentials_are_never_repeated(url: str) -> None:
-    """Not in errors, not in reprs."""
+    """Neither in errors nor in reprs."""
     try:
         reported = [open_backend(url), open_backend(url).to_async(), open_backend(url)._options]
     except ConfigurationError as error:
@@ -234,7 +234,7 @@ def test_credentials_are_never_repeated(url: str) -> None:
 
 
 def test_a_missing_client_library_names_the_command() -> None:
-    """The pip command, in a process that has no redis package."""
+    """The pip command, in a process without the redis package."""
     code = (
         "import sys; sys.modules['redis'] = None\n"
         "from open_idempotency.backends.registry import open_backend\n"
@@ -267,7 +267,7 @@ class Elsewhere(MemoryBackend):
 
 
 def test_backends_of_other_packages_are_found_by_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A backend elsewhere touches nothing of ours; it is among the known ones, too."""
+    """A backend of another package is found, and listed among the known ones."""
     installed = tmp_path / "elsewhere-1.0.dist-info"
     installed.mkdir()
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
@@ -279,6 +279,6 @@ def test_backends_of_other_packages_are_found_by_entry_point(tmp_path: Path, mon
 
 
 def test_options_are_not_for_a_ready_backend() -> None:
-    """They would be ignored, so they are refused."""
+    """They would have no effect, so they are refused."""
     with pytest.raises(ConfigurationError, match="clock"):
         open_backend(MemoryBackend(), clock=lambda: 0.0)

@@ -1,6 +1,6 @@
-"""How long the way of one request through the package is: upper bounds of its calls, and what it does not pass at all.
+"""The length of one request's path through the package: upper bounds of its calls, and code that it does not run.
 
-The counts are those of a process that has used anyio, as other tests do: a call more, since anyio has to be asked for a
+The counts are those of a process that has used anyio, as other tests do: one call more, since anyio is asked for a
 scope around the request.
 """
 
@@ -34,7 +34,7 @@ def _ways(url: str, **fields: Any) -> dict[str, Way]:
 
 @pytest.mark.parametrize("backend", ["memory", "redis"])
 def test_a_request_passes_no_more_calls_and_files_than_before(backend: str, request: pytest.FixtureRequest) -> None:
-    """A layer that is added shows here. The bounds are lowered when one is taken away."""
+    """An added layer fails here. Lower the bounds when a layer is removed."""
     url = "memory://" if backend == "memory" else request.getfixturevalue("redis_url")
     for kind, way in _ways(url).items():
         calls, changes = MOST[backend, kind]
@@ -42,7 +42,7 @@ def test_a_request_passes_no_more_calls_and_files_than_before(backend: str, requ
 
 
 def test_who_sets_no_quota_passes_none_of_its_code() -> None:
-    """Nor does a replay; with ``max_live_keys`` both the claim and the way that is watched pass it."""
+    """Without ``max_live_keys`` no quota code runs, nor for a replay; with it the claim runs it."""
     without, limited = _ways("memory://"), _ways("memory://", max_live_keys=1_000)
     assert not any(quotas.__file__ in way.files for way in without.values())
     assert quotas.__file__ in limited["new key"].files
@@ -50,5 +50,5 @@ def test_who_sets_no_quota_passes_none_of_its_code() -> None:
 
 @pytest.mark.parametrize("kind", ["no key", "new key", "replay"])
 def test_a_request_without_key_from_or_hooks_passes_none_of_their_code(kind: str) -> None:
-    """H-24: what ``key=``, ``echo_key=``, ``on_replay=`` and ``fingerprint_parts=`` cost, only their users pay."""
+    """H-24: only users of ``key=``, ``echo_key=``, ``on_replay=`` and ``fingerprint_parts=`` pay for them."""
     assert not {key_sources.__file__, reading.__file__} & set(_ways("memory://")[kind].files)

@@ -1,6 +1,6 @@
 """Duplicates of one key from many processes on MySQL or MariaDB, under its REPEATABLE READ: exactly one run.
 
-There where ``tests.mariadb_server`` has a server, since neither can be had from pip.
+They run where ``tests.mariadb_server`` has a server, since pip has neither.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def runs_table(alias: str) -> Iterator[Any]:
 
 
 def storm(form: str, url: str, keys: list[str]) -> list[dict[str, Any]]:
-    """The result of each process."""
+    """The results of all processes."""
     command = [sys.executable, "-m", "tests.backends.scripts.storm_script", form, url, *keys]
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_ROOT)
@@ -74,7 +74,7 @@ if mariadb_server.IN_USE:
     @pytest.mark.timeout(SOON)
     @pytest.mark.parametrize("form", FORMS)
     def test_of_a_storm_of_duplicates_one_runs(form: str, request: pytest.FixtureRequest) -> None:
-        """B-01, S-06: each client has its response, and a deadlock is no error that anybody sees."""
+        """B-01, S-06: each client gets its response, and no client sees a deadlock error."""
         with on_django.aliased(on_django.mysql(mariadb_server.url())) as alias, runs_table(alias) as cursor:
             from django.db import connections
 

@@ -1,4 +1,4 @@
-"""A backend that nobody closes: an application that names it by a URL has nothing that it could close."""
+"""A backend that is never closed: an application that names it by a URL has no object to close."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if ending == "dropped":
 @pytest.mark.parametrize("ending", ["dropped", "at exit"])
 @pytest.mark.parametrize("kind", ["sqlite", "asyncio", "sqlalchemy+sqlite"])
 def test_a_backend_that_nobody_closes_closes_its_files(kind: str, ending: str, tmp_path: Path) -> None:
-    """B-11: when it is dropped and at exit. Python 3.13 warns of a database that is left open."""
+    """B-11: when it is dropped, and at exit. Python 3.13 warns of an unclosed database."""
     command = [sys.executable, "-X", "dev", "-c", _SCRIPT, str(tmp_path / "records.db"), kind, ending]
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")

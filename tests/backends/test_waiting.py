@@ -1,4 +1,4 @@
-"""Backends that are told: waiting ends by a message, not by asking again; and by itself where no message comes."""
+"""Backends with notifications: waiting ends by a message rather than by polling, or after a pause without one."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ RECORD = b"\x01\xff record"
 NEVER = 100.0
 SOON = 20.0
 PAUSE = 0.02
-#: for as long as it takes
+#: waits until the end is reported
 UNREPORTED = Wait(RECORD, NEVER, NEVER)
-#: ended by a pause where nobody tells
+#: ended by a pause without a message
 POLLED = Wait(RECORD, NEVER, PAUSE)
 
 ENDS: dict[str, Callable[[AsyncVerbs, Lease], Awaitable[object]]] = {
@@ -58,7 +58,7 @@ def backend(server_url: str) -> Iterator[RedisBackend]:
 
 @pytest.fixture
 def own_server() -> Iterator[Server]:
-    """A server whose connections and users are this test's alone."""
+    """A server for this test alone, which may change its connections and users."""
     server = Server("valkey").start()
     yield server
     server.stop()
@@ -66,13 +66,13 @@ def own_server() -> Iterator[Server]:
 
 @pytest.fixture
 def plain(server_url: str) -> Iterator[redis.Redis]:
-    """A client that looks at the server behind the backend's back."""
+    """A plain client for direct access to the server."""
     with redis.Redis.from_url(server_url, socket_timeout=10, protocol=2) as client:
         yield client
 
 
 def _run(mode: str, backend: Backend, steps: Callable[[AsyncVerbs], Awaitable[None]]) -> None:
-    """Carry out steps in one mode, on a loop of their own, within a bounded time."""
+    """Run steps in one mode, on a new event loop, within a bounded time."""
 
     async def main() -> None:
         verbs = AsyncVerbs(backend if mode == "sync" else backend.to_async())
@@ -84,7 +84,7 @@ def _run(mode: str, backend: Backend, steps: Callable[[AsyncVerbs], Awaitable[No
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    """Bounded by the run."""
+    """Wait for a condition; the run bounds the wait."""
     while not condition():
         await anyio.sleep(0.001)
 
@@ -95,7 +95,7 @@ def _subscribers(plain: redis.Redis, backend: RedisBackend) -> int:
 
 @pytest.mark.parametrize("verb", ENDS)
 def test_memory_notifies_waiting_duplicates(mode: str, verb: str) -> None:
-    """O-04: at once, sync and async, whoever ends the attempt."""
+    """O-04: at once, sync and async, after every kind of end."""
     backend = MemoryBackend()
 
     async def steps(verbs: AsyncVerbs) -> None:
@@ -114,7 +114,7 @@ def test_memory_notifies_waiting_duplicates(mode: str, verb: str) -> None:
 def test_the_server_notifies_waiting_duplicates(
     mode: str, verb: str, backend: RedisBackend, plain: redis.Redis
 ) -> None:
-    """O-04: through one connection of the process, which listens only while somebody waits."""
+    """O-04: through one connection of the process, which is subscribed only while a duplicate waits."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         lease = await lease_of(verbs, RECORD)
@@ -129,7 +129,7 @@ def test_the_server_notifies_waiting_duplicates(
 
 
 def test_another_process_is_heard(mode: str, backend: RedisBackend, plain: redis.Redis) -> None:
-    """O-04: the owner runs elsewhere; here, behind another backend with connections of its own."""
+    """O-04: the owner runs behind another backend with its own connections."""
     elsewhere = RedisBackend(
         f"redis://{backend.options.where.partition('//')[2]}", prefix=backend.options.prefix.decode(), timeout=10
     )
@@ -147,7 +147,7 @@ def test_another_process_is_heard(mode: str, backend: RedisBackend, plain: redis
 
 
 def test_an_end_before_the_subscription_is_seen(mode: str, backend: RedisBackend) -> None:
-    """O-04: no message comes any more, so the record is looked at when the subscription is confirmed."""
+    """O-04: its message was missed, so the record is read when the subscription is confirmed."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         await verbs.complete(Complete(await lease_of(verbs, RECORD), b"response"))
@@ -157,8 +157,8 @@ def test_an_end_before_the_subscription_is_seen(mode: str, backend: RedisBackend
 
 
 def test_waiting_costs_one_call_and_a_subscription(mode: str, backend: RedisBackend, plain: redis.Redis) -> None:
-    """Whatever its length; counted by the server."""
-    # the question and the release are scripts that look at the record; the latter publishes
+    """For any duration; counted by the server."""
+    # the call and the release are scripts that read the record; the latter publishes
     names = ("evalsha", "publish", "hget", "subscribe", "unsubscribe")
 
     def calls() -> dict[str, int]:
@@ -187,7 +187,7 @@ def test_waiting_costs_one_call_and_a_subscription(mode: str, backend: RedisBack
 
 
 def test_a_task_that_stops_waiting_stops_listening(backend: RedisBackend, plain: redis.Redis) -> None:
-    """I11: a client that left is not waited for."""
+    """I11: no subscription outlives a client that left."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         await lease_of(verbs, RECORD)
@@ -203,7 +203,7 @@ def test_a_task_that_stops_waiting_stops_listening(backend: RedisBackend, plain:
 
 
 def test_a_connection_that_breaks_ends_the_waiting(mode: str, own_server: Server) -> None:
-    """O-04, B-10: the duplicate asks again; then it polls, and after a rest it listens again."""
+    """O-04, B-10: the duplicate claims again, polls for a while, and then subscribes again."""
     backend = _on(own_server.url)
 
     async def steps(verbs: AsyncVerbs) -> None:
@@ -214,7 +214,7 @@ def test_a_connection_that_breaks_ends_the_waiting(mode: str, own_server: Server
                 await _until(lambda: _subscribers(plain, backend) == 1)
                 assert plain.execute_command("CLIENT", "KILL", "TYPE", "pubsub") == 1
             await verbs.wait(POLLED)
-            backend.listener._resting_until = 0.0  # the rest is over
+            backend.listener._resting_until = 0.0  # the pause of the listener is over
             async with anyio.create_task_group() as group:
                 group.start_soon(verbs.wait, UNREPORTED)
                 await _until(lambda: _subscribers(plain, backend) == 1)
@@ -224,7 +224,7 @@ def test_a_connection_that_breaks_ends_the_waiting(mode: str, own_server: Server
 
 
 def test_a_user_without_channels_waits_by_polling(mode: str, own_server: Server) -> None:
-    """B-11a: publishing that is forbidden does not keep a completion from being recorded."""
+    """B-11a: a completion is recorded even if publishing is forbidden."""
     rules = ["on", ">secret", "~*", "resetchannels", "-@all", "+@hash", "+@scripting", "+@keyspace", "+time"]
     rules += ["+subscribe"]
     with own_server.connect() as plain:
@@ -244,12 +244,12 @@ def test_a_user_without_channels_waits_by_polling(mode: str, own_server: Server)
     assert [entry["count"] for entry in refused if entry["context"] == "toplevel"] == [1]
 
 
-@pytest.mark.parametrize("answers", [False, True], ids=["silent", "refusing"])
-def test_a_server_that_is_away_ends_the_waiting(mode: str, answers: bool) -> None:
-    """O-04: the waiting itself raises nothing; the claim that follows tells."""
+@pytest.mark.parametrize("refuses", [False, True], ids=["silent", "refusing"])
+def test_a_server_that_is_away_ends_the_waiting(mode: str, refuses: bool) -> None:
+    """O-04: waiting raises nothing; the claim that follows raises."""
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
-        if not answers:
+        if not refuses:
             nobody.listen()
         backend = RedisBackend(f"redis://127.0.0.1:{nobody.getsockname()[1]}", timeout=0.1)
 
@@ -263,7 +263,7 @@ def test_a_server_that_is_away_ends_the_waiting(mode: str, answers: bool) -> Non
 
 
 def test_closing_ends_the_waiting(mode: str, backend: RedisBackend, plain: redis.Redis) -> None:
-    """B-11: and it may be used again."""
+    """B-11: the backend may be used again."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         lease = await lease_of(verbs, RECORD)
@@ -272,7 +272,7 @@ def test_closing_ends_the_waiting(mode: str, backend: RedisBackend, plain: redis
                 group.start_soon(verbs.wait, UNREPORTED)
                 await _until(lambda: _subscribers(plain, backend) == 1)
                 await anyio.to_thread.run_sync(backend.listener.close)
-            # The server may count the old subscriber for a moment more, and it must not pass for the next one.
+            # The server may still count the old subscriber, which must not be taken for the next one.
             await _until(lambda: _subscribers(plain, backend) == 0)
         await verbs.complete(Complete(lease, b"response"))
 
@@ -282,7 +282,7 @@ def test_closing_ends_the_waiting(mode: str, backend: RedisBackend, plain: redis
 def test_the_thread_ends_when_nobody_waits(
     backend: RedisBackend, plain: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """I11: a backend that waited once does not keep a thread and a connection; the next to wait starts another."""
+    """I11: no idle thread or connection stays; the next waiter starts another one."""
     monkeypatch.setattr(listening, "IDLE", 0.01)
     threads = set(threading.enumerate())
 
@@ -300,7 +300,7 @@ def test_the_thread_ends_when_nobody_waits(
 
 
 def test_where_no_thread_can_start_waiting_is_polling(backend: RedisBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """I6: a process at its limits still waits."""
+    """I6: a process at its limit of threads still waits."""
 
     def refuse(*_: object) -> None:
         raise OSError("too many open files")
@@ -312,7 +312,7 @@ def test_where_no_thread_can_start_waiting_is_polling(backend: RedisBackend, mon
 
 
 def test_sqlite_polls(mode: str, tmp_path: Path) -> None:
-    """O-04: it cannot be told, so waiting ends after each pause, without a thread for each task."""
+    """O-04: it has no notifications, so waiting ends after each pause, without a thread for each task."""
     backend = SqliteBackend(str(tmp_path / "records.db"), synchronous="normal", timeout=20)
 
     async def steps(verbs: AsyncVerbs) -> None:

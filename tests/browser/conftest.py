@@ -1,4 +1,4 @@
-"""A browser and the built docs, each once for all tests here."""
+"""Fixtures: a browser and the built docs, made once for all tests here."""
 
 from __future__ import annotations
 

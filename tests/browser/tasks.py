@@ -1,4 +1,4 @@
-"""What people look for in the docs, and the page that has it. ``tests/browser`` holds the list against the search."""
+"""Queries of readers, and the page that has the result. ``tests/browser`` runs them in the docs' search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""P-40 to P-42: a client is stuck, here is the key: found, explained and freed on the admin site, in a browser."""
+"""P-40 to P-42: a stuck client's key is found, explained and freed on the admin site, in a browser."""
 
 # ruff: noqa: E402 (Django has to be set up before what needs its settings is imported)
 from __future__ import annotations
@@ -32,14 +32,14 @@ TOKEN = "Bearer ann"
 
 
 class Shop:
-    """A shop that charges a card, and whose policy resumes nothing that was abandoned."""
+    """A shop that charges a card, with a policy that does not resume abandoned requests."""
 
     def __init__(self) -> None:
         self.charged = 0
         self.url = ""
 
     def view(self, request: HttpRequest) -> JsonResponse:
-        """Charges in one stage."""
+        """Charge in one stage."""
         return JsonResponse({"charge": idem.run("charge", self._charge, external=True)}, status=201)
 
     def _charge(self) -> str:
@@ -54,7 +54,7 @@ class Shop:
 
 @pytest.fixture
 def shop() -> Iterator[Shop]:
-    """The shop on a server of its own, with a worker that was killed in the middle of a charge, a while ago."""
+    """The shop on its own server, with a worker that was killed during a charge, some time ago."""
     shop = Shop()
     settings = {"MIDDLEWARE": [*PROJECT["MIDDLEWARE"], OURS], "IDEMPOTENCY_ON_ABANDONED": "reject"}
     with admin_site(csrf_exempt(shop.view), **settings):
@@ -87,14 +87,14 @@ def _kill_a_worker(shop: Shop) -> None:
 
 
 class Operator:
-    """Someone at a browser, who reads, types and clicks."""
+    """A person at a browser, who reads, types and clicks."""
 
     def __init__(self, browser: Browser, site: str) -> None:
         self._browser, self._site = browser, site
 
     def log_in(self, user: User, password: str) -> None:
-        """Log in, and come to the list of records."""
-        self._browser.show(f"{self._site}{LIST}")  # cookies are those of the page that is open
+        """Log in, and open the list of records."""
+        self._browser.show(f"{self._site}{LIST}")  # a cookie can be set only for the open page
         self._browser.driver.delete_all_cookies()
         self._browser.show(f"{self._site}{LIST}")
         self.type("username", user.get_username())
@@ -112,12 +112,12 @@ class Operator:
         self._browser.wait_for("return window.leaving === undefined && document.readyState === 'complete'")
 
     def choose(self, selector: str) -> None:
-        """Click where no page follows."""
+        """Click an element that loads no page."""
         self._one(selector).click()
 
     @property
     def text(self) -> str:
-        """What the page shows."""
+        """The text of the page."""
         return str(self._one("#container").text)
 
     def has(self, selector: str) -> bool:
@@ -144,7 +144,7 @@ def _find(operator: Operator) -> None:
 
 
 def test_a_stuck_key_is_found_explained_and_freed(shop: Shop, operator: Operator) -> None:
-    """The card was charged, as the provider's own pages say: the retry gets that charge, and charges no second time."""
+    """The provider confirms the charge: the retry gets it, and does not charge again."""
     assert shop.post().status_code == 409
     _find(operator)
     assert "abandoned, in doubt" in operator.text
@@ -161,7 +161,7 @@ def test_a_stuck_key_is_found_explained_and_freed(shop: Shop, operator: Operator
 
 
 def test_a_stale_page_is_refused_with_its_reason(shop: Shop, operator: Operator) -> None:
-    """The worker of a colleague has freed the key meanwhile, and the client's retry has begun."""
+    """A colleague has freed the key meanwhile, and the client's retry has begun."""
     _find(operator)
     operator.click("#operations a[href$='release/']")
     with DjangoBackend() as backend:
@@ -176,7 +176,7 @@ def test_a_stale_page_is_refused_with_its_reason(shop: Shop, operator: Operator)
 
 
 def test_who_may_only_look_is_offered_nothing_else(shop: Shop, operator: Operator) -> None:
-    """The page explains, and has no buttons."""
+    """With the view permission only, the page explains and has no buttons."""
     operator.log_in(staff("view_record", password=PASSWORD), PASSWORD)
     _find(operator)
     assert "Stage 'charge' is in doubt" in operator.text

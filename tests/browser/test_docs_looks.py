@@ -1,4 +1,4 @@
-"""The built docs as people see them: on a phone and on a wide screen, light and dark."""
+"""The look of the built docs: on a phone and on a wide screen, light and dark."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.browser import Browser
 
 PHONE, WIDE = 390, 1440
 _WIDER = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-# The parts of a page that make it wider than the window, for the message.
+# The elements that are wider than the window, for the message.
 _CULPRITS = """
 const width = document.documentElement.clientWidth;
 return [...document.querySelectorAll("article *")]
@@ -34,7 +34,7 @@ PAGES = sorted(
 
 @pytest.mark.parametrize("page", PAGES)
 def test_no_page_scrolls_sideways(page: str, browser: Browser, docs_site: str) -> None:
-    """Tables, code and long names fit or scroll within themselves, light and dark; and the console has no error."""
+    """Tables, code and long names fit or scroll by themselves, light and dark; the console has no error."""
     browser.show(f"{docs_site}{page}")
     for width in (PHONE, WIDE):
         for dark in (False, True):
@@ -46,7 +46,7 @@ def test_no_page_scrolls_sideways(page: str, browser: Browser, docs_site: str) -
 @pytest.mark.parametrize("page", ["index.html", "reference/states.html"])
 @pytest.mark.parametrize("dark", [False, True])
 def test_drawings_follow_the_colours_of_the_page(page: str, dark: bool, browser: Browser, docs_site: str) -> None:
-    """Text and lines stand out against the ground, and the ground is the page's."""
+    """Text and lines contrast with the background, which is the page's."""
     browser.show(f"{docs_site}{page}", WIDE, dark=dark)
     probes = [("body", "backgroundColor"), (".drawing .ground", "fill"), (".drawing .ink", "fill")]
     background, ground, ink = browser.run(_LUMINANCE, probes)
@@ -56,7 +56,7 @@ def test_drawings_follow_the_colours_of_the_page(page: str, dark: bool, browser:
 
 
 def test_drawings_follow_the_choice_of_the_reader(browser: Browser, docs_site: str) -> None:
-    """The theme's switch, and not only the system's colours."""
+    """They follow the theme's switch, and not only the system's setting."""
     browser.show(f"{docs_site}reference/states.html", WIDE, dark=False)
     browser.run("document.body.dataset.theme = 'dark'")
     background, ink = browser.run(_LUMINANCE, [("body", "backgroundColor"), (".drawing .ink", "fill")])
@@ -76,7 +76,7 @@ def test_the_landing_page_says_what_it_is_in_one_screen(browser: Browser, docs_s
 
 
 def test_each_tab_shows_its_own_installation(browser: Browser, docs_site: str) -> None:
-    """A click on a tab shows one block of code, and hides that of the others."""
+    """A click on a tab shows its block of code, and hides the others."""
     browser.show(f"{docs_site}index.html")
     labels = browser.run("return [...document.querySelectorAll('.sd-tab-label')].map(each => each.innerText)")
     assert labels == ["FastAPI", "Starlette", "Django", "DRF", "Flask", "ASGI", "WSGI", "Once"]
@@ -93,7 +93,7 @@ def test_each_tab_shows_its_own_installation(browser: Browser, docs_site: str) -
 
 
 def test_a_table_is_a_list_of_cards_on_a_phone(browser: Browser, docs_site: str) -> None:
-    """Each cell has the heading of its column above it, and is as wide as the screen allows."""
+    """Each cell shows its column's heading, and is as wide as the screen."""
     browser.show(f"{docs_site}guarantees.html", PHONE)
     label, width = browser.run(
         "const cell = document.querySelector('table.cards td');"
@@ -104,7 +104,7 @@ def test_a_table_is_a_list_of_cards_on_a_phone(browser: Browser, docs_site: str)
 
 
 def test_pages_link_to_the_repository_and_to_their_source(browser: Browser, docs_site: str) -> None:
-    """For people who want to mend a page."""
+    """For readers who want to edit a page."""
     browser.show(f"{docs_site}stages.html")
     links = browser.run("return [...document.querySelectorAll('a')].map(link => link.href)")
     repository = "https://github.com/open-idempotency/open-idempotency"

@@ -1,4 +1,4 @@
-"""A shell on a new SQLite file, and on every backend in turn."""
+"""Fixtures: a command-line shell on a new SQLite file, and on every backend in turn."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["store", "stored"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take out what ``OI_TEST_OPERATIONS=full`` alone runs."""
+    """Deselect the tests that only ``OI_TEST_OPERATIONS=full`` runs."""
     thin_out(config, items, "cli", "OPERATIONS", cell, every_column=False)
 
 
 @pytest.fixture(autouse=True)
 def _no_backend_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test meets the backend of the developer's own environment."""
+    """Remove the backend of the developer's environment."""
     monkeypatch.delenv("OPEN_IDEMPOTENCY_BACKEND", raising=False)
 
 

@@ -1,4 +1,4 @@
-"""Runs commands: in this process, in a process of their own, and on a terminal."""
+"""Runs commands in this process, in a process of their own, and on a terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SRC = Path(__file__).resolve().parents[2] / "src"
 
 @dataclass
 class Done:
-    """What a command did."""
+    """The outcome of a command."""
 
     code: int
     out: str
@@ -28,13 +28,13 @@ class Done:
 
 @dataclass
 class Shell:
-    """Runs ``open-idempotency`` on one store, in this process."""
+    """Runs ``open-idempotency`` on one backend, in this process."""
 
     url: str
     capsys: pytest.CaptureFixture[str]
 
     def __call__(self, *arguments: str) -> Done:
-        """Run one command; the backend is named by an option."""
+        """Run one command, with the backend as an option."""
         self.capsys.readouterr()
         code = main([arguments[0], "--backend", self.url, *arguments[1:]])
         out, err = self.capsys.readouterr()
@@ -42,17 +42,17 @@ class Shell:
 
 
 def command(*arguments: str) -> list[str]:
-    """The words of a command for a process of its own."""
+    """The command line for a separate process."""
     return [sys.executable, "-m", "open_idempotency", *arguments]
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of such a process."""
+    """The environment of a separate process."""
     return {**os.environ, "PYTHONPATH": str(SRC), **more}
 
 
 def run(arguments: Sequence[str], *, env: Mapping[str, str] | None = None, stdin: str | None = None) -> Done:
-    """Run a command in a process of its own, without a terminal."""
+    """Run a command in a separate process, without a terminal."""
     done = subprocess.run(
         command(*arguments),
         input=stdin or "",

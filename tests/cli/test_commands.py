@@ -1,4 +1,4 @@
-"""Each command prints what was asked for, for people and as JSON."""
+"""The output of each command, for people and as JSON."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def test_a_list_is_a_table(shell: Shell, maker: Maker) -> None:
 
 
 def test_a_list_without_records_says_so(shell: Shell) -> None:
-    """P-10: and JSON is an empty list; both are 0."""
+    """P-10: JSON is an empty list; both formats exit with 0."""
     assert (shell("list").out, shell("list", "--state", "stuck").out) == ("no records\n", "no stuck records\n")
     assert json.loads(shell("list", "--json").out) == []
 
 
 def test_a_list_that_is_cut_says_how_many_there_are(shell: Shell, maker: Maker) -> None:
-    """P-10: on standard error, so that JSON stays JSON."""
+    """P-10: on standard error, so that standard output is valid JSON."""
     for _ in range(3):
         maker.alive()
     done = shell("list", "--limit", "2", "--json")
@@ -40,7 +40,7 @@ def test_a_list_that_is_cut_says_how_many_there_are(shell: Shell, maker: Maker) 
 
 
 def test_show_explains_and_says_what_to_do(shell: Shell, maker: Maker) -> None:
-    """P-11: the commands can be copied as they are."""
+    """P-11: the suggested commands can be copied and run."""
     record = maker.in_doubt().record_id.hex()[:12]
     out = shell("show", record).out
     assert "Stage 'charge' is in doubt" in out
@@ -61,7 +61,7 @@ def test_show_has_bodies_on_request_alone(shell: Shell, maker: Maker) -> None:
 
 
 def test_control_characters_of_a_body_reach_no_terminal(shell: Shell, maker: Maker) -> None:
-    """P-12: they could move the cursor, or write over what was shown."""
+    """P-12: they could move the cursor or overwrite the output."""
     record = maker.completed(b"\x1b[2Jgone").record_id.hex()
     out = shell("show", record, "--body").out
     assert "\x1b" not in out
@@ -113,7 +113,7 @@ def test_the_backend_is_named_by_a_variable_an_option_or_an_argument(
 def test_the_policy_of_an_application_opens_what_is_encrypted(
     shell: Shell, maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """P-12, P-23: found in the directory in which the command runs."""
+    """P-12, P-23: the application is imported from the current directory."""
     from open_idempotency import IdempotencyPolicy
     from open_idempotency._core.stored_response import seal_stage
     from open_idempotency.encryption import EncryptionKeys, new_key
@@ -139,14 +139,14 @@ def test_the_policy_of_an_application_opens_what_is_encrypted(
 
 
 def test_the_module_can_be_run(file_url: str) -> None:
-    """P-18: where the script is not on the path; by either name."""
+    """P-18: with ``python -m``, under both module names, where the script is not on the path."""
     done = run(["stats"], env=environment(OPEN_IDEMPOTENCY_BACKEND=file_url))
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("records     0")
 
 
 def test_every_command_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    """P-18: and the exit codes."""
+    """P-18: the help has an example and the exit codes."""
     for name in ("list", "show", "release", "resolve", "forget", "stats", "doctor", "purge", "migrate", "ledger"):
         with pytest.raises(SystemExit) as ended:
             main([name, "--help"])
@@ -157,7 +157,7 @@ def test_every_command_shows_an_example(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_release_names_the_stages_that_are_in_doubt(shell: Shell, maker: Maker) -> None:
-    """P-14: the worker died in a stage, and its lease still runs."""
+    """P-14: the worker died in a stage, and its lease has not ended."""
     lease = maker.in_doubt(seconds=30.0)
     record = lease.record_id.hex()
     out = shell("release", record, "--yes").out
@@ -165,7 +165,7 @@ def test_a_release_names_the_stages_that_are_in_doubt(shell: Shell, maker: Maker
 
 
 def test_a_released_record_is_shown_as_free(shell: Shell, maker: Maker) -> None:
-    """P-14: nothing is left to do but to forget it."""
+    """P-14: ``show`` says that the key is free, and suggests no second release."""
     lease = maker.alive()
     shell("release", lease.record_id.hex(), "--yes")
     out = shell("show", lease.record_id.hex()).out

@@ -1,4 +1,4 @@
-"""``manage.py idempotency``: all commands, for the backend and the policy of the settings."""
+"""``manage.py idempotency``: all commands, with the backend and the policy of the settings."""
 
 # ruff: noqa: E402 (Django has to be set up before what needs its settings is imported)
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def project(tmp_path: Path) -> Iterator[Backend]:
-    """The backend of a project whose records are in its own database."""
+    """The backend of a Django project whose records are in its own database."""
     with on_django.aliased(on_django.sqlite(tmp_path)) as alias:
         url = f"django://{alias}"
         with override_settings(IDEMPOTENCY_BACKEND=url), open_backend(url) as backend:
@@ -44,7 +44,7 @@ def _manage(*arguments: str) -> str:
 
 
 def test_a_stuck_record_is_found_explained_and_freed(project: Backend) -> None:
-    """P-22: with the backend of IDEMPOTENCY_BACKEND, and commands that can be copied."""
+    """P-22: with the backend of IDEMPOTENCY_BACKEND, and suggested commands that can be copied."""
     lease = Maker(project).in_doubt()
     record = lease.record_id.hex()[:12]
     assert record in _manage("list", "--state", "stuck")
@@ -76,21 +76,21 @@ def test_other_commands_work_too(project: Backend) -> None:
     ids=str,
 )
 def test_errors_are_of_django_with_our_exit_codes(project: Backend, arguments: list[str], code: int) -> None:
-    """P-19, P-22: ``call_command`` raises, and ``manage.py`` ends with the code."""
+    """P-19, P-22: ``call_command`` raises CommandError, and ``manage.py`` exits with the code."""
     with pytest.raises(CommandError, match="no record") as refused:
         _manage(*arguments)
     assert refused.value.returncode == code
 
 
 def test_without_a_backend_in_the_settings_it_says_so() -> None:
-    """P-22."""
+    """P-22: the error names the missing setting."""
     with pytest.raises(CommandError, match="IDEMPOTENCY_BACKEND: none given") as refused:
         _manage("list")
     assert refused.value.returncode == 1
 
 
 def test_a_live_record_is_named_on_standard_error_alone(project: Backend) -> None:
-    """P-19, P-22: 5, as in the shell."""
+    """P-19, P-22: exit code 5, as in the shell."""
     lease = Maker(project).alive()
     with pytest.raises(CommandError, match="held by an attempt") as refused:
         _manage("forget", lease.record_id.hex())
@@ -98,7 +98,7 @@ def test_a_live_record_is_named_on_standard_error_alone(project: Backend) -> Non
 
 
 def test_manage_py_ends_with_our_exit_codes(tmp_path: Path) -> None:
-    """P-19, P-22: in a process of its own; wrong usage is 2."""
+    """P-19, P-22: in a separate process; wrong usage is 2."""
     script = tmp_path / "manage.py"
     script.write_text(
         "import sys\nfrom django.core.management import execute_from_command_line as run\nrun(sys.argv)\n",

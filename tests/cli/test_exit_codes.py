@@ -1,4 +1,4 @@
-"""The exit codes of ``open-idempotency``: whoever runs it from a script has nothing else to go by."""
+"""The exit codes of ``open-idempotency``, on which scripts depend."""
 
 from __future__ import annotations
 
@@ -43,31 +43,31 @@ def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["migrate", "purge"])
 @pytest.mark.parametrize("url", DEAD.values(), ids=DEAD)
 def test_a_dead_server_is_7(command: str, url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """O-34: also where there is nothing to migrate, as in Redis."""
+    """O-34: also for Redis, which needs no migration."""
     assert main([command, url]) == 7
     out, err = capsys.readouterr()
     assert out == ""
-    assert "refused" in err or "no connection in time" in err  # PostgreSQL's pool tries for as long as it may
+    assert "refused" in err or "no connection in time" in err  # PostgreSQL's pool retries until its timeout
 
 
 @pytest.mark.parametrize("command", ["migrate", "purge"])
 @pytest.mark.parametrize("url", WRONG.values(), ids=WRONG)
 def test_a_wrong_url_is_1(command: str, url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """O-34: the message says what is wrong with it."""
+    """O-34: the message says what is wrong with the URL."""
     assert main([command, url]) == 1
     assert capsys.readouterr().err.startswith("open-idempotency: backend: ")
 
 
 @pytest.mark.parametrize("scheme", ["sqlite", "sqlalchemy+sqlite"])
 def test_purging_creates_no_database(scheme: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """O-34: a mistyped path is an error, and no database without records."""
+    """O-34: a mistyped path is an error; no empty database is created."""
     assert main(["purge", f"{scheme}:///typo.db"]) == 1
     assert f"no database file {tmp_path}/typo.db" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_table_is_7_and_the_command_that_makes_it_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    """O-34: the file is there, and has no tables."""
+    """O-34: the file exists and has no tables."""
     Path("empty.db").touch()
     assert main(["purge", "sqlalchemy+sqlite:///empty.db"]) == 7
     assert "open-idempotency migrate" in capsys.readouterr().err
@@ -75,7 +75,7 @@ def test_a_missing_table_is_7_and_the_command_that_makes_it_is_named(capsys: pyt
 
 @pytest.mark.parametrize("scheme", ["sqlite", "sqlalchemy+sqlite"])
 def test_what_is_done_is_0(scheme: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """O-34: migrating makes the database, and says so once."""
+    """O-34: the migration creates the database and reports that once."""
     url = f"{scheme}:///records.db"
     assert [main(["migrate", url]), main(["migrate", url]), main(["purge", url])] == [0, 0, 0]
     made, again, purged = capsys.readouterr().out.splitlines()
@@ -84,14 +84,14 @@ def test_what_is_done_is_0(scheme: str, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_server_that_responds_is_0(valkey_url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """O-34: Redis needs no migration, and says so itself."""
+    """O-34: Redis needs no migration, and the command says so."""
     assert main(["migrate", valkey_url]) == 0
     assert capsys.readouterr().out == "nothing to apply\n"
 
 
 @pytest.mark.parametrize("dialect", ["postgresql", "mysql", "mariadb", "sqlite"])
 def test_the_script_of_the_ledger_is_0(dialect: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """O-34: nothing but SQL on standard output."""
+    """O-34: standard output has only SQL."""
     assert main(["ledger", dialect]) == 0
     assert capsys.readouterr().out.count("CREATE TABLE") >= 2
 
@@ -105,7 +105,7 @@ WRONG_USAGE: dict[str, list[str]] = {
 
 @pytest.mark.parametrize("arguments", WRONG_USAGE.values(), ids=WRONG_USAGE)
 def test_options_that_do_not_fit_are_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """P-19: nothing was called."""
+    """P-19: no call is made."""
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith("open-idempotency: ")
 
@@ -137,7 +137,7 @@ def test_wrong_arguments_are_2(arguments: list[str], capsys: pytest.CaptureFixtu
 def test_an_application_that_ends_while_it_is_imported_is_1(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """P-19: a script ends with its own code, which would say that the command is done."""
+    """P-19: the exit code of the application's script could be mistaken for success."""
     name = f"ending_script_{code}"
     (tmp_path / f"{name}.py").write_text(f"import sys\nsys.exit({code})\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -146,7 +146,7 @@ def test_an_application_that_ends_while_it_is_imported_is_1(
 
 
 def test_an_application_that_cannot_be_imported_is_1(capsys: pytest.CaptureFixture[str]) -> None:
-    """P-19: and so is one that is no application."""
+    """P-19: also an object that is no application."""
     assert main(["stats", "--app", "nosuch_module:app"]) == 1
     assert main(["stats", "--app", "json:dumps"]) == 1
     first, second = capsys.readouterr().err.splitlines()
@@ -156,7 +156,7 @@ def test_an_application_that_cannot_be_imported_is_1(capsys: pytest.CaptureFixtu
 
 
 def test_an_unknown_record_is_3(shell: Shell) -> None:
-    """P-19: of each command that takes one."""
+    """P-19: for each command that takes a record."""
     for command in (["show"], ["forget", "--yes"], ["release", "--yes"], ["resolve", "--stage", "s", "--not-done"]):
         done = shell(*command, "0123abcd")
         assert (done.code, done.out) == (3, "")
@@ -164,7 +164,7 @@ def test_an_unknown_record_is_3(shell: Shell) -> None:
 
 
 def test_several_records_are_4_and_named(shell: Shell, maker: Maker) -> None:
-    """P-19."""
+    """P-19: a prefix of several record ids is refused."""
     for last in (b"\x01", b"\x02"):
         maker.lease(record_id=b"\xcd" * 31 + last)
     done = shell("release", "cdcdcdcd", "--yes")
@@ -173,7 +173,7 @@ def test_several_records_are_4_and_named(shell: Shell, maker: Maker) -> None:
 
 
 def test_a_live_record_is_5(shell: Shell, maker: Maker) -> None:
-    """P-19: forgotten or resolved it is not; without a question."""
+    """P-19: ``forget`` and ``resolve`` refuse it without asking."""
     record = maker.alive().record_id.hex()
     assert shell("forget", record).code == 5
     assert shell("resolve", record, "--stage", "charge", "--not-done", "--yes").code == 5
@@ -181,7 +181,7 @@ def test_a_live_record_is_5(shell: Shell, maker: Maker) -> None:
 
 
 def test_a_state_that_does_not_allow_it_is_6(shell: Shell, maker: Maker) -> None:
-    """P-19: nothing was changed."""
+    """P-19: the record does not change."""
     record = maker.completed().record_id.hex()
     assert shell("release", record, "--yes").code == 6
     assert shell("resolve", record, "--stage", "charge", "--not-done", "--yes").code == 6
@@ -192,7 +192,7 @@ def test_a_state_that_does_not_allow_it_is_6(shell: Shell, maker: Maker) -> None
 @pytest.mark.parametrize("command", ["list", "stats", "doctor", "show 0123abcd", "forget 0123abcd --yes"])
 @pytest.mark.parametrize("url", DEAD.values(), ids=DEAD)
 def test_a_store_that_is_down_is_7(command: str, url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """P-19: of each command; nothing is on standard output."""
+    """P-19: for each command; standard output is empty."""
     name, *more = command.split()
     assert main([name, "--backend", url, *more]) == 7
     out, err = capsys.readouterr()
@@ -201,7 +201,7 @@ def test_a_store_that_is_down_is_7(command: str, url: str, capsys: pytest.Captur
 
 
 def test_a_user_without_permission_on_redis_is_8(capsys: pytest.CaptureFixture[str]) -> None:
-    """P-19: a wrong password, and a command that the user may not use."""
+    """P-19: a wrong password, and a command that the user may not run."""
     server = Server("valkey", "--requirepass", "open sesame").start()
     try:
         assert main(["list", server.url]) == 8
@@ -215,7 +215,7 @@ def test_a_user_without_permission_on_redis_is_8(capsys: pytest.CaptureFixture[s
 def test_a_user_without_permission_on_postgresql_is_8(
     postgres18: PostgresServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """P-19: the tables are there, and not for this user."""
+    """P-19: the tables exist, and this user has no rights to them."""
     url = postgres18.create_database("denied")
     with open_backend(url) as backend:
         backend.migrate()
@@ -249,7 +249,7 @@ def test_a_record_of_a_newer_version_is_9(shell: Shell, maker: Maker, tmp_path: 
 
 
 def test_nobody_to_ask_is_10_and_nothing_is_done(shell: Shell, maker: Maker, backend: Backend) -> None:
-    """P-19, P-21: the message names --yes."""
+    """P-19, P-21: without a terminal; the message names --yes."""
     lease = maker.in_doubt()
     before = backend.get(Get(lease.record_id))
     for command in (["release"], ["forget"], ["resolve", "--stage", "charge", "--not-done"]):
@@ -260,7 +260,7 @@ def test_nobody_to_ask_is_10_and_nothing_is_done(shell: Shell, maker: Maker, bac
 
 
 def test_problems_that_the_doctor_finds_are_11(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
-    """P-19: warnings are, with --strict."""
+    """P-19: warnings count with --strict."""
     assert shell("doctor").code == 0
     Path("bare.db").touch()
     assert main(["doctor", "sqlalchemy+sqlite:///bare.db"]) == 11

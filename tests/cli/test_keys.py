@@ -1,4 +1,4 @@
-"""A client's key leads to its record where the command knows whose it is, and is refused with a hint otherwise."""
+"""Finding a record by the client's key: it needs the caller, and a hint says how to name it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEY = "8e03978e-40d5-43e8-bc93-6894a57f9324"
 
 
 def _made(maker: Maker, policy: IdempotencyPolicy, **who: str) -> str:
-    """A record of that key; its id."""
+    """Make a record of that key; its id."""
     (located,) = [each for each in operations.locate(policy, KEY, **who) if not each.caller.startswith("session")]
     maker.lease(record_id=located.record_id)
     return located.record
@@ -27,7 +27,7 @@ def _made(maker: Maker, policy: IdempotencyPolicy, **who: str) -> str:
 def test_a_key_is_found_by_its_caller(
     shell: Shell, maker: Maker, who: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """P-11: by the application's policy."""
+    """P-11: with the application's policy."""
     policy = IdempotencyPolicy(application="shop")
     record = _made(maker, policy, **who)
     module = types.ModuleType("policy_of_keys")
@@ -40,7 +40,7 @@ def test_a_key_is_found_by_its_caller(
 
 
 def test_a_scope_is_enough_without_an_application(shell: Shell, maker: Maker) -> None:
-    """P-11: for a policy of defaults; ``--application`` names it."""
+    """P-11: for the default policy; ``--application`` gives another one."""
     policy = IdempotencyPolicy(application="shop", scope=lambda request: "acme")
     record = _made(maker, policy, scope="acme")
     assert record in shell("show", KEY, "--scope", "acme", "--application", "shop").out
@@ -55,7 +55,7 @@ def test_credentials_need_not_be_an_argument(shell: Shell, maker: Maker, monkeyp
 
 
 def test_a_key_without_a_caller_says_what_to_give(shell: Shell) -> None:
-    """P-11: nothing was called."""
+    """P-11: no call is made."""
     done = shell("show", "order-42")
     assert done.code == 3
     assert "--app module:attribute" in done.err
@@ -64,7 +64,7 @@ def test_a_key_without_a_caller_says_what_to_give(shell: Shell) -> None:
 def test_a_key_of_several_callers_names_their_records(
     shell: Shell, maker: Maker, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """P-11, P-19: with the application alone."""
+    """P-11, P-19: with the application, and without a caller."""
     import os
 
     from open_idempotency._core.keys import About, key_of

@@ -1,4 +1,4 @@
-"""A client is stuck, here is the key: found, explained and freed in three commands, on each store."""
+"""A stuck client's key: its record is found, explained and freed in three commands, on each backend."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEADERS = {"Idempotency-Key": f'"{KEY}"', "Authorization": USER}
 
 
 class Shop:
-    """An application that charges a card, and whose policy resumes nothing that was abandoned."""
+    """An application that charges a card, with a policy that does not resume abandoned requests."""
 
     def __init__(self, backend: Backend) -> None:
         self.charged = 0
@@ -56,7 +56,7 @@ class Shop:
 
 @pytest.fixture
 def shop(stored: Backend, monkeypatch: pytest.MonkeyPatch) -> Shop:
-    """A shop whose worker was killed in the middle of a charge, a while ago."""
+    """A shop whose worker was killed during a charge, some time ago."""
     shop = Shop(stored)
     module = types.ModuleType("shop_of_the_story")
     module.app = shop.app  # type: ignore[attr-defined]  # what --app names
@@ -75,7 +75,7 @@ def shop(stored: Backend, monkeypatch: pytest.MonkeyPatch) -> Shop:
 
 @pytest.fixture
 def operator(store: str, capsys: pytest.CaptureFixture[str]) -> Shell:
-    """The operator's shell on the same store."""
+    """The operator's shell on the same backend."""
     return Shell(store, capsys)
 
 
@@ -83,7 +83,7 @@ APP = ("--app", "shop_of_the_story:app", "--authorization", USER)
 
 
 def test_a_stuck_client_is_freed_in_three_commands(shop: Shop, operator: Shell) -> None:
-    """P-10 to P-15: the charge has happened, as the provider says, and it is not made again."""
+    """P-10 to P-15: the provider confirms the charge, and it is not made again."""
     assert (shop.post().status_code, shop.charged) == (409, 0)
 
     found = operator("show", KEY, *APP)
@@ -112,7 +112,7 @@ def test_a_charge_that_has_not_happened_is_made(shop: Shop, operator: Shell) -> 
 
 
 def test_a_worker_that_is_dead_is_released_by_the_key(shop: Shop, operator: Shell, stored: Backend) -> None:
-    """P-14: and a key that is forgotten is a new one."""
+    """P-14: and a forgotten key can be used as a new one."""
     assert operator("release", KEY, *APP, "--yes").code == 0
     (record,) = stored.scan()
     assert (record.status, record.attempt) == (Status.FAILED, 0)
@@ -123,7 +123,7 @@ def test_a_worker_that_is_dead_is_released_by_the_key(shop: Shop, operator: Shel
 
 
 def test_all_records_of_a_caller_are_erased(shop: Shop, operator: Shell, stored: Backend) -> None:
-    """P-24: they are counted first, and those of other callers stay."""
+    """P-24: they are counted first; records of other callers remain."""
     Maker(stored).completed()
     assert operator("forget", KEY, *APP, "--yes").code == 0
     shop.post()
@@ -137,7 +137,7 @@ def test_all_records_of_a_caller_are_erased(shop: Shop, operator: Shell, stored:
 
 
 def test_an_erasure_that_may_have_left_something_is_11(shop: Shop, operator: Shell, stored: Backend) -> None:
-    """P-24: a record does not say whose it is, as one of an earlier version; a script learns it."""
+    """P-24: records of earlier versions do not store the caller; the exit code reports that."""
     stored.claim(Claim(b"\x07" * 32, b"\x01 a request", bytes(16), 30.0, 60.0))
     for options in (["--dry-run"], ["--yes"]):
         done = operator("erase", *APP, *options)

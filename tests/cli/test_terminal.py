@@ -1,4 +1,4 @@
-"""Manners of a command: it asks on a terminal, fits it, and ends well where nobody reads on or somebody interrupts."""
+"""Commands on a terminal: they ask, fit its width, and end cleanly on an interrupt or a closed pipe."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _UTF8 = {"LC_ALL": "C.UTF-8"}
 def _on_terminal(
     arguments: list[str], *, says: bytes = b"", interrupt: bool = False, columns: int = 200, **env: str
 ) -> Done:
-    """Run a command on a terminal of its own.
+    """Run a command on a pseudo-terminal.
 
-    ``says``: what its user types once he was asked. ``interrupt``: he interrupts the command instead.
+    ``says``: what the user types at the question. ``interrupt``: the user interrupts the command instead.
     """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
@@ -50,7 +50,7 @@ def _on_terminal(
         stderr=theirs,
         env=given,
         start_new_session=True,
-        # Whoever starts the tests in the background ignores SIGINT, and each process below inherits that.
+        # A shell that starts the tests in the background ignores SIGINT, and each process below inherits that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(theirs)
@@ -78,7 +78,7 @@ def _on_terminal(
 def test_a_question_is_asked_on_a_terminal(
     file_url: str, backend: Backend, maker: Maker, says: bytes, code: int
 ) -> None:
-    """P-21: anything but yes changes nothing."""
+    """P-21: any input but yes changes nothing."""
     lease = maker.in_doubt()
     done = _on_terminal(["forget", lease.record_id.hex(), "--backend", file_url], says=says)
     assert done.code == code, done.out
@@ -86,7 +86,7 @@ def test_a_question_is_asked_on_a_terminal(
 
 
 def test_a_release_asks_whether_the_worker_is_dead(file_url: str, maker: Maker) -> None:
-    """P-14, P-21: and names it."""
+    """P-14, P-21: the question names the worker."""
     lease = maker.alive()
     done = _on_terminal(["release", lease.record_id.hex(), "--backend", file_url], says=b"n\n")
     assert "held by attempt 1 (web-3:812)" in done.out
@@ -96,7 +96,7 @@ def test_a_release_asks_whether_the_worker_is_dead(file_url: str, maker: Maker) 
 
 @pytest.mark.parametrize("columns", [40, 60, 200])
 def test_a_table_fits_the_terminal(file_url: str, maker: Maker, columns: int) -> None:
-    """P-21: the record is never cut; without a terminal nothing is, however narrow COLUMNS says that one is."""
+    """P-21: record ids are never cut; without a terminal no column is, whatever COLUMNS says."""
     lease = maker.in_doubt()
     done = _on_terminal(["list", "--backend", file_url], columns=columns)
     lines = _STYLE.sub("", done.out).splitlines()
@@ -106,7 +106,7 @@ def test_a_table_fits_the_terminal(file_url: str, maker: Maker, columns: int) ->
 
 
 def test_a_terminal_of_ten_columns_keeps_what_it_can() -> None:
-    """P-21: the record is never cut; columns that do not fit at all are left out."""
+    """P-21: record ids are never cut; columns without room are left out."""
     assert fitted([12, 20, 6, 1], 10) == [12]
     assert fitted([12, 20, 6, 1], 30) == [12, 8, 6]
     assert fitted([12, 20, 6, 1], None) == [12, 20, 6, 1]
@@ -118,7 +118,7 @@ def test_a_terminal_of_ten_columns_keeps_what_it_can() -> None:
 def test_styles_are_for_terminals_that_want_them(
     file_url: str, maker: Maker, more: dict[str, str], styled: bool
 ) -> None:
-    """P-21: as no-color.org has it; never in a pipe."""
+    """P-21: NO_COLOR is respected; a pipe never gets styles."""
     maker.in_doubt()
     arguments = ["list", "--backend", file_url]
     assert bool(_STYLE.search(_on_terminal(arguments, **more).out)) is styled
@@ -126,7 +126,7 @@ def test_styles_are_for_terminals_that_want_them(
 
 
 def test_a_reader_that_leaves_is_no_error_of_ours(file_url: str, maker: Maker) -> None:
-    """P-21: as in ``| head -1``: not a word on standard error; 141, unless the system took everything first."""
+    """P-21: ``| head -1`` leaves standard error empty; 141, unless the pipe took all output before."""
     maker.completed(b"x" * 5_000_000)  # more than any pipe holds
     (listed,) = maker.backend.scan()
     arguments = command("show", listed.record_id.hex(), "--body", "--backend", file_url)
@@ -144,7 +144,7 @@ def test_a_reader_that_leaves_is_no_error_of_ours(file_url: str, maker: Maker) -
 
 
 def test_a_reader_that_never_reads_is_no_error_of_ours(file_url: str) -> None:
-    """P-21: the output is short, and written when the command ends."""
+    """P-21: the output is short, and is flushed when the command ends."""
     reads, writes = os.pipe()
     os.close(reads)
     process = subprocess.Popen(
@@ -156,7 +156,7 @@ def test_a_reader_that_never_reads_is_no_error_of_ours(file_url: str) -> None:
 
 
 def test_an_interrupt_is_130_and_no_traceback(file_url: str, maker: Maker, backend: Backend) -> None:
-    """P-21: Ctrl-C at the question; nothing was done."""
+    """P-21: Ctrl-C at the question changes nothing."""
     lease = maker.in_doubt()
     done = _on_terminal(["forget", lease.record_id.hex(), "--backend", file_url], interrupt=True)
     assert done.code == 130
@@ -165,7 +165,7 @@ def test_an_interrupt_is_130_and_no_traceback(file_url: str, maker: Maker, backe
 
 
 def test_what_cannot_be_encoded_is_escaped() -> None:
-    """P-21: a route has any character, a terminal of ASCII has few."""
+    """P-21: a route may have any character; a terminal may only support ASCII."""
     assert printable("/caf\u00e9/\x1b[31m", "ascii") == "/caf\\xe9/\\x1b[31m"
 
 
@@ -188,14 +188,14 @@ _HOSTILE = "\x1b]0;owned\x07\x1b[2A\u202e\x9b2J\nopen-idempotency: all is well"
 def test_no_part_of_a_record_does_anything_to_the_terminal(
     file_url: str, backend: Backend, words: tuple[str, ...]
 ) -> None:
-    """P-18a: route, holder, names, keys and values of stages may be what a client has sent."""
+    """P-18a: clients control the route, holder, names, keys and values of stages."""
     owner = os.urandom(16)
     about = About("POST", f"/{_HOSTILE}", b"c" * 16, f"host{_HOSTILE}", b"k" * 8).encode(owner)
     claimed = backend.claim(Claim(b"\xabcd" + bytes(28), b"f" * 33, owner, 600.0, 600.0, about=about))
     assert isinstance(claimed, Leased)
     for stage in (begun(f"charge{_HOSTILE}", f"key{_HOSTILE}"), value(f"mail{_HOSTILE}", '"sent"')):
         backend.save_stage(SaveStage(claimed.lease, stage))
-    if words[0] in ("show", "resolve"):  # they name what is in doubt
+    if words[0] in ("show", "resolve"):  # they name the stage in doubt
         backend.fail(Fail(claimed.lease))
     done = _on_terminal([words[0], "--backend", file_url, *words[1:]], says=b"n\n")
     said = _STYLE.sub("", done.out).replace("\r\n", "\n")
@@ -204,7 +204,7 @@ def test_no_part_of_a_record_does_anything_to_the_terminal(
 
 
 def test_a_stage_with_such_a_name_is_resolved_by_the_line_that_is_shown(file_url: str, backend: Backend) -> None:
-    """P-18a: the line can be copied into a shell that knows ``$'…'``."""
+    """P-18a: the line can be pasted into a shell that supports ``$'…'``."""
     owner, name = os.urandom(16), "it's a\\b \x1b\u00e9\u202e\n"
     claimed = backend.claim(Claim(b"\xabcd" + bytes(28), b"f" * 33, owner, 600.0, 600.0))
     assert isinstance(claimed, Leased)

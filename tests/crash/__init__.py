@@ -1,1 +1,1 @@
-"""Real server processes, killed at chosen moments; what must hold afterwards is read from the shop's own books."""
+"""Real server processes are killed at chosen moments; the shop's own books show what happened."""

@@ -1,6 +1,6 @@
-"""The examples on their servers, and how the crash tests start them: short leases, a provider without latency.
+"""The example applications on their servers, with short leases and a payment provider without latency.
 
-A test never waits for a lease longer than it must, and never assumes that one has ended: it asks until a deadline.
+A test never waits longer than a lease, and never assumes that one has ended: it asks until a deadline.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ ORDER = json.dumps({"sku": "mug", "quantity": 2, "card": "tok_visa"}).encode()
 
 
 class Site(NamedTuple):
-    """One shop: where its books are, and what its workers need to know of its backend."""
+    """One shop: where its books are, and the environment of its workers."""
 
     folder: Path
     backend: str
 
     def start(self, application: str, **environment: str) -> Worker:
-        """A worker of this shop, which is not waited for."""
+        """Start a worker of this shop, without waiting for it."""
         return self.start_command(APPLICATIONS[application], **environment)
 
     def start_command(self, command: list[str], **environment: str) -> Worker:
-        """The same, for another command."""
+        """Start another command with the same environment."""
         settings = {
             "IDEMPOTENCY_BACKEND": self.backend,
             "IDEMPOTENCY_LEASE": str(LEASE),
@@ -58,7 +58,7 @@ class Site(NamedTuple):
 
     @contextmanager
     def records(self) -> Iterator[Backend]:
-        """The records, looked at from here."""
+        """The shop's backend, opened in this process."""
         backend = open_backend(re.sub("timeout=[0-9.]+", "timeout=5", self.backend))
         try:
             yield backend
@@ -66,19 +66,19 @@ class Site(NamedTuple):
             backend.close()
 
     def left_in_progress(self) -> Record:
-        """The record that a killed worker has left, with a lease that nobody renews any more."""
+        """The record of a killed worker, with a lease that is no longer renewed."""
         with self.records() as backend:
             (record,) = [record for record in backend.scan() if record.status is Status.IN_PROGRESS]
             return record
 
     def was_waited_for(self, left: Record) -> bool:
-        """Whether it was taken over, and not before its lease had ended, by the clock of the records."""
+        """Whether the record was taken over, and only after its lease had ended by the backend's clock."""
         with self.records() as backend:
             record = backend.get(Get(left.record_id))
         return record is not None and record.token > left.token and record.claimed_at >= left.lease_end
 
     def effects(self) -> list[tuple[str, int]]:
-        """What happened, in order: the effect and the process id of its worker."""
+        """The effects in order, each with the process id of its worker."""
         return [(line["effect"], line["worker"]) for line in read_journal(self.folder)]
 
     def books(self) -> dict[str, object]:
@@ -106,11 +106,11 @@ class Client:
         return worker.request("POST", "/charges", self._headers, ORDER)
 
     def post_until_admitted(self, worker: Worker) -> Reply:
-        """Ask again while the response is 409, or 503 as the records could not be reached on a busy machine."""
+        """Ask again while the response is 409, or 503 because a busy machine was slow."""
         return self.post_until(worker, lambda reply: reply.status not in (409, 503))
 
     def post_until(self, worker: Worker, wanted: Callable[[Reply], bool]) -> Reply:
-        """Ask again until the response is a wanted one."""
+        """Ask again until the status is a wanted one."""
         deadline = time.monotonic() + ADMITTED_WITHIN
         while time.monotonic() < deadline:
             reply = self.post(worker)

@@ -1,7 +1,7 @@
-"""A service that pays through a bank which knows no idempotency keys: ``python -m tests.crash.bank external``.
+"""A service that pays through a bank without idempotency keys: ``python -m tests.crash.bank external``.
 
-The words say on what terms the payment is a stage. With ``SHOP_DIE=after-transfer`` the worker is killed when the money
-is gone and before that is on record. What the bank did is its journal.
+The arguments are the options of the payment's stage. With ``SHOP_DIE=after-transfer`` the worker is killed after the
+transfer and before it is on record. The bank's transfers are in its journal.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Idempotency(app, backend=os.environ["IDEMPOTENCY_BACKEND"], lease=float(os.envir
 
 @effect("transfer")
 def transfer() -> str:
-    """The effect. The bank has no idea that it was asked before."""
+    """The effect. The bank does not detect repeated transfers."""
     return "transferred"
 
 
 def statement() -> Found[str] | Finding:
-    """Asks the bank whether it has done it."""
+    """Ask the bank whether the transfer happened."""
     return Found("found on the statement") if read_journal(FOLDER) else NOT_DONE
 
 

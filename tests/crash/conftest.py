@@ -1,6 +1,6 @@
-"""Fixtures of the crash tests: a shop of its own for each test, on each backend that processes can share.
+"""Fixtures of the crash tests: a shop for each test, on each backend that processes can share.
 
-A test runs on every backend and at every moment, each time on another example; ``OI_TEST_CRASH=full`` runs it on
+A test runs on every backend and at every moment, each time with another example; ``OI_TEST_CRASH=full`` runs it on
 every example (``tests.matrix``).
 """
 
@@ -15,7 +15,7 @@ from tests.matrix import thin_out
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take out what the full form alone runs."""
+    """Deselect what only the full form runs."""
     thin_out(config, items, "crash", "CRASH", _cell, every_column=False)
 
 
@@ -23,7 +23,7 @@ def _cell(item: pytest.Item) -> tuple[str, str, str] | None:
     if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
         return None
     params = dict(item.callspec.params)
-    # an example, or a worker of a queue, of which each takes a minute
+    # an example, or a queue's worker, which takes a minute
     application = params.pop("application", None) or params.pop("workers", None)
     return None if application is None else (str(sorted(params.items())), application, item.originalname)
 

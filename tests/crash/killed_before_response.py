@@ -1,7 +1,7 @@
-"""Serves an example, and dies where its server would send the first byte of a response to a POST.
+"""Serves an example, and dies when its server would send the first byte of a response to a POST.
 
-``python -m tests.crash.killed_before_response examples.payments_flask``: the same words as ``python -m`` takes to serve
-the example. The middleware has finished by then.
+``python -m tests.crash.killed_before_response examples.payments_flask``: the arguments are those of ``python -m`` for
+the example. The middleware has recorded the response by then.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A worker that carries out orders through ``Once``, and is killed once for each order, at the moment the order names.
+"""A worker that carries out orders through ``Once`` and is killed once for each order, at the moment that it names.
 
-``celery -A tests.crash.once_worker worker`` is a Celery worker; ``python -m tests.crash.once_worker`` is one event loop
-that takes messages from a list in Redis, and puts back what its predecessor left. What happened is a journal.
+``celery -A tests.crash.once_worker worker`` is a Celery worker. ``python -m tests.crash.once_worker`` is one event loop
+that takes messages from a list in Redis, and requeues what its predecessor had taken. Effects go into a journal.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ app.conf.update(
 
 
 def die_once(order: str, moment: str) -> None:
-    """End this process as a power cut would, if this is the order's moment and it has not come yet."""
+    """Kill this process, if this is the order's moment and it was not killed for the order before."""
     if order != moment:
         return
     try:
@@ -61,7 +61,7 @@ def die_once(order: str, moment: str) -> None:
 
 
 def effect(order: str, name: str) -> str:
-    """What must not happen twice."""
+    """An effect that must not happen twice."""
     with (FOLDER / "journal.jsonl").open("a") as journal:
         journal.write(json.dumps({"order": order, "effect": name, "worker": os.getpid()}) + "\n")
     return f"{name} of {order}"
@@ -75,14 +75,14 @@ def journal(folder: Path, order: str) -> list[str]:
 
 
 def reserve(order: str) -> str:
-    """An effect of this service's own."""
+    """An effect in this service."""
     done = effect(order, "reserve")
     die_once(order, "reserving")
     return done
 
 
 def charge(order: str) -> str:
-    """An effect at another service."""
+    """An effect in another service."""
     done = effect(order, "charge")
     die_once(order, "charging")
     die_once(order, "unreconciled")
@@ -90,17 +90,17 @@ def charge(order: str) -> str:
 
 
 def statement(order: str) -> Found[str] | Finding:
-    """Asks the other service what became of the charge."""
+    """Ask the other service whether the charge happened."""
     return Found(f"charge of {order}") if "charge" in journal(FOLDER, order) else NOT_DONE
 
 
 def terms(order: str) -> dict[str, Any]:
-    """On what terms the charge is a stage."""
+    """The options of the charge's stage."""
     return {"external": True} if order == "unreconciled" else {"reconcile": statement}
 
 
 def carry_out(order: str) -> dict[str, Any]:
-    """The work."""
+    """Carry out an order, sync."""
     die_once(order, "claimed")
     idem.run("reserve", reserve, order)
     die_once(order, "reserve-recorded")
@@ -112,7 +112,7 @@ def carry_out(order: str) -> dict[str, Any]:
 
 
 async def acarry_out(order: str) -> dict[str, Any]:
-    """The same, async."""
+    """Carry out an order, async."""
     die_once(order, "claimed")
     await idem.arun("reserve", reserve, order)
     die_once(order, "reserve-recorded")
@@ -125,7 +125,7 @@ async def acarry_out(order: str) -> dict[str, Any]:
 
 @app.task(name="order", acks_late=True, reject_on_worker_lost=True)
 def celery_order(order: str) -> None:
-    """A message of Celery's, which is acknowledged when the work is on record."""
+    """A Celery task, acknowledged when the work is on record."""
     once.run(order, carry_out, order)
     die_once(order, "completed")
 
@@ -133,7 +133,7 @@ def celery_order(order: str) -> None:
 async def consume() -> None:
     """Take one message after another; acknowledge it when the work is on record."""
     client = redis.asyncio.from_url(BROKER)
-    while await client.lmove(TAKEN, QUEUE):  # what the worker before this one had in its hands
+    while await client.lmove(TAKEN, QUEUE):  # messages that the previous worker had taken
         pass
     while True:
         message = await client.blmove(QUEUE, TAKEN, 0)

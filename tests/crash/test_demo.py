@@ -1,4 +1,4 @@
-"""The demo, run as a newcomer runs it: it ends with 0 where its story is true, and only there."""
+"""The demo runs as its users run it: it exits with 0 if every claim that it prints holds, and only then."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from examples.workers import ROOT
 
 
 def run_demo(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The demo's end and what it printed."""
+    """The exit code and the output of the demo."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
     return subprocess.run(
         [sys.executable, "-m", "examples.demo", *arguments],
@@ -28,11 +28,11 @@ def run_demo(*arguments: str, **environment: str) -> subprocess.CompletedProcess
     )
 
 
-def assert_told(done: subprocess.CompletedProcess[str], application: str) -> None:
-    """The whole story was told of this application, and is true."""
+def assert_printed(done: subprocess.CompletedProcess[str], application: str) -> None:
+    """Check that the demo printed all its scenes for this application, and succeeded."""
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
-    told = " ".join(done.stdout.lower().split())
+    printed = " ".join(done.stdout.lower().split())
     for expected in (
         f"{application} on ",
         f"examples/payments_{application}.py, lines ",
@@ -44,26 +44,26 @@ def assert_told(done: subprocess.CompletedProcess[str], application: str) -> Non
         "curl: (52) empty reply from server",
         "carla's card was charged once",
     ):
-        assert expected in told
+        assert expected in printed
 
 
 def test_the_story_is_true() -> None:
     """O-01, O-02, O-03, O-05, L-02: a card is charged once, whatever happens."""
     done = run_demo()
 
-    assert_told(done, "fastapi")
-    assert "\x1b[" not in done.stdout, "colours, though there is no terminal"
+    assert_printed(done, "fastapi")
+    assert "\x1b[" not in done.stdout, "styles without a terminal"
 
 
 @pytest.mark.parametrize("application", [name for name in APPLICATIONS if name != "fastapi"])
 def test_the_story_is_true_of_each_framework(application: str) -> None:
-    """O-01, O-02, O-03, O-05, L-02: the same, told of the payments API of that framework."""
-    assert_told(run_demo(application), application)
+    """O-01, O-02, O-03, O-05, L-02: the same for the payments API of each framework."""
+    assert_printed(run_demo(application), application)
 
 
 @pytest.mark.parametrize("name", APPLICATIONS)
 def test_the_code_that_the_story_shows_has_the_stages(name: str) -> None:
-    """The charge, which is not repeated, and the receipt, before which the worker dies."""
+    """It shows the charge, which is not repeated, and the receipt, before which the worker dies."""
     listings = APPLICATIONS[name].listings()
 
     shown = "\n".join(line for listing in listings for line in listing.lines)
@@ -72,7 +72,7 @@ def test_the_code_that_the_story_shows_has_the_stages(name: str) -> None:
 
 
 def test_a_framework_that_is_not_there_is_an_error_that_names_those_that_are() -> None:
-    """Nothing is served, and nothing told."""
+    """No server starts, and no scene is printed."""
     done = run_demo("rails")
 
     assert done.returncode == 2
@@ -83,7 +83,7 @@ def test_a_framework_that_is_not_there_is_an_error_that_names_those_that_are() -
 
 
 def test_where_the_key_is_dropped_the_story_is_not_true() -> None:
-    """O-02: the demo notices that the repeated request runs again; in colours, as FORCE_COLOR stands for a terminal."""
+    """O-02: the demo notices that the repeated request runs again. FORCE_COLOR replaces a terminal."""
     done = run_demo("--serve", "tests.crash.unprotected", FORCE_COLOR="1")
 
     assert done.returncode == 1, done.stdout + done.stderr
@@ -92,7 +92,7 @@ def test_where_the_key_is_dropped_the_story_is_not_true() -> None:
 
 
 def test_with_records_that_die_with_their_worker_the_story_is_not_true() -> None:
-    """L-02: the demo notices that the retry after the crash was not held back by the dead worker's lease."""
+    """L-02: the demo notices that the retry did not wait for the dead worker's lease."""
     done = run_demo("--backend", "memory://")
 
     assert done.returncode == 1, done.stdout + done.stderr
@@ -100,7 +100,7 @@ def test_with_records_that_die_with_their_worker_the_story_is_not_true() -> None
 
 
 def test_a_server_that_does_not_start_is_reported() -> None:
-    """The demo says what the server said."""
+    """The demo prints the server's output."""
     done = run_demo("--serve", "tests.crash.no_such_module")
 
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""SIGKILL between two stages, in each framework and on each backend: the retry resumes, nothing happens twice."""
+"""SIGKILL between two stages, in each framework and on each backend: the retry resumes, and no effect happens twice."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_worker_killed_between_two_stages_is_resumed_by_another(application: s
 def test_a_retry_while_the_lease_lasts_says_when_to_come_back(application: str, sqlite_site: Site) -> None:
     """O-03: the dead worker's request is still `in-progress`, with Retry-After within the lease and a second."""
     client = Client()
-    # Nobody waits for its end, so the lease may be long enough for any machine.
+    # No test waits for its end, so the lease may be long enough for any machine.
     long = {"IDEMPOTENCY_LEASE": "60"}
     with (
         sqlite_site.start(application, SHOP_DIE="before-charge", **long) as doomed,

@@ -1,4 +1,4 @@
-"""SIGKILL at the other moments: before anything happened, between effect and record, before the response left."""
+"""SIGKILL before any effect, between an effect and its record, and before the response is sent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ KILLED_BEFORE_RESPONSE = "tests.crash.killed_before_response"
 
 
 def test_a_worker_killed_before_any_stage_is_repeated_whole(application: str, sqlite_site: Site) -> None:
-    """L-02, O-09: nothing was recorded, so attempt 2 does it all."""
+    """L-02, O-09: nothing was recorded, so attempt 2 runs every stage."""
     client = Client()
     with (
         sqlite_site.start(application, SHOP_DIE="before-reserve") as doomed,
@@ -30,7 +30,7 @@ def test_a_worker_killed_before_any_stage_is_repeated_whole(application: str, sq
 def test_a_worker_killed_between_the_charge_and_its_record_asks_the_provider_again_with_the_same_key(
     application: str, sqlite_site: Site
 ) -> None:
-    """``key_for``: the honest gap; the stage runs again, the provider knows the key."""
+    """``key_for``: the stage runs again in this gap, and the provider recognises the key."""
     client = Client()
     with (
         sqlite_site.start(application, SHOP_DIE="after-charge") as doomed,
@@ -50,7 +50,7 @@ def test_a_worker_killed_between_the_charge_and_its_record_asks_the_provider_aga
 def test_a_worker_killed_after_completion_and_before_its_response_left_is_replayed_at_once(
     application: str, site: Site
 ) -> None:
-    """R-03, O-02: the response was durable before it left, so the retry gets it, and there is no lease to wait for."""
+    """R-03, O-02: the response is recorded before it is sent, so the retry gets it without waiting."""
     client = Client()
     doomed_command = [KILLED_BEFORE_RESPONSE, *APPLICATIONS[application]]
     with site.start_command(doomed_command) as doomed, site.start(application) as successor:
@@ -67,5 +67,5 @@ def test_a_worker_killed_after_completion_and_before_its_response_left_is_replay
 
 
 def sqlite_workers(site: Site) -> list[tuple[str, int]]:
-    """Which worker did what."""
+    """The worker of each effect."""
     return site.effects()

@@ -1,4 +1,4 @@
-"""SIGKILL between an effect and its record, where the other side knows no keys: the stage is in doubt (S-04)."""
+"""SIGKILL between an effect and its record, at a service without idempotency keys: the stage is in doubt (S-04)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def doubtful(site: Site) -> Iterator[tuple[Site, ExitStack]]:
 
 
 def killed_and_retried(site: Site, workers: ExitStack, terms: str, die: str) -> Reply:
-    """The first response from the second worker that is not the 409 of a running request."""
+    """The second worker's first response that is not the 409 of a running request."""
     client = Client()
     command = ["tests.crash.bank", terms]
     doomed = workers.enter_context(site.start_command(command, SHOP_DIE=die)).wait_until_it_serves()
@@ -39,7 +39,7 @@ def test_an_effect_that_may_have_happened_is_not_repeated(doubtful: tuple[Site, 
 
 
 def test_the_bank_is_asked_and_knows_it(doubtful: tuple[Site, ExitStack]) -> None:
-    """S-04: Found; the money went once, and the client learns so."""
+    """S-04: Found; the money went once, and the client gets that result."""
     site, workers = doubtful
     reply = killed_and_retried(site, workers, "reconcile", "after-transfer")
     assert (reply.status, reply.body) == (201, b"found on the statement")
@@ -55,7 +55,7 @@ def test_the_bank_is_asked_and_never_saw_it(doubtful: tuple[Site, ExitStack]) ->
 
 
 def test_who_asks_for_a_repetition_gets_it(doubtful: tuple[Site, ExitStack]) -> None:
-    """S-04: ``on_doubt="rerun"`` is the honest gap, chosen knowingly."""
+    """S-04: ``on_doubt="rerun"`` runs the stage again, as its author chose."""
     site, workers = doubtful
     reply = killed_and_retried(site, workers, "rerun", "after-transfer")
     assert reply.status == 201

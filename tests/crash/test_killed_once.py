@@ -1,4 +1,4 @@
-"""SIGKILL at each point of a ``Once`` call in the workers of a queue, and redelivery: exactly what is promised.
+"""SIGKILL at each point of a ``Once`` call in the workers of a queue, and redelivery of the messages.
 
 Real workers and a real broker: Celery with ``acks_late`` in both pools, and one event loop. A plain stage that is
 killed between its effect and its record runs again; everything else happens once (S-02, S-04).
@@ -36,7 +36,7 @@ COMMANDS = {
 
 
 class Workers:
-    """One worker at a time, which is started again whenever it was killed."""
+    """One worker at a time, which is started again after each kill."""
 
     def __init__(self, kind: str, folder: Path, broker: str, records: str) -> None:
         self.kind = kind
@@ -63,7 +63,7 @@ class Workers:
                 once_worker.celery_order.apply_async((order,), connection=connection)
 
     def go_on(self) -> None:
-        """Start the worker where none runs, and have the broker deliver again what a killed one had."""
+        """Start the worker if none runs, and have the broker redeliver the messages of a killed one."""
         if self._process is None or self._process.poll() is not None:
             if self._process is not None:
                 assert self._process.returncode == -signal.SIGKILL, self.log
@@ -84,7 +84,7 @@ class Workers:
                 connection.default_channel.qos.restore_visible(num=100)
 
     def stop(self) -> None:
-        """End the worker with the processes that it has started."""
+        """End the worker and the processes that it has started."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -98,7 +98,7 @@ class Workers:
 
 @pytest.fixture(scope="module")
 def broker() -> Iterator[str]:
-    """A server of this module's own, for queues and records."""
+    """A server of this module, for queues and records."""
     server = Server("valkey").start()
     try:
         yield server.url
@@ -108,7 +108,7 @@ def broker() -> Iterator[str]:
 
 @pytest.fixture(params=COMMANDS)
 def workers(request: pytest.FixtureRequest, tmp_path: Path, broker: str) -> Iterator[tuple[Workers, Once]]:
-    """The worker of each kind, and the records that it writes."""
+    """Each kind of worker, and the records that it writes."""
     with redis.Redis.from_url(broker) as client:
         client.flushdb()
     records = f"{broker}?timeout=0.5"
@@ -122,7 +122,7 @@ def workers(request: pytest.FixtureRequest, tmp_path: Path, broker: str) -> Iter
 
 
 def _wait(workers: Workers, once: Once, folder: Path) -> dict[str, OnceStatus]:
-    """The status of each order when all of them have ended, whatever killed their workers."""
+    """The status of each order, when all have ended; killed workers are started again."""
     deadline = time.monotonic() + ENDED_WITHIN
     while time.monotonic() < deadline:
         workers.go_on()
@@ -142,7 +142,7 @@ def _has_ended(order: str, status: OnceStatus, folder: Path) -> bool:
 def test_work_that_is_killed_at_each_point_is_carried_out_as_promised(
     workers: tuple[Workers, Once], tmp_path: Path
 ) -> None:
-    """N-28, L-02, S-04: each order is killed once, delivered again and resumed."""
+    """N-28, L-02, S-04: each order is killed once, redelivered and resumed."""
     worker, once = workers
     worker.send(MOMENTS)
 

@@ -1,4 +1,4 @@
-"""Serves the FastAPI example behind something that drops the key, as a careless proxy may: no story is true there."""
+"""Serves the FastAPI example behind a layer that drops the key, as a misconfigured proxy may; the demo must fail."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from examples.serving import serve_asgi
 
 
 async def keyless(scope: Any, receive: Any, send: Any) -> None:
-    """The example, which never sees a key."""
+    """The example application, which never gets a key."""
     if scope["type"] == "http":
         scope["headers"] = [field for field in scope["headers"] if field[0] != b"idempotency-key"]
     await app(scope, receive, send)

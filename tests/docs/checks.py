@@ -1,6 +1,6 @@
-"""What the hidden blocks of the pages check: a real client sends, and each view's answer differs from run to run.
+"""Checks for the hidden blocks of the pages: a real client sends requests to views whose responses differ in each run.
 
-Every check makes a key of its own, so that examples of one page may share a database.
+Every check makes its own key, so that examples of one page may share a database.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from open_idempotency.testing import Kit, NoResponse
 
 
 def posted_over_asgi(app: Any, path: str, body: object = None, *, times: int, key: str | None = None) -> list[Any]:
-    """The answers to one request that is sent several times with one key; ``key=""``: without any."""
+    """The responses to one request that is sent several times with one key; ``key=""``: without a key."""
     sent = str(uuid.uuid4()) if key is None else key
     headers = {"Idempotency-Key": sent} if sent else {}
 
@@ -31,7 +31,7 @@ def posted_over_asgi(app: Any, path: str, body: object = None, *, times: int, ke
 
 
 def posted_over_wsgi(app: Any, path: str, body: object = None, *, times: int, key: str | None = None) -> list[Any]:
-    """The same over WSGI; works on a Flask application too."""
+    """``posted_over_asgi`` for WSGI, and for a Flask application."""
     from werkzeug.test import Client
 
     sent = str(uuid.uuid4()) if key is None else key
@@ -41,7 +41,7 @@ def posted_over_wsgi(app: Any, path: str, body: object = None, *, times: int, ke
 
 
 def posted_in_django(path: str, body: object = None, *, times: int, key: str | None = None) -> list[Any]:
-    """The same with Django's own client."""
+    """``posted_over_asgi`` with Django's test client."""
     from django.test import Client
 
     sent = str(uuid.uuid4()) if key is None else key
@@ -51,8 +51,8 @@ def posted_in_django(path: str, body: object = None, *, times: int, key: str | N
     return [client.post(path, text, content_type="application/json", headers=headers) for _ in range(times)]
 
 
-def _body(answer: Any) -> bytes:
-    return answer.data if hasattr(answer, "data") else answer.content
+def _body(response: Any) -> bytes:
+    return response.data if hasattr(response, "data") else response.content
 
 
 def _replays(first: Any, second: Any) -> None:
@@ -62,9 +62,9 @@ def _replays(first: Any, second: Any) -> None:
     assert (second.status_code, _body(second)) == (first.status_code, _body(first))
 
 
-def _requires_a_key(answer: Any) -> None:
-    assert answer.status_code == 400, _body(answer)
-    assert json.loads(_body(answer))["type"] == "urn:problem-type:open-idempotency:key-missing"
+def _requires_a_key(response: Any) -> None:
+    assert response.status_code == 400, _body(response)
+    assert json.loads(_body(response))["type"] == "urn:problem-type:open-idempotency:key-missing"
 
 
 def _runs_each_time(first: Any, second: Any) -> None:
@@ -110,7 +110,7 @@ def runs_each_time_in_django(path: str) -> None:
 
 @asynccontextmanager
 async def _started(app: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an application that a server has started: some frameworks take no request before that."""
+    """A client of a started application: some frameworks accept no request before startup."""
     received: asyncio.Queue[Any] = asyncio.Queue()
     sent: asyncio.Queue[Any] = asyncio.Queue()
     scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
@@ -135,7 +135,7 @@ async def _started(app: Any) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def is_idempotent_over_asgi(app: Any, path: str, effects: Any) -> None:
-    """One effect and one response: one after the other, in flight, and after a crash at each stage."""
+    """One effect and one response: for sequential and concurrent duplicates, and after a crash at each stage."""
 
     async def check() -> None:
         async with _started(app) as client:
@@ -147,9 +147,9 @@ def is_idempotent_over_asgi(app: Any, path: str, effects: Any) -> None:
 
 
 def resumes_over_asgi(app: Any, path: str, stage: str, effects: Any) -> None:
-    """The same, and an attempt that died behind a stage is resumed: the stage does not run again.
+    """Duplicates are refused, and an attempt that died after a stage is resumed without running it again.
 
-    For a framework that reports no exception to its server, so that the other crashes cannot be played.
+    For a framework that reports no exception to its server, so that the other crashes cannot be simulated.
     """
 
     async def check() -> None:
@@ -179,7 +179,7 @@ async def _refuses_duplicates(client: httpx.AsyncClient, path: str) -> None:
 
 
 def is_idempotent_over_wsgi(app: Any, path: str, effects: Any) -> None:
-    """The same as over ASGI."""
+    """``is_idempotent_over_asgi`` for WSGI."""
     from werkzeug.test import Client
 
     replays_over_wsgi(app, path)
@@ -187,7 +187,7 @@ def is_idempotent_over_wsgi(app: Any, path: str, effects: Any) -> None:
 
 
 def is_idempotent_in_django(path: str, effects: Any) -> None:
-    """The same with Django's own client."""
+    """``is_idempotent_over_asgi`` with Django's test client."""
     from django.test import Client
 
     _is_idempotent(Client(), path, effects)

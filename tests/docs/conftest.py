@@ -1,4 +1,4 @@
-"""The contract of the backend that the docs write: sync and awaited, each test on asyncio or on trio."""
+"""Fixtures of the docs tests, and the matrix of the contract for the backend that the docs write."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tests.support.prepared import WAYS, Prepared
 
 @pytest.fixture(scope="session", params=WAYS)
 def prepared(request: pytest.FixtureRequest) -> Iterator[Prepared]:
-    """What runs pages, each in a process of its own."""
+    """Runs pages, each in a separate process."""
     runner = Prepared(request.param)
     yield runner
     runner.close()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take out what the full form alone runs."""
+    """Deselect what only the full form runs."""
     thin_out(config, items, "docs", "CONTRACT", _cell, every_column=False)
 
 
 def _cell(item: pytest.Item) -> tuple[str, str, str] | None:
     if not isinstance(item, pytest.Function) or item.cls is None or not issubclass(item.cls, BackendContract):
         return None
-    colour = item.callspec.params["colour"]
-    return "blocking" if colour == "sync" else "awaited", colour, apart_from(item, "colour")
+    mode = item.callspec.params["mode"]
+    return "blocking" if mode == "sync" else "awaited", mode, apart_from(item, "mode")

@@ -1,8 +1,8 @@
 """Runs the Python blocks of one page, in order, as one module: ``python -m tests.docs.execute README.md``.
 
-In a process of its own, since a page may set Django up, and may leave files in the current directory. A block that
-begins with ``# settings.py`` sets Django up with what it names. A ``text`` block right after a Python block is what
-that block prints.
+It runs in a separate process, since a page may set Django up, and may write files to the current directory. A block
+that begins with ``# settings.py`` sets Django up with its names. A ``text`` block right after a Python block is the
+output of that block.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MODULE = "page"
 
 
 def run(page: Path, after: Callable[[types.ModuleType], object] = lambda module: None) -> int:
-    """Run the page's blocks; how many there were. ``after``: called with the page's module behind each of them."""
+    """Run the page's blocks; their number. ``after``: called with the page's module after each block."""
     module = types.ModuleType(MODULE)
     module.__file__ = str(page)
     sys.modules[MODULE] = module

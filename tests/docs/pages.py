@@ -34,7 +34,7 @@ class Block(NamedTuple):
 
 
 class Link(NamedTuple):
-    """An inline link, with the line that it is on."""
+    """An inline link, with its line."""
 
     text: str
     target: str
@@ -68,19 +68,19 @@ def _blocks(text: str) -> Iterator[Block]:
 
 
 def without_blocks(text: str) -> str:
-    """The prose alone, with every block blanked out and every character at its old place."""
+    """The prose alone: blocks are blanked out, and every character keeps its offset."""
     for pattern in (_FENCE, _HIDDEN):
         text = pattern.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
     return text
 
 
 def headings(page: Path) -> list[str]:
-    """The titles of a page in order."""
+    """The headings of a page in order."""
     return [m[2].strip() for m in _HEADING.finditer(without_blocks(page.read_text(encoding="utf-8")))]
 
 
 def section(page: Path, title: str) -> str:
-    """The prose under a heading, to the next one of the same level or above."""
+    """The prose under a heading, up to the next one of the same level or above."""
     text = without_blocks(page.read_text(encoding="utf-8"))
     match = re.search(rf"^(#+) {re.escape(title)}$(.*?)(?=^#{{1,6}} |\Z)", text, re.MULTILINE | re.DOTALL)
     assert match, f"{name_of(page)} has no section {title!r}"
@@ -88,7 +88,7 @@ def section(page: Path, title: str) -> str:
 
 
 def links(text: str) -> list[Link]:
-    """The inline links of a page's prose; what stands in back quotes is not a link."""
+    """The inline links of a page's prose, without those in backquotes."""
     prose = without_blocks(text)
     outside = [(m.start(), m) for m in _LINK.finditer(prose)]
     quoted = [range(m.start(), m.end()) for m in _CODE.finditer(prose)]
@@ -98,5 +98,5 @@ def links(text: str) -> list[Link]:
 
 
 def anchor(title: str) -> str:
-    """The anchor that GitHub and MyST make of a heading."""
+    """The anchor that GitHub and MyST derive from a heading."""
     return re.sub(r"[^\w\- ]", "", title.replace("`", "").lower()).replace(" ", "-")

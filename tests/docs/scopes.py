@@ -1,7 +1,7 @@
 """Runs a page, and sends a request without credentials to each ``scope=`` on it: ``python -m tests.docs.scopes PAGE``.
 
-A ``scope=`` that an adapter has on the page is asked through that application, any other one through a bare ASGI and a
-bare WSGI middleware. Prints what each one has led to, ``name: status``; an exception is a 500, as a server makes it.
+A ``scope=`` of an adapter on the page is tested through that application, any other one through a bare ASGI and a bare
+WSGI middleware. Prints ``name: status`` for each; an exception counts as a 500.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def ask_asgi(app: Any) -> int:
 
 
 def ask_wsgi(app: Any, path: str = PATH) -> int:
-    """The same, under WSGI."""
+    """The status of a POST without credentials, under WSGI."""
     try:
         return Client(app).post(path, headers=FIELDS).status_code
     except Exception:
@@ -65,7 +65,7 @@ def _ask_flask(app: Any) -> int:
 
 
 def on_adapters() -> Iterator[tuple[Callable[..., str], int]]:
-    """Each ``scope=`` of the page's own applications, with what it leads to."""
+    """Each ``scope=`` of the page's own applications, and its status."""
     for found, ask in ((asgi.IdempotencyMiddleware, ask_asgi), (wsgi.IdempotencyMiddleware, ask_wsgi)):
         for middleware in _all(found):
             if callable(middleware.engine.policy.scope):
@@ -79,15 +79,15 @@ def on_adapters() -> Iterator[tuple[Callable[..., str], int]]:
 
 
 def on_policies(asked: set[Any]) -> Iterator[tuple[Callable[..., str], int]]:
-    """Each ``scope=`` that no application has: asked under ASGI and under WSGI."""
+    """Each ``scope=`` that no application has, under ASGI and under WSGI."""
     for scope in {policy.scope for policy in _all(IdempotencyPolicy) if callable(policy.scope)} - asked:
         yield scope, ask_asgi(asgi.IdempotencyMiddleware(_bare_asgi, "memory://", scope=scope))
         yield scope, ask_wsgi(wsgi.IdempotencyMiddleware(_bare_wsgi, "memory://", scope=scope))
 
 
 def main(page: Path) -> None:
-    """Run the page, and ask."""
-    made: list[object] = []  # a page gives one name to several things, and all of them are to be asked
+    """Run the page, and test each ``scope=``."""
+    made: list[object] = []  # a page may use one name several times, and each object is tested
     run(page, lambda module: made.extend(vars(module).values()))
     _start_stacks()
     found = list(on_adapters())
@@ -97,7 +97,7 @@ def main(page: Path) -> None:
 
 
 def _start_stacks() -> None:
-    """Have applications that make their middleware with the first request make it."""
+    """Make applications build their middleware, which some do at the first request."""
     starlette = sys.modules.get("starlette.applications")
     for app in [] if starlette is None else _all(starlette.Starlette):
         if app.middleware_stack is None:

@@ -1,7 +1,7 @@
-"""A page's application on a real server, and what ``curl -i`` would print of it.
+"""A page's application on a real server, and the output of ``curl -i`` for it.
 
-The application is the text of the page, written to ``app.py``; uvicorn serves it in a process of its own, on a socket
-that was opened here, so that no port is guessed. Requests are what the page's ``curl`` commands say.
+The application is the text of the page, written to ``app.py``. uvicorn serves it in a separate process, on a socket
+that was opened here, so that no port is guessed. The page's ``curl`` commands define the requests.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Exchange(NamedTuple):
 
 @contextmanager
 def listening() -> Iterator[socket.socket]:
-    """A socket that clients may connect to already; it outlives the servers that answer on it."""
+    """A socket that clients may connect to already; it outlives the servers that accept on it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener
 
 
 def start(directory: Path, listener: socket.socket) -> subprocess.Popen[bytes]:
-    """Serve ``app.py`` of a directory on the listener; to be ended with ``stop``."""
+    """Serve ``app.py`` of a directory on the listener; ``stop`` ends it."""
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", _SERVE, str(listener.fileno())],
         cwd=directory,
@@ -66,14 +66,14 @@ def exchanges(text: str) -> list[Exchange]:
 
 
 def await_ready(listener: socket.socket) -> None:
-    """Wait until the server answers; what it answers does not matter."""
+    """Wait until the server responds, with any status."""
     with socket.create_connection(listener.getsockname(), SECONDS) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert _read(client)
 
 
 def perform(command: str, listener: socket.socket) -> list[str]:
-    """Send what a ``curl -i`` command says; the lines that it would print, or none where nobody answered."""
+    """Send what a ``curl -i`` command says; the lines that it would print, or none if there is no response."""
     options, path = _parse(command)
     body = options.pop("-d", [""])[0].encode()
     lines = [f"POST {path} HTTP/1.1", "Host: localhost:8000", "Connection: close", f"Content-Length: {len(body)}"]
@@ -99,19 +99,19 @@ def _parse(command: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _read(client: socket.socket) -> list[str]:
-    answer = b""
+    response = b""
     try:
         while piece := client.recv(65536):
-            answer += piece
+            response += piece
     except ConnectionResetError:
         return []
-    head, _, body = answer.partition(b"\r\n\r\n")
+    head, _, body = response.partition(b"\r\n\r\n")
     lines = head.decode("latin-1").split("\r\n")
     return [line for line in lines if line and line.lower() != "connection: close"] + ["", body.decode()] * bool(head)
 
 
 def undated(lines: list[str]) -> list[str]:
-    """The same lines without what depends on the moment, and with one name for 422, which Python 3.13 renamed."""
+    """The lines without dates and times, and with one name for 422, which Python 3.13 renamed."""
     renamed = [line.replace("422 Unprocessable Content", "422 Unprocessable Entity") for line in lines]
     unmarked = [re.sub(r'"reference": "[0-9a-f]{16}"', '"reference": "…"', line) for line in renamed]
     return [re.sub(r"^(date|retry-after): .*", r"\1: …", line) for line in unmarked]

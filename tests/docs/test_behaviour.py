@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "reference" / "behaviour.md"
 
 
 def _numbers(last: int, *between: str) -> list[str]:
-    """From 01 to the last, and those that came between them later."""
+    """The numbers from 01 to the last one, and later additions in between."""
     return [*(f"{n:02}" for n in range(1, last + 1)), *between]
 
 
@@ -43,14 +43,14 @@ def test_a_line_of_behaviour_is_described_once(number: str) -> None:
 
 
 def test_the_reference_numbers_nothing_else() -> None:
-    """A row with a number that this test does not know would be a line nobody can look up."""
+    """Every numbered row is a known line of behaviour."""
     page = PAGE.read_text(encoding="utf-8")
     known = {f"{letter}-{n}" for letter, numbers in LINES.items() for n in numbers}
     assert set(re.findall(r"^\| ([A-Z]-\d\w*) \|", page, re.MULTILINE)) == known
 
 
 def test_the_problem_of_a_short_key_says_what_the_documents_say() -> None:
-    """H-12: README, behaviour and security use the words of the problem."""
+    """H-12: README, behaviour and security quote the problem."""
     with pytest.raises(KeyRejected) as refused:
         caller_scope(Request("POST", b"/", b"", [], None), Identity(None), "k" * 15, IdempotencyPolicy())
     said = str(refused.value).partition(";")[0]
@@ -69,7 +69,7 @@ ASKED_FOR_BY = {
 
 @pytest.mark.parametrize("number", ASKED_FOR_BY)
 def test_what_is_called_built_can_be_asked_for(number: str) -> None:
-    """A line is not yet built as long as one of these arguments is missing, and no longer."""
+    """A line counts as built if and only if all its arguments exist."""
     (row,) = re.findall(rf"^\| {number} \|.*$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     arguments, callables = ASKED_FOR_BY[number]
     built = all(arguments <= set(inspect.signature(function).parameters) for function in callables)
@@ -77,7 +77,7 @@ def test_what_is_called_built_can_be_asked_for(number: str) -> None:
 
 
 def test_every_line_says_whether_it_is_built() -> None:
-    """Yes, not yet, or partly with what is missing."""
+    """Yes, not yet, or partly, with what is missing."""
     rows = re.findall(r"^\| [A-Z]-\d\w* \|.*$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     for row in rows:
         assert re.search(r"\| (yes|not yet|partly: .+) \|$", row), row

@@ -1,4 +1,4 @@
-"""Every Python block of the README and the docs runs, in order, and what it asserts holds."""
+"""Every Python block of the README and the docs runs, in order, and its assertions hold."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def _with_python() -> list[Path]:
 
 @pytest.mark.parametrize("page", _with_python(), ids=name_of)
 def test_the_python_blocks_of_a_page_run(page: Path, tmp_path: Path, prepared: Prepared) -> None:
-    """The whole page is one program: each block sees what the blocks above it made."""
+    """A page is one program: each block sees the names of the blocks above it."""
     done = prepared.run("tests.docs.execute", [str(page)], tmp_path, SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len([b for b in blocks(page) if b.language == 'python'])} blocks" in done.stdout
 
 
 def test_every_page_shows_something_that_runs() -> None:
-    """A page without a program describes what its reader cannot try."""
+    """Every page has a block that runs."""
     without = {name_of(page) for page in pages()} - {name_of(page) for page in _with_python()}
     assert without - WITHOUT_PYTHON == set()
 
 
 @pytest.mark.parametrize("page", pages(), ids=name_of)
 def test_no_block_hides_from_the_tests(page: Path) -> None:
-    """A block is of a language that the tests know, so that none goes unchecked because of a misspelt name."""
+    """Every block has a language that the tests know, so that a misspelt one does not go unchecked."""
     known = {"python", "console", "sh", "json", "http", "text", "ini", "toml", "lua", "js"}
     directives = {"{toctree}", "{eval-rst}", "{include} ../CHANGELOG.md", "{image} states.svg"}
     for block in blocks(page):

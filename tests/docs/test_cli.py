@@ -1,4 +1,4 @@
-"""The page about commands has every command and option; pages with transcripts show what each command prints."""
+"""The page about commands has every command and option; transcripts on pages show the real output."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def _plain(text: str) -> list[str]:
 
 
 def _shown(page: Path) -> list[tuple[str, str]]:
-    """Each command on a page, and what the page says that it prints."""
+    """Each command on a page, with its output on the page."""
     text = "".join(block.text for block in blocks(page) if block.language == "console")
     parts = re.split(r"^\$ open-idempotency (.*)\n", text, flags=re.MULTILINE)[1:]
     return list(zip(parts[::2], parts[1::2], strict=True))
 
 
 def _make(url: str) -> None:
-    """The records that the pages show."""
+    """Make the records that the pages show."""
     with open_backend(url) as backend:
         backend.migrate()
         maker = Maker(backend)
@@ -69,7 +69,7 @@ def test_the_commands_print_what_the_page_shows(
 
 
 def test_the_pages_of_operators_have_transcripts() -> None:
-    """Else the test above could lose them."""
+    """Otherwise the test above would check nothing."""
     guides = PAGE.parent.parent / "how-to"
     assert len(_shown(PAGE)) >= 9
     assert len(_shown(guides / "stuck-keys.md")) >= 3
@@ -77,7 +77,7 @@ def test_the_pages_of_operators_have_transcripts() -> None:
 
 
 def test_every_command_has_a_section() -> None:
-    """P-18: some share one."""
+    """P-18: some commands share one."""
     titles = [name for title in headings(PAGE) for name in title.split(", ")]
     assert set(_commands()) <= set(titles)
 

@@ -1,4 +1,4 @@
-"""The README's two commands: one line each, and what they call exists."""
+"""The README's two commands are one line each, and what they call exists."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _tox() -> configparser.ConfigParser:
 
 
 def test_the_commands_call_what_tox_knows() -> None:
-    """The first runs the demo; the second what tox runs by itself: the tests, and the quick checks of ``lint``."""
+    """The first runs the demo; the second the default environments of tox: the tests and ``lint``."""
     tox = _tox()
     demo, everything = (command.strip().rpartition(" && ")[2] for command in _commands())
     assert demo == "tox -e demo"
@@ -46,7 +46,7 @@ def _ignored() -> list[str]:
 
 
 def test_what_the_command_ignores_runs_in_full() -> None:
-    """Nothing is left out everywhere."""
+    """Tests that the command ignores run in ``tox -e full``."""
     ignored = _ignored()
     assert ignored
     assert all((ROOT / path).exists() for path in ignored)
@@ -55,7 +55,7 @@ def test_what_the_command_ignores_runs_in_full() -> None:
 
 
 def test_every_line_of_behaviour_is_proved_by_what_the_command_runs() -> None:
-    """What it ignores proves no line that nothing else proves, and none of the README's guarantees."""
+    """No line of behaviour or guarantee of the README is proved only by a test that the command ignores."""
     ignored = tuple(_ignored())
     proofs = collector().proofs()
     assert {proof.line for proof in proofs} == {proof.line for proof in proofs if not proof.test.startswith(ignored)}
@@ -63,7 +63,7 @@ def test_every_line_of_behaviour_is_proved_by_what_the_command_runs() -> None:
 
 
 def test_each_environment_that_a_page_names_exists() -> None:
-    """``tox -e compare``, ``tox -e bench`` and so on can be copied from wherever they stand."""
+    """``tox -e compare``, ``tox -e bench`` and so on, on every page."""
     tox = _tox()
     named = {
         (name_of(page), name)

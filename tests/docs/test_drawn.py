@@ -1,4 +1,4 @@
-"""What the docs draw from the code is what the code says now."""
+"""The generated parts of the docs agree with the code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REFERENCE = ROOT / "docs" / "reference"
 
 
 def test_the_drawn_parts_are_up_to_date() -> None:
-    """Tables of fields, problems, events, errors and states, and the picture; `python docs/_ext/drawn.py` mends it."""
+    """Tables and the picture; `python docs/_ext/drawn.py` updates them."""
     script = "import drawn; raise SystemExit(', '.join(path.name for path in drawn.outdated()))"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script],
@@ -32,7 +32,7 @@ def test_the_drawn_parts_are_up_to_date() -> None:
 
 
 def test_the_diagram_shows_every_state_and_every_change() -> None:
-    """One box a state, one arrow for each pair of states that some verb joins, and those that time draws."""
+    """One box for each state, one arrow for each pair of states that a verb or time joins."""
     picture = ElementTree.fromstring((REFERENCE / "states.svg").read_text(encoding="utf-8"))
     space = "{http://www.w3.org/2000/svg}"
     labels = {text.text for text in picture.iter(f"{space}text")}
@@ -44,7 +44,7 @@ def test_the_diagram_shows_every_state_and_every_change() -> None:
 
 
 def test_no_label_of_the_diagram_covers_a_box_an_arrow_or_another_label() -> None:
-    """Each label, as wide as it is drawn, has a place of its own."""
+    """Labels, as wide as they are drawn, overlap nothing."""
     states = extension("states")
     arrows = [states.arrow(edge) for edge in states.edges()]
     labels = states.place_labels(arrows)
@@ -66,7 +66,7 @@ def test_the_accident_and_the_cure_are_drawn_from_a_real_run(with_key: bool) -> 
 
 
 def test_a_drawing_has_the_colours_of_the_page_and_none_of_its_own() -> None:
-    """Each shape has a class of a role, so that dark mode reaches it."""
+    """Each shape has a CSS class for its role, so that dark mode applies."""
     for path in (REFERENCE / "states.svg", *(ROOT / "docs" / "pictures").glob("*.svg")):
         picture = ElementTree.fromstring(path.read_text(encoding="utf-8"))
         for element in picture.iter():
@@ -76,13 +76,13 @@ def test_a_drawing_has_the_colours_of_the_page_and_none_of_its_own() -> None:
 
 
 def test_the_state_table_has_a_row_for_each_verb() -> None:
-    """B-03: what is refused is written down as well."""
+    """B-03: refusals included."""
     page = (REFERENCE / "states.md").read_text(encoding="utf-8")
     assert len(re.findall(r"^\| `\w+` \|", page, re.MULTILINE)) == len(TRANSITIONS)
 
 
 def test_every_system_check_of_django_is_explained() -> None:
-    """A person who is told `open_idempotency.W001` finds it on the page, and finds none that does not exist."""
+    """The page explains each check, such as `open_idempotency.W001`, and no other one."""
     folder = ROOT / "src" / "open_idempotency" / "django"
     source = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*checks.py"))
     page = (ROOT / "docs" / "frameworks" / "django.md").read_text(encoding="utf-8")

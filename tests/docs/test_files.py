@@ -1,4 +1,4 @@
-"""What a reader of the code may expect of each file: a test file says what it holds, and an exception says why."""
+"""Conventions of the code: a test file says what it holds, and an exception to a check gives its reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WITH_REASON = re.compile(
 
 
 def without_reason(comment: str) -> bool:
-    """Whether this comment turns off a check and gives no reason."""
+    """Whether this comment turns off a check without a reason."""
     found = _TURNS_OFF.search(comment)
     return found is not None and _WITH_REASON.match(comment, found.start()) is None
 
@@ -49,7 +49,7 @@ def without_reason(comment: str) -> bool:
     ],
 )
 def test_a_reason_is_distinguished_from_none(comment: str, bare: bool) -> None:
-    """So the test below can fail."""
+    """The test below can fail."""
     assert without_reason(comment) is bare
 
 
@@ -61,11 +61,11 @@ def _comments(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def test_whatever_turns_off_a_check_gives_its_reason_on_the_line() -> None:
-    """In the package and in the tests, whose own types nothing checks."""
+    """In the package, and in the tests, whose types are not checked."""
     bare = [
         f"{path.relative_to(ROOT)}:{line}: {comment}"
         for path in SOURCES
-        # the words alone are cheap to look for, and few files have them
+        # a fast search first: few files have these words
         if _TURNS_OFF.search(path.read_text(encoding="utf-8")) and path != Path(__file__)
         for line, comment in _comments(path)
         if without_reason(comment)
@@ -105,6 +105,6 @@ def _says_what_it_holds(path: Path) -> bool:
 
 
 def test_every_test_file_says_in_one_line_what_it_holds() -> None:
-    """Its docstring begins with one sentence on a line of its own."""
+    """Its docstring begins with one sentence on its own line."""
     unsaid = [str(path.relative_to(ROOT)) for path in TEST_FILES if not _says_what_it_holds(path)]
     assert not unsaid, "let the docstring's first line be one sentence:\n" + "\n".join(unsaid)

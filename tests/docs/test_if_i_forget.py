@@ -1,4 +1,4 @@
-"""The page of what is easily forgotten: each row has a test that proves it, and each message is what the code says."""
+"""The page of common mistakes: a test proves each row, and each quoted message is that of the code."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ def _order(row: Row) -> tuple[int, str]:
 
 
 def test_each_line_of_the_table_is_a_row() -> None:
-    """A line that this test cannot read would be one that nothing holds."""
+    """Every line can be parsed, so that none goes unchecked."""
     table = _text().partition("| When | Misuse |")[2].splitlines()[2:]
     assert len(table) == len(_rows()) > 90
 
 
 def test_the_page_explains_each_moment() -> None:
-    """In the order in which they come, and no other."""
+    """In chronological order, and no other one."""
     legend = _text().partition("| When | Meaning |")[2].partition("\n\n")[0]
     assert tuple(re.findall(r"^\| ([a-z ]+) \|", legend, re.MULTILINE)) == MOMENTS
 
 
 def test_rows_are_sorted_and_no_misuse_is_there_twice() -> None:
-    """By the moment, then by the misuse."""
+    """By moment, then by misuse."""
     rows = _rows()
     assert rows == sorted(rows, key=_order)
     assert len({row.misuse for row in rows}) == len(rows)
@@ -78,12 +78,12 @@ def _tests_of(file: str) -> frozenset[str]:
 
 @pytest.mark.parametrize("row", _rows(), ids=lambda row: row.misuse)
 def test_the_test_of_a_row_exists(row: Row) -> None:
-    """Where the row says it is."""
+    """In the file that the row names."""
     assert row.test in _tests_of(row.file)
 
 
 def _literals(node: ast.AST) -> Iterator[str]:
-    """The string literals of a module, with an ellipsis for each value that is put in."""
+    """The string literals of a module, with an ellipsis for each interpolated value."""
     for each in ast.walk(node):
         if isinstance(each, ast.Constant) and isinstance(each.value, str):
             yield each.value
@@ -104,25 +104,25 @@ def _quotes() -> list[tuple[str, str]]:
 
 
 def test_messages_are_quoted() -> None:
-    """The pattern of a quotation finds them."""
+    """The pattern of a quotation finds some."""
     assert len(_quotes()) > 40
 
 
 @pytest.mark.parametrize(("misuse", "quote"), _quotes())
 def test_a_quoted_message_is_what_the_package_says(misuse: str, quote: str) -> None:
-    """Word for word; an ellipsis stands for what is put in."""
+    """Word for word; an ellipsis stands for a value."""
     assert quote in _said_by_the_package()
 
 
 def test_what_is_never_noticed_says_what_to_do() -> None:
-    """Nothing that is unsafe is left at "nothing"."""
+    """A row for "nothing" says how to stay safe."""
     never = [row for row in _rows() if row.moment == "never"]
     assert never
     assert [row.misuse for row in never if len(row.said) < 50] == []
 
 
 def test_each_check_that_is_named_exists() -> None:
-    """Numbers of Django's system checks."""
+    """The ids of Django's system checks."""
     named = set(re.findall(r"\b[EW]0\d\d\b", _text()))
     assert named
     known = set(re.findall(r"open_idempotency\.([EW]0\d\d)", _said_by_the_package()))

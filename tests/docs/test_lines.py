@@ -1,6 +1,6 @@
-"""Every line of behaviour that is built has a test, and no test claims a line that is not.
+"""Every line of behaviour that is built has a test, and no test claims a line that is not built.
 
-The table of them is drawn into the docs by ``docs/_ext/lines.py``, which these tests use and hold to account.
+``docs/_ext/lines.py`` draws the table of lines and tests into the docs. These tests use that module, and check it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.http.variants import CAPABILITIES
 
 @cache
 def collector() -> ModuleType:
-    """``docs/_ext/lines.py``, which is no part of a package."""
+    """The module ``docs/_ext/lines.py``, which is in no package."""
     spec = importlib.util.spec_from_file_location("lines_of_behaviour", ROOT / "docs" / "_ext" / "lines.py")
     assert spec is not None
     assert spec.loader is not None
@@ -32,7 +32,7 @@ def _built(status: str) -> bool:
 
 
 def test_every_line_that_is_built_has_a_test() -> None:
-    """Also one that is built partly; else nobody knows which part."""
+    """Also a line that is built partly."""
     proven = {proof.line for proof in collector().proofs()}
     built = {line for line, status in collector().statuses().items() if _built(status)}
     assert sorted(built - proven) == []
@@ -40,13 +40,13 @@ def test_every_line_that_is_built_has_a_test() -> None:
 
 
 def test_no_docstring_names_a_line_that_does_not_exist() -> None:
-    """Of a test, a fixture, a class or a module."""
+    """The docstring of a test, a fixture, a class or a module."""
     known = collector().statuses()
     assert [mention for mention in collector().mentions() if mention.line not in known] == []
 
 
 def test_no_test_claims_a_line_that_is_not_built() -> None:
-    """The day it is built, the reference says so."""
+    """The reference has to be updated with the code."""
     statuses = collector().statuses()
     assert [proof for proof in collector().proofs() if not _built(statuses.get(proof.line, "yes"))] == []
 
@@ -69,7 +69,7 @@ def test_lines_are_found_in_a_docstring(docstring: str | None, lines: list[str])
 
 
 def test_the_adapters_are_those_of_the_suite() -> None:
-    """What is read from the source is what pytest runs with."""
+    """The source that is read agrees with the tests that pytest runs."""
     assert collector().adapters() == dict(CAPABILITIES)
 
 
@@ -94,14 +94,14 @@ def test_alone(): ...
     ],
 )
 def test_where_a_test_runs_follows_from_its_marks(name: str, place: str) -> None:
-    """Its own, its module's, and those that have a name in the suite's tables."""
+    """Its own marks, its module's, and those named in the suite's tables."""
     tree = ast.parse(MODULE)
     (test,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
     assert collector().runs_on("tests/http/test_of_mine.py", tree, test) == place
 
 
 def test_every_folder_of_tests_says_where_it_runs() -> None:
-    """A new folder would else be taken for another."""
+    """A new folder needs an entry."""
     places = collector().PLACES
     for proof in collector().proofs():
         assert any(proof.test.startswith(place) for place in places), proof.test

@@ -1,4 +1,4 @@
-"""Links in the README and the docs lead somewhere, and a guarantee leads to the test that proves it."""
+"""Links in the README and the docs have targets, and each guarantee links to the test that proves it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TEST_NAME = re.compile(r"^`(test_\w+)`$")
 
 @pytest.mark.parametrize("page", pages(), ids=name_of)
 def test_a_link_leads_to_a_file_and_an_anchor_to_a_heading(page: Path) -> None:
-    """No link of ours is dead."""
+    """No link within the project is dead."""
     for link in links(page.read_text(encoding="utf-8")):
         ours = link.target.startswith(REPOSITORY)
         if _ELSEWHERE.match(link.target) and not ours:
@@ -40,13 +40,13 @@ def guarantees() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("test", "path"), guarantees(), ids=lambda value: str(value).rpartition("/")[2])
 def test_a_guarantee_links_to_an_existing_test(test: str, path: str) -> None:
-    """The file that a guarantee links to has a test of that name."""
+    """The linked file has a test of that name."""
     source = (ROOT / path).read_text(encoding="utf-8")
     assert re.search(rf"^\s*(async )?def {test}\(", source, re.MULTILINE), f"{path} has no {test}"
 
 
 def test_every_guarantee_has_its_test() -> None:
-    """A guarantee is a row of the table; each row names at least one test."""
+    """Each row of the table names at least one test."""
     rows = [line for line in section(README, "Guarantees").splitlines() if line.startswith("| ")][2:]
     assert rows
     for row in rows:

@@ -1,4 +1,4 @@
-"""Words that do not come back into the pages: each has a standard term in its place."""
+"""Words that must not occur on the pages, with the standard term for each."""
 
 from __future__ import annotations
 
@@ -60,21 +60,23 @@ _IN_GUIDES = {
 
 @pytest.mark.parametrize("word", _WORDS)
 def test_a_word_with_a_standard_term_stays_out_of_the_pages(word: str) -> None:
-    """Readers know the standard terms, and no others. Code that the prose quotes may name what it likes, except a
-    package that no longer exists."""
+    """Pages use standard terms only.
+
+    Code that the prose quotes may have any name, except a package that no longer exists.
+    """
     found = _uses(word, _PAGES)
     assert not found, f"say {_WORDS[word]!r} instead:\n" + "\n".join(found)
 
 
 @pytest.mark.parametrize("word", _IN_GUIDES)
 def test_an_unusual_phrase_stays_out_of_the_guides(word: str) -> None:
-    """Readers of a guide are in a hurry, and many of them read English as a second language."""
+    """Guides are written for readers in a hurry, and in simple English."""
     found = _uses(word, [page for page in _PAGES if page.parent in _GUIDES])
     assert not found, f"say {_IN_GUIDES[word]!r} instead:\n" + "\n".join(found)
 
 
 def _uses(word: str, searched: Iterable[Path]) -> list[str]:
-    """Where a word is, each with its page and line."""
+    """The places of a word, each with page and line."""
     pattern = re.compile(word.replace(" ", r"\s+"), re.IGNORECASE if word != r"\bSPEC\b" else 0)
     found: list[str] = []
     for page in searched:

@@ -1,4 +1,4 @@
-"""The README: short, the same on a package index as in the repository, and its table is what the docs execute."""
+"""The README is short, the same on a package index as in the repository, and its table is what the docs execute."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LANDING = ROOT / "docs" / "index.md"
 
 
 def test_it_is_short() -> None:
-    """At most 250 lines, from the promise to the links."""
+    """At most 250 lines."""
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 250
     assert headings(README)[:6] == [
         "open-idempotency",
@@ -27,7 +27,7 @@ def test_it_is_short() -> None:
 
 
 def test_a_package_index_renders_it_with_absolute_links() -> None:
-    """By the renderer of PyPI; hidden blocks stay hidden."""
+    """With the renderer of PyPI; hidden blocks stay hidden."""
     rendered = markdown.render(README.read_text(encoding="utf-8"))
     assert rendered is not None
     assert rendered.count("<table") >= 3
@@ -39,13 +39,13 @@ def test_a_package_index_renders_it_with_absolute_links() -> None:
 
 
 def _added() -> dict[str, list[str]]:
-    """Of each framework: the code in the column that says what to add."""
+    """For each framework, the code in the table's column for added lines."""
     rows = [row.split(" | ") for row in section(README, "Frameworks").splitlines() if row.startswith("| ")][2:]
     return {row[0].removeprefix("| "): re.findall(r"`([^`]+)`", row[2]) for row in rows}
 
 
 def test_each_line_to_add_is_one_that_the_landing_page_executes() -> None:
-    """Nobody copies a line from the table that was never run."""
+    """The lines of the table run in a block of the landing page."""
     executed = {
         line.strip().partition("  #")[0]
         for block in blocks(LANDING)
@@ -58,7 +58,7 @@ def test_each_line_to_add_is_one_that_the_landing_page_executes() -> None:
 
 
 def test_the_landing_page_installs_in_at_most_six_lines() -> None:
-    """Of each tab: what is shown of Python, without blank lines."""
+    """In each tab: the visible Python lines, without blank ones."""
     shown = re.sub(r"^<!-- hidden .*?^-->", "", LANDING.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     tabs = re.findall(r"^:{3,}\{tab-item\} (\w+)\n(.*?)^:{3,}$", shown, re.MULTILINE | re.DOTALL)
     assert [name for name, _ in tabs] == ["FastAPI", "Starlette", "Django", "DRF", "Flask", "ASGI", "WSGI", "Once"]

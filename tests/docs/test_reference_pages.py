@@ -1,4 +1,4 @@
-"""Each policy field has a heading with an example, and each problem a page; a new one without is found here."""
+"""Each policy field has a heading with an example, and each problem has a page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROBLEMS = ROOT / "docs" / "problems"
 
 @cache
 def extension(name: str) -> ModuleType:
-    """A module of ``docs/_ext``, which is no part of a package."""
+    """A module of ``docs/_ext``, which is in no package."""
     sys.path.insert(0, str(_EXTENSIONS))
     try:
         return importlib.import_module(name)
@@ -31,7 +31,7 @@ def extension(name: str) -> ModuleType:
 
 @pytest.mark.parametrize("field", sorted(FIELD_NAMES))
 def test_each_policy_field_has_a_heading_with_an_example(field: str) -> None:
-    """`docs/_ext/policy_examples.py` has the examples; this test names the field that lacks one."""
+    """The examples are in `docs/_ext/policy_examples.py`; the failure names a field without one."""
     assert f"`{field}`" in headings(POLICY)
     shown = [block.text for block in blocks(POLICY) if block.heading == f"`{field}`" and block.language == "python"]
     assert len(shown) == 1, f"give EXAMPLES of docs/_ext/policy_examples.py an example of {field}"
@@ -39,19 +39,19 @@ def test_each_policy_field_has_a_heading_with_an_example(field: str) -> None:
 
 
 def test_no_example_is_of_a_field_that_does_not_exist() -> None:
-    """A field that was renamed takes its example along."""
+    """Every example is of a current field."""
     assert set(extension("policy_examples").EXAMPLES) <= FIELD_NAMES
 
 
 def test_each_problem_has_a_page_at_the_address_that_docs_url_makes() -> None:
-    """`docs_url="…/problems/{type}.html"`: one page for each name of a problem, and none for another."""
+    """`docs_url="…/problems/{type}.html"`: one page for each name of a problem, and no other page."""
     names = {page.stem for page in PROBLEMS.glob("*.md")} - {"index"}
     assert names == set(extension("drawn").problem_names())
 
 
 @pytest.mark.parametrize("name", sorted(page.stem for page in PROBLEMS.glob("*.md") if page.stem != "index"))
 def test_the_page_of_a_problem_begins_with_its_status_and_shows_a_request_that_gets_it(name: str) -> None:
-    """People search for the number; the example prints it."""
+    """Readers search for the number; the example prints it."""
     page = PROBLEMS / f"{name}.md"
     status = headings(page)[0].partition(" ")[0]
     assert re.fullmatch(r"[45]\d\d", status)
@@ -61,7 +61,7 @@ def test_the_page_of_a_problem_begins_with_its_status_and_shows_a_request_that_g
 
 
 def test_the_documented_docs_url_leads_to_the_pages() -> None:
-    """The address on the page of problems is that of the hosted docs, with the placeholder."""
+    """The documented address is that of the hosted docs, with the placeholder."""
     policy = next(block.text for block in blocks(PROBLEMS / "index.md") if block.language == "python")
     (url,) = re.findall(r'docs_url="([^"]+)"', policy)
     assert url.endswith("/problems/{type}.html")
@@ -69,7 +69,7 @@ def test_the_documented_docs_url_leads_to_the_pages() -> None:
 
 
 def test_the_table_of_lines_and_tests_is_in_no_navigation_and_no_search() -> None:
-    """Its page is linked from the reference of behaviour alone."""
+    """Only the reference of behaviour links to it."""
     page = ROOT / "docs" / "reference" / "lines.md"
     assert page.read_text(encoding="utf-8").startswith("---\norphan: true\nno-search: true\n---\n")
     assert "lines.md" in {link.target for link in links((page.parent / "behaviour.md").read_text(encoding="utf-8"))}

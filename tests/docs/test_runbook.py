@@ -1,4 +1,4 @@
-"""The runbook: each alert has its section, each section has an alert and a command, and each command exists."""
+"""The runbook: each alert has a section, each section has an alert and commands, and each command exists."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _INLINE = re.compile(r"`(open-idempotency [^`]+)`")
 
 
 def _sections() -> dict[str, str]:
-    """The text of each section by its heading."""
+    """The text of each section, by its heading."""
     parts = re.split(r"^## (.+)\n", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
@@ -26,26 +26,26 @@ def _alerts() -> list[str]:
 
 
 def _commands(text: str) -> list[str]:
-    """The commands of a text: lines that begin with one, and those within sentences."""
+    """The commands of a text, on lines of their own and within sentences."""
     lines = [line for line in text.splitlines() if line.startswith("open-idempotency ")]
     return [*lines, *_INLINE.findall(text)]
 
 
 @pytest.mark.parametrize("alert", _alerts())
 def test_each_alert_has_a_section(alert: str) -> None:
-    """Whoever is paged finds the name; an alert that is renamed or new fails here."""
+    """The section names the alert, so a renamed or new alert fails here."""
     assert [heading for heading, text in _sections().items() if f"`{alert}`" in _alert_line(text)]
 
 
 def _alert_line(text: str) -> str:
-    """What a section names as its alerts."""
+    """The alerts that a section names."""
     found = re.search(r"\*\*Alert\*\*: (.+?)\*\*Look at\*\*", text, re.DOTALL)
     return found[1] if found else ""
 
 
 @pytest.mark.parametrize("heading", _sections())
 def test_each_section_says_where_to_look_and_what_to_run(heading: str) -> None:
-    """An alert that exists, something to look at, and a command."""
+    """An existing alert, a place to look at, and a command."""
     text = _sections()[heading]
     named = re.findall(r"`(Idempotency\w+)`", _alert_line(text))
     assert named
@@ -55,7 +55,7 @@ def test_each_section_says_where_to_look_and_what_to_run(heading: str) -> None:
 
 
 def test_the_runbook_has_a_section_for_each_thing_that_pages_someone() -> None:
-    """The headings that other pages link to."""
+    """Other pages link to these headings."""
     assert set(_sections()) >= {
         "A key is stuck",
         "Many 409",
@@ -69,18 +69,18 @@ def test_the_runbook_has_a_section_for_each_thing_that_pages_someone() -> None:
 
 @pytest.mark.parametrize("command", sorted(set(_commands(PAGE.read_text(encoding="utf-8")))))
 def test_each_command_of_the_runbook_is_one(command: str) -> None:
-    """Its name, its options and its arguments are understood."""
+    """The command line parses its name, options and arguments."""
     words = shlex.split(command, comments=True)[1:]
     assert parser_of().parse_args(words).name == words[0]
 
 
 def test_a_command_that_does_not_exist_is_noticed() -> None:
-    """So that the test above can fail."""
+    """The test above can fail."""
     with pytest.raises(SystemExit):
         parser_of().parse_args(["free", "3f9a6c01b2d4"])
 
 
 def test_every_shell_block_of_the_runbook_is_looked_at() -> None:
-    """A command on a line that begins with something else would be skipped."""
+    """Each of its lines begins with a known command, or would be skipped."""
     lines = [line for block in blocks(PAGE) if block.language == "sh" for line in block.text.splitlines() if line]
     assert [line for line in lines if not line.startswith("open-idempotency ")] == []

@@ -1,4 +1,4 @@
-"""No ``scope=`` of the docs makes a 500 of a request without credentials."""
+"""With every ``scope=`` of the docs, a request without credentials gets no 500."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tests.docs.pages import blocks, name_of, pages
 from tests.support.prepared import Prepared
 
 SECONDS = 90
-# A policy's field: not what FastAPI's Depends is given, which is a string.
+# A callable: the ``scope=`` of FastAPI's Depends is a string.
 _SCOPE = re.compile(r"\bscope=([a-z_]\w*)|IDEMPOTENCY_SCOPE = (\w+)")
 
 
 def _named(page: Path) -> list[str]:
-    """The callables that the Python blocks of a page give as ``scope=``."""
+    """The callables that the Python blocks of a page pass as ``scope=``."""
     text = "".join(block.text for block in blocks(page) if block.language == "python")
     return [name for match in _SCOPE.findall(text) for name in match if name]
 
@@ -26,7 +26,7 @@ WITH_SCOPES = [page for page in pages() if _named(page)]
 
 @pytest.mark.parametrize("page", WITH_SCOPES, ids=name_of)
 def test_a_request_without_credentials_is_not_a_500(page: Path, tmp_path: Path, prepared: Prepared) -> None:
-    """O-20: each ``scope=`` of the page refuses it, or has a name for its caller."""
+    """O-20: each ``scope=`` of the page refuses it, or names its caller."""
     done = prepared.run("tests.docs.scopes", [str(page)], tmp_path, SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     asked = [line.split(": ") for line in done.stdout.splitlines()]
@@ -35,5 +35,5 @@ def test_a_request_without_credentials_is_not_a_500(page: Path, tmp_path: Path, 
 
 
 def test_the_docs_show_scopes() -> None:
-    """O-20: the pages above are found at all."""
+    """O-20: the search for such pages finds some."""
     assert len(WITH_SCOPES) >= 5

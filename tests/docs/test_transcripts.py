@@ -1,4 +1,4 @@
-"""What the README and the tutorial say that `curl -i` prints is what a real server sends for that request."""
+"""The output of `curl -i` in the README and the tutorial is that of a real server."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _write_app(directory: Path, page: Path, heading: str) -> None:
 
 
 def test_the_quick_start_of_the_readme_prints_what_the_readme_shows(tmp_path: Path) -> None:
-    """O-01, O-02: the same response twice, the second one marked, and the view ran once."""
+    """O-01, O-02: the same response twice, the second one marked; the view ran once."""
     _write_app(tmp_path, README, "Quick start")
     shown = _exchanges(README, "Quick start")
     assert len(shown) == 2
@@ -44,7 +44,7 @@ def test_the_quick_start_of_the_readme_prints_what_the_readme_shows(tmp_path: Pa
 
 
 def test_the_tutorials_first_application_responds_as_shown(tmp_path: Path) -> None:
-    """O-01, O-02, O-05, O-06: the run of the tutorial's second step."""
+    """O-01, O-02, O-05, O-06: the requests of the tutorial's second step."""
     _write_app(tmp_path, TUTORIAL, "One application")
     with listening() as listener:
         server = start(tmp_path, listener)
@@ -57,7 +57,7 @@ def test_the_tutorials_first_application_responds_as_shown(tmp_path: Path) -> No
 
 
 def test_the_tutorials_crash_is_resumed_as_shown(tmp_path: Path) -> None:
-    """O-09, L-02: no answer from a killed worker, 409 while its lease lasts, then attempt 2 with attempt 1's stage."""
+    """O-09, L-02: a killed worker sends no response; 409 until its lease ends; then attempt 2 reuses the stage."""
     _write_app(tmp_path, TUTORIAL, "Two stages, and a crash between them")
     crash, busy, resumed = _exchanges(TUTORIAL, "The crash")
     # The second server is up before the crash: the lease must not end while it starts.

@@ -1,4 +1,4 @@
-"""Words that do not come back into the code: each has a standard term in its place."""
+"""Words that must not occur in the code, with the standard term for each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PACKAGE = _ROOT / "src" / "open_idempotency"
 _WORDS = {
     r"\b[Cc]olou?r(s|ed|less)?\b": "sync, async",
     r"\bSPEC\b": "the number of the line in docs/reference/behaviour.md",
-    # b"answer" is in what is sealed: records that are encrypted already have it
+    # b"answer" is part of encrypted records, so it cannot change
     r"(?i)(?<!b\")answer": "response; reply of a server; result of a call",
     r"\bheader fields?\b|\bfield lines?\b": "header",
     r"\btold\b|\btells\b": "report, log, raise, say",
@@ -28,7 +28,7 @@ _WORDS = {
 
 @pytest.mark.parametrize("word", _WORDS)
 def test_a_word_with_a_standard_term_stays_away(word: str) -> None:
-    """No stranger should need a glossary of ours."""
+    """The package uses standard terms only."""
     found = [
         f"{path.relative_to(_ROOT)}:{number}: {line.strip()}"
         for path in sorted(_PACKAGE.rglob("*.py"))
@@ -49,7 +49,7 @@ _IN_NAMES = {
 
 @pytest.mark.parametrize("word", _IN_NAMES)
 def test_names_of_tests_use_the_standard_terms(word: str) -> None:
-    """They are titles on the page of lines. Drawings alone have colours."""
+    """The page of lines lists these names. Only drawings have colours."""
     found = [
         f"{path.relative_to(_ROOT)}: {name}"
         for path in sorted((_ROOT / "tests").rglob("*.py"))

@@ -1,4 +1,4 @@
-"""The backend that the docs show keeps the contract that the docs send people to."""
+"""The backend that the docs show passes the contract suite and the model test that they refer to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAGE = ROOT / "docs" / "writing-a-backend.md"
 
 
 def _backend_class() -> Any:
-    """The class of the page with all that it adds to it."""
+    """The class of the page, with everything that the page adds to it."""
     names: dict[str, Any] = {}
     for block in blocks(PAGE):
         if block.language == "python" and block.heading in ("The class", "Quotas"):
@@ -23,24 +23,24 @@ def _backend_class() -> Any:
 
 
 class TestTheBackendOfTheDocs(BackendContract):
-    """B-12: the shipped suite on the example, in both colours."""
+    """B-12: the contract suite on the example, sync and async."""
 
     @pytest.fixture(params=["sync", "asyncio", "trio"])
-    def colour(self, request: pytest.FixtureRequest) -> str:
-        colour: str = request.param
-        return colour
+    def mode(self, request: pytest.FixtureRequest) -> str:
+        mode: str = request.param
+        return mode
 
     @pytest.fixture
-    def anyio_backend(self, colour: str) -> str:
-        return "asyncio" if colour == "sync" else colour
+    def anyio_backend(self, mode: str) -> str:
+        return "asyncio" if mode == "sync" else mode
 
     @pytest.fixture
-    def backend(self, clock: ManualClock, colour: str) -> Backend | AsyncBackend:
+    def backend(self, clock: ManualClock, mode: str) -> Backend | AsyncBackend:
         made: Backend = _backend_class()(clock=clock)
-        return made if colour == "sync" else made.to_async()
+        return made if mode == "sync" else made.to_async()
 
 
 def test_the_backend_of_the_docs_keeps_to_the_model() -> None:
-    """B-12: the other test that the page sends its reader to."""
+    """B-12: the model test on the example."""
     made = _backend_class()
     check_against_model(lambda clock: made(clock=clock), examples=20, steps=30)

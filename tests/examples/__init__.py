@@ -1,1 +1,1 @@
-"""The examples as their users run them: one command each, asked over HTTP."""
+"""The examples as their users run them: one command each, with requests over HTTP."""

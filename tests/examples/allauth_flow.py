@@ -1,7 +1,7 @@
 """A project with django-allauth's headless API behind the middleware, which registers a user and logs in.
 
-Run as a program, since a process has one Django project. The argument is a file with the hook ``store_next_steps``, or
-``-`` for none. It prints what happened, as JSON.
+It runs as a program, since a process has one Django project. The argument is a file with the hook ``store_next_steps``,
+or ``-`` for none. It prints the results as JSON.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ def configure(hook: str) -> None:
     urlpatterns.append(path("_allauth/", include("allauth.headless.urls")))
 
 
-#: of this module, which is the URLconf by the name ``__main__``; filled when Django is set up
+#: this module is the URLconf, as ``__main__``; filled after Django's setup
 urlpatterns: list[Any] = []
 
 
 class Flow:
-    """Sends each request twice with one key, as a client does that has lost the first response."""
+    """Sends each request twice with one key, like a client that lost the first response."""
 
     def __init__(self) -> None:
         from django.core import mail
@@ -83,7 +83,7 @@ class Flow:
         self.steps: dict[str, Any] = {}
 
     def step(self, name: str, where: str, body: dict[str, str], token: str = "") -> dict[str, Any]:
-        """What both tries got, and how many e-mails left. The result is the first response's body."""
+        """Record both responses, and the number of e-mails. Returns the body of the first response."""
         before = len(self._outbox)
         tries = [self._send(name, where, body, token) for _ in range(2)]
         self.steps[name] = {
@@ -112,7 +112,7 @@ class Flow:
 
 
 def run() -> dict[str, Any]:
-    """Register, prove the address, log in by a code and by a password, and ask for what needs a login."""
+    """Register, verify the address, log in by a code and by a password, and send a request that needs a login."""
     from django.contrib.auth import get_user_model
     from django.core import mail
     from django.core.management import call_command

@@ -1,7 +1,7 @@
-"""Serves a transactional example, and dies right before or right after the COMMIT that the receipt is in.
+"""Serves a transactional example, and dies right before or right after the COMMIT of the receipt.
 
 ``python -m tests.examples.killed_at_commit after examples.payments_django_atomic``. Only for workers that serve one
-request: which COMMIT is meant is told by the receipt that this process has written.
+request: the receipt that this process has written identifies the COMMIT.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from examples.evidence import FOLDER, read_journal
 
 
 def dying(commit: Callable[..., Any], moment: str) -> Callable[..., Any]:
-    """``commit``, with this process's death before or after it."""
+    """``commit``, which kills this process before or after it."""
 
     def committed(*args: Any) -> None:
         last = {"effect": "receipt", "worker": os.getpid()} in read_journal(FOLDER)

@@ -1,4 +1,4 @@
-"""The checkout for agents, held by the conformance runner, by ACP and by UCP; and what ACP's section 6.8 recommends."""
+"""The checkout for agents against the conformance runner, ACP and UCP; and the recommendations of ACP's section 6.8."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PATHS = {"acp": "/checkout_sessions", "ucp": "/checkout-sessions"}
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The example in a folder of its own, with goods enough for a run."""
+    """The example in a new folder, with enough goods for a run."""
     for name in [name for name in sys.modules if name.startswith("examples.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setenv("SHOP_FOLDER", str(tmp_path))
@@ -38,7 +38,7 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def _with_more(example: Any, protocol: str) -> Any:
-    """The application, and routes that a run needs beside it, behind the same middleware."""
+    """The application with further routes that a run needs, behind the same middleware."""
     app = example.make_app(protocol, "memory://")
     numbers = count(1)
 
@@ -86,7 +86,7 @@ def test_the_checkout_holds_every_statement_of_its_protocol(example: Any, protoc
 
 @pytest.mark.parametrize(("served", "asked"), [("acp", "ucp"), ("ucp", "acp")])
 def test_the_two_protocols_are_distinguished(example: Any, served: str, asked: str) -> None:
-    """O-40: what is right by one is wrong by the other, so a run that passes means something."""
+    """O-40: requests that one protocol allows fail under the other, so a passing run is significant."""
     with servers.asgi(_with_more(example, served)) as url:
         target = {**_target(served, url), "profile": asked}
         failed = with_result(examine(Target(**target)), Result.FAILS)
@@ -95,7 +95,7 @@ def test_the_two_protocols_are_distinguished(example: Any, served: str, asked: s
 
 
 def test_the_command_takes_the_profile(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """O-40: ``--profile acp``; a statement of another profile cannot be skipped."""
+    """O-40: ``--profile acp``; statements of another profile cannot be skipped."""
     with servers.asgi(_with_more(example, "acp")) as url:
         options = ["--header", "Authorization: Bearer a", "--data", ORDER.decode(), "--profile", "acp"]
         assert main([url + PATHS["acp"], *options]) == 0

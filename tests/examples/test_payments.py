@@ -1,4 +1,4 @@
-"""Each payments API, asked over HTTP as a client would."""
+"""Each payments API, over HTTP."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Api:
         self.provider = PaymentProvider(site.folder)
 
     def post(self, order: object, key: str | None = None) -> Reply:
-        """POST /charges with a key, a new one unless given."""
+        """POST /charges with a key, by default a new one."""
         body = order if isinstance(order, bytes) else json.dumps(order).encode()
         headers = {"Idempotency-Key": f'"{key or uuid.uuid4()}"', "Content-Type": "application/json"}
         reply = self.worker.request("POST", "/charges", headers, body)
@@ -67,7 +67,7 @@ def test_a_charge_is_created_and_can_be_read(api: Api) -> None:
 
 
 def test_a_repeated_charge_is_replayed(api: Api) -> None:
-    """O-02: the stored response; the provider is not asked again."""
+    """O-02: the stored response; the provider gets no second request."""
     key = str(uuid.uuid4())
     first = api.post(MUG, key)
     asked = len(api.provider.lines())
@@ -106,7 +106,7 @@ def test_another_order_with_the_same_key_is_refused(api: Api) -> None:
     ids=["cut", "not text", "list", "empty", "no sku", "no card", "none", "too many", "no number"],
 )
 def test_what_is_no_order_is_the_clients_fault(api: Api, order: object) -> None:
-    """Bad input: 4xx, and nobody is charged."""
+    """Bad input: 4xx, and no card is charged."""
     asked = len(api.provider.lines())
 
     reply = api.post(order)
@@ -126,7 +126,7 @@ def test_a_charge_that_is_unknown_is_not_found(api: Api) -> None:
 
 
 def test_a_declined_card_is_an_outcome_and_the_goods_go_back(api: Api) -> None:
-    """`Stored`: 402 is kept, so the retry is a replay."""
+    """`Stored`: 402 is stored, so the retry is a replay."""
     order = {"sku": "shirt", "quantity": 5, "card": "tok_declined"}
     key = str(uuid.uuid4())
 
@@ -138,7 +138,7 @@ def test_a_declined_card_is_an_outcome_and_the_goods_go_back(api: Api) -> None:
 
 
 def test_what_is_out_of_stock_may_be_tried_again_with_the_same_key(api: Api) -> None:
-    """`Stored`: 409 is of the moment and not kept."""
+    """`Stored`: 409 is temporary and not stored."""
     order = {"sku": "last-poster", "quantity": 2, "card": "tok_visa"}
     key = str(uuid.uuid4())
 
@@ -150,7 +150,7 @@ def test_what_is_out_of_stock_may_be_tried_again_with_the_same_key(api: Api) -> 
 
 
 def test_a_charge_without_a_key_runs_each_time(api: Api) -> None:
-    """S-03: stages run plainly."""
+    """S-03: stages run without being recorded."""
     before = len(api.provider.lines())
     body = json.dumps(MUG).encode()
 
@@ -161,7 +161,7 @@ def test_a_charge_without_a_key_runs_each_time(api: Api) -> None:
 
 
 def test_the_readme_names_every_example() -> None:
-    """A newcomer finds each of them, with the command that runs it."""
+    """With the command that runs it."""
     readme = (ROOT / "examples" / "README.md").read_text()
 
     for module in sorted(path.stem for path in (ROOT / "examples").glob("payments_*.py")):

@@ -1,4 +1,4 @@
-"""The transactional examples, killed around their COMMIT; the records are lost too, or kept until the lease ends."""
+"""The transactional examples, killed around their COMMIT; the records are deleted, or kept until the lease ends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if is_full("CRASH"):
 
 
 class TransactionalShop:
-    """One shop, a worker of it that lives, and its books."""
+    """One shop, a living worker of it, and its books."""
 
     def __init__(self, name: str, site: Site, url: str | None) -> None:
         self.name = name
@@ -37,11 +37,11 @@ class TransactionalShop:
         self.living = self.start()
 
     def start(self, *wrapper: str, **environment: str) -> Worker:
-        """One more worker, which is not waited for."""
+        """Start another worker, without waiting for it."""
         return self.site.start_command([*wrapper, self.name], **self.environment, **environment)
 
     def killed(self, client: Client, moment: str) -> None:
-        """Send the client's order to a worker that is killed at the moment, before it responds."""
+        """Send the client's order to a worker that is killed at this moment, before it responds."""
         where, _, what = moment.partition("-")
         if what == "commit":
             doomed = self.start("tests.examples.killed_at_commit", where)
@@ -53,7 +53,7 @@ class TransactionalShop:
             assert doomed.wait_until_killed(), doomed.log
 
     def lose_records(self) -> None:
-        """As a flush, an eviction or a failover does."""
+        """Delete the records, as a flush, an eviction or a failover does."""
         backend = open_backend(self.site.backend)
         for record in list(backend.scan()):
             backend.delete(record.record_id)
@@ -70,7 +70,7 @@ class TransactionalShop:
             return int(row[0])
 
     def totals(self) -> tuple[int, int, int]:
-        """Reservations, receipts, and mugs that have left."""
+        """Reservations, receipts, and delivered mugs."""
         return (
             self.count("SELECT count(*) FROM reservations"),
             self.count("SELECT count(*) FROM receipts"),
@@ -78,7 +78,7 @@ class TransactionalShop:
         )
 
     def asked(self) -> list[str]:
-        """What the payment provider made of each request that it got."""
+        """The payment provider's outcome of each request."""
         return [line.outcome for line in PaymentProvider(self.site.folder).lines()]
 
 
@@ -88,7 +88,7 @@ def _id(shop: tuple[str, str]) -> str:
 
 @pytest.fixture(scope="module", params=SHOPS, ids=_id)
 def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TransactionalShop]:
-    """Each transactional example on each database; one worker serves for the whole module."""
+    """Each transactional example on each database; one worker for the whole module."""
     name, database = request.param
     folder = tmp_path_factory.mktemp("shop")
     site = Site(folder, f"sqlite:///{folder}/idempotency.db?timeout=0.9")
@@ -103,7 +103,7 @@ def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def retried_once(shop: TransactionalShop, moment: str, lost: bool) -> tuple[Reply, list[str]]:
-    """The response to the retry after a crash, which was made once and replays; and what the provider was asked."""
+    """The response to the retry after a crash, after checking its replays; and the provider's outcomes."""
     client, before, asked = Client(), shop.totals(), len(shop.asked())
     shop.killed(client, moment)
     if lost:
@@ -123,7 +123,7 @@ def retried_once(shop: TransactionalShop, moment: str, lost: bool) -> tuple[Repl
 def test_after_a_crash_and_the_loss_of_its_record_a_request_has_left_one_reservation_and_one_receipt(
     shop: TransactionalShop, moment: str
 ) -> None:
-    """S-05, S-06: rolled back with its stage or response, or committed with them; the provider knows the key again."""
+    """S-05, S-06: the rows commit or roll back with their stage or response; the provider recognises the key."""
     reply, asked = retried_once(shop, moment, lost=True)
 
     assert asked[0] == "charged"
@@ -135,7 +135,7 @@ def test_after_a_crash_and_the_loss_of_its_record_a_request_has_left_one_reserva
 def test_after_a_crash_between_the_charge_and_its_record_the_provider_is_asked_whether_it_was_made(
     shop: TransactionalShop,
 ) -> None:
-    """S-04, S-05, S-06: the record is kept, so the retry looks the charge up by its key, and charges no more."""
+    """S-04, S-05, S-06: the record is kept, so the retry looks up the charge by its key, and does not charge again."""
     _, asked = retried_once(shop, "after-charge", lost=False)
 
     assert asked == ["charged"]

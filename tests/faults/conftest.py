@@ -1,7 +1,7 @@
-"""The fault tests' part of pytest: their marks are checked, and a run of them ends with a table.
+"""The pytest hooks of the fault tests: marks are checked, and a run ends with a table.
 
-Without ``OI_TEST_FAULTS=full`` what is marked ``full_form`` is deselected. ``OI_TEST_FAULTS_REPORT`` names a file for
-the table, which is printed where this folder is what pytest was asked for, as ``tox -e faults`` does.
+Without ``OI_TEST_FAULTS=full`` tests marked ``full_form`` are deselected. ``OI_TEST_FAULTS_REPORT`` names a file for
+the table. The table is printed if pytest was given this folder, as ``tox -e faults`` does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _report = Report()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Read each mark once, so that one that is wrong ends the run before it begins; leave the long forms out."""
+    """Read each mark once, so that a wrong one ends the run at collection; deselect the long forms."""
     ours = below("faults", items)
     for item in ours:
         item.user_properties += [(PROPERTY, as_plain(proof)) for proof in proofs_of(item)]
@@ -56,7 +56,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the table, and write it where a file is named."""
+    """Print the table, and write it to a file if one is named."""
     if not _report:
         return
     terminalreporter.section("faults")
@@ -69,14 +69,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(params=["wsgi", pytest.param("asgi", marks=pytest.mark.full_form)])
 def interface(request: pytest.FixtureRequest) -> str:
-    """Blocking and asynchronous; a test that is quick asks for ``wsgi_and_asgi`` in the short form too."""
+    """WSGI and ASGI in the full form; quick tests use ``wsgi_and_asgi``, which has both in the short form too."""
     chosen: str = request.param
     return chosen
 
 
 @pytest.fixture
 def effects(tmp_path: Path) -> Effects:
-    """What happened, as somebody outside sees it."""
+    """The effects that happened, outside of the system under test."""
     return Effects(tmp_path / "effects.txt")
 
 
@@ -96,7 +96,7 @@ def records(backend_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -
 
 @pytest.fixture
 def proxy(records: OnServer) -> Iterator[FaultProxy]:
-    """A proxy before the server of ``records``, which knows all that it will be asked."""
+    """A proxy before the server of ``records``, on which each verb is one command."""
     records.prepare()
     with FaultProxy(records.port) as proxy:
         yield proxy

@@ -1,4 +1,4 @@
-"""The oracle: a file of effects that lies outside everything that is tested, one line for each, whoever wrote it."""
+"""The oracle: a file of effects outside of everything under test, with one line for each effect."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 class Effects:
-    """Lines that are appended whole, by any thread or process, and never changed."""
+    """Lines that any thread or process appends whole, and that never change."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def add(self, what: str) -> None:
-        """Something happened."""
+        """Append an effect."""
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             os.write(handle, f"{what}\n".encode())
@@ -21,5 +21,5 @@ class Effects:
             os.close(handle)
 
     def all(self) -> list[str]:
-        """What happened, in order."""
+        """The effects, in order."""
         return self.path.read_text().splitlines() if self.path.exists() else []

@@ -1,4 +1,4 @@
-"""What the handlers of the fault tests do: stages whose effects the oracle sees, and places where they hold."""
+"""The handlers of the fault tests: stages whose effects the oracle sees, and points at which they wait."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ JSON = [("Content-Type", "application/json")]
 
 
 class Failed(Exception):
-    """What a handler of these tests raises."""
+    """The error that a handler of these tests raises."""
 
 
 def _effect(effects: Effects, name: str) -> Callable[[], str]:
@@ -34,11 +34,11 @@ def charging(effects: Effects, *, hold: str | None = None, external: bool = Fals
     """
 
     def handler(call: Call) -> Steps:
-        for name in ("reserve", "charge", "answer"):
+        for name in ("reserve", "charge", "response"):
             if hold == name and idem.attempt == 1:
                 call.script.arrived.set()
                 yield Wait(call.script.release)
-            if name != "answer":
+            if name != "response":
                 yield Run(name, _effect(effects, name), {"external": external})
         return Reply(201, JSON, uuid4().hex.encode())
 
@@ -46,7 +46,7 @@ def charging(effects: Effects, *, hold: str | None = None, external: bool = Fals
 
 
 def failing_first(effects: Effects) -> Behaviour:
-    """The stage "reserve", then an error at the first attempt, a charge at the next."""
+    """The stage "reserve", then an error at the first attempt and a charge at the next one."""
 
     def handler(call: Call) -> Steps:
         yield Run("reserve", _effect(effects, "reserve"))
@@ -59,7 +59,7 @@ def failing_first(effects: Effects) -> Behaviour:
 
 
 def plain(effects: Effects, *, hold: bool = False, status: int = 201) -> Behaviour:
-    """One effect outside any stage, which shows a second run. ``hold``: at any attempt, wait to be released."""
+    """One effect outside of any stage, which shows a second run. ``hold``: wait in every attempt to be released."""
 
     def handler(call: Call) -> Steps:
         if hold:
@@ -72,7 +72,7 @@ def plain(effects: Effects, *, hold: bool = False, status: int = 201) -> Behavio
 
 
 def between(effects: Effects, function: Callable[[], object]) -> Behaviour:
-    """Stages "reserve" and "charge"; between them a call of this function, and an effect "mail" that is no stage."""
+    """Stages "reserve" and "charge"; between them call this function, and have an effect "mail" outside of stages."""
 
     def handler(call: Call) -> Steps:
         yield Run("reserve", _effect(effects, "reserve"))

@@ -1,4 +1,4 @@
-"""A process whose handler calls into C without letting go of the interpreter: url, effect file, key.
+"""A process whose handler calls into C without releasing the interpreter's lock. Arguments: URL, effect file, key.
 
 Prints status and body of its response. Run by ``test_blocked_interpreters.py``.
 """

@@ -1,7 +1,7 @@
-"""A process that dies inside a write transaction on SQLite: url, effect file, key, and the verb that it dies in.
+"""A process that dies inside a write transaction on SQLite. Arguments: URL, effect file, key, and verb.
 
-The backend asks its clock where it is about to write, so a clock can lay the trap: a trigger on that connection, which
-is sprung by what is written, before it is committed. Run by ``test_restarts.py``.
+The backend reads its clock just before it writes, so a clock can set the trap: a trigger on that connection, which
+fires at the write, before the commit. Run by ``test_restarts.py``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TRAP = "CREATE TEMPORARY TRIGGER trap AFTER UPDATE ON open_idempotency_records 
 
 
 class _Killer:
-    """A clock; the process ends in what is written by the function that asked."""
+    """A clock; after ``function`` has read it, the process ends at its next write."""
 
     def __init__(self, function: str) -> None:
         self._function = function
@@ -40,7 +40,7 @@ def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-#: where each verb asks for the time
+#: the function in which each verb reads the clock
 _ASKS = {"complete": "complete_running", "save_stage": "save_stage"}
 
 

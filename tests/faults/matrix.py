@@ -1,6 +1,6 @@
 """The crash matrix as tables: where a request is, what happens to its worker, on which server, with which backend.
 
-A cell is one of each. What must hold in it is looked up in ``OUTCOMES``; a combination that cannot be made is in
+A cell is one of each. Its expected outcome is looked up in ``OUTCOMES``; a combination that cannot be made is in
 ``IMPOSSIBLE`` with the reason. Nothing here starts a process.
 """
 
@@ -19,7 +19,7 @@ BACKENDS = ("sqlite", "redis", "postgres")
 
 
 class Point(NamedTuple):
-    """A place at which a request waits. ``script``: the endpoint that comes by there."""
+    """A point at which a request waits. ``script``: the endpoint that reaches it."""
 
     words: str
     script: str = "order"
@@ -33,7 +33,7 @@ POINTS: Mapping[str, Point] = {
     "between-stages": Point("between two stages"),
     "after-effect": Point("inside a stage, after its effect and before its record"),
     "before-completion": Point("after the last stage, before the completion"),
-    "before-answer": Point("after the completion, before the answer leaves", beating=False),
+    "before-response": Point("after the completion, before the response is sent", beating=False),
     "mid-stream": Point("in the middle of a stream", "order in pieces"),
     "before-end": Point("after the completion of a stream, before its end leaves", "order in pieces", beating=False),
 }
@@ -52,7 +52,7 @@ MANNERS: Mapping[str, tuple[str, int]] = {
 class Served(NamedTuple):
     """A server of ``tests.wire.kinds`` and the adapter under it.
 
-    ``evict`` and ``environment``: its options, and the application's preparations, for a SIGTERM that leaves no time.
+    ``evict`` and ``environment``: the server's options and the application's environment for a SIGTERM without grace.
     """
 
     kind: str
@@ -74,16 +74,16 @@ SERVERS: Mapping[str, Served] = {
     "gunicorn-preload": Served("gunicorn-sync", "wsgi", _HOOKS, options=("--preload",)),
 }
 ASGI_SERVERS = ("uvicorn", "hypercorn", "granian")
-#: gunicorn's time limit; what it would count of the application's start is done before the fork
+#: gunicorn's time limit; the application starts before the fork, so that it does not count
 TIME_LIMIT = ("--timeout", "1", "--preload")
 
 
 class Outcome(NamedTuple):
-    """What must hold. ``attempt``: whose response is on record in the end.
+    """The expected outcome. ``attempt``: the attempt whose response is finally on record.
 
     ``waits``: the retry is refused until the lease has ended. ``replays``: the retry runs nothing. ``twice``: the
     stages whose unfenced effect happens twice, which no lease can prevent; the fenced ones happen once everywhere.
-    ``or_replays``: the handler may have been quicker than what was to end it; then the first attempt's response stands.
+    ``or_replays``: the handler may finish before it is ended; then the first attempt's response stands.
     """
 
     attempt: int
@@ -94,7 +94,7 @@ class Outcome(NamedTuple):
 
 
 _NOTHING_HAPPENED = Outcome(attempt=1)
-_ANSWERED = Outcome(attempt=1, replays=True)
+_COMPLETED = Outcome(attempt=1, replays=True)
 _RESUMED = Outcome(attempt=2)
 _RESUMED_IN_THE_GAP = Outcome(attempt=2, twice=("charge",))
 
@@ -104,37 +104,37 @@ _DEAD: Mapping[str, Outcome] = {
     "between-stages": _RESUMED._replace(waits=True),
     "after-effect": _RESUMED_IN_THE_GAP._replace(waits=True),
     "before-completion": _RESUMED._replace(waits=True),
-    "before-answer": _ANSWERED,
+    "before-response": _COMPLETED,
     "mid-stream": _RESUMED._replace(waits=True),
-    "before-end": _ANSWERED,
+    "before-end": _COMPLETED,
 }
-# Who is told that it is to end gives a claim back, ends an attempt at once, and completes what it had begun to.
-_TOLD: Mapping[str, Outcome] = {
+# A worker that is asked to end releases its claim, fails its attempt, and finishes a completion in progress.
+_TERMINATED: Mapping[str, Outcome] = {
     "before-claim": _NOTHING_HAPPENED,
     "after-claim": _NOTHING_HAPPENED,
     "between-stages": _RESUMED,
     "after-effect": _RESUMED_IN_THE_GAP,
-    "before-completion": _ANSWERED,
-    "before-answer": _ANSWERED,
+    "before-completion": _COMPLETED,
+    "before-response": _COMPLETED,
     "mid-stream": _RESUMED,
-    "before-end": _ANSWERED,
+    "before-end": _COMPLETED,
 }
-_UNDISTURBED: Mapping[str, Outcome] = dict.fromkeys(POINTS, _ANSWERED)
+_UNDISTURBED: Mapping[str, Outcome] = dict.fromkeys(POINTS, _COMPLETED)
 
 OUTCOMES: Mapping[str, Mapping[str, Outcome]] = {
     "kill": _DEAD,
     "freeze": _DEAD,
     "stop": _UNDISTURBED,
-    "evict": _TOLD,
-    "cancel": _TOLD,
+    "evict": _TERMINATED,
+    "cancel": _TERMINATED,
     "disconnect": _UNDISTURBED,
 }
 
-#: (manner, point, server): where a server or its framework does something else
+#: (manner, point, server): exceptions of a server or its framework
 EXCEPTIONS: Mapping[tuple[str, str, str], Outcome] = {
     # Starlette cancels the iterator of a stream whose client left, unless that has come to its end before.
     ("disconnect", "mid-stream", "uvicorn"): _RESUMED._replace(or_replays=True),
-    # These raise nothing in a handler before they kill, so a call to the backend that never ends ends with its lease.
+    # These servers kill without raising in the handler, so a hanging call ends with its lease.
     **{
         ("evict", point, server): _RESUMED._replace(waits=True)
         for point in ("after-claim", "before-completion")
@@ -154,7 +154,7 @@ _INVARIANTS: Mapping[str, tuple[str, ...]] = {
 
 
 class Reason(NamedTuple):
-    """Why cells cannot be made: those of a manner on these servers."""
+    """Why the cells of a manner on these servers cannot be made."""
 
     manner: str
     servers: tuple[str, ...]
@@ -177,12 +177,12 @@ class Cell(NamedTuple):
 
     @property
     def outcome(self) -> Outcome:
-        """What must hold in it."""
+        """The expected outcome of this cell."""
         return EXCEPTIONS.get((self.manner, self.point, self.server), OUTCOMES[self.manner][self.point])
 
     @property
     def mark(self) -> pytest.MarkDecorator:
-        """What it shows, for the report."""
+        """The mark of this cell, for the report."""
         words, row = MANNERS[self.manner]
         kind = "documented" if self.outcome.twice else "held"
         name = f"{words}: {POINTS[self.point].words}"
@@ -195,19 +195,19 @@ class Cell(NamedTuple):
 
     @property
     def external(self) -> Any:
-        """The cell as a parameter of the test in which its stage is an external one."""
+        """The cell as a parameter of the test with an external stage."""
         name = "SIGKILL: inside an external stage, after its effect and before its record"
         mark = pytest.mark.fault(name, row=1, invariants=("I5", "I6", "I9"), backend=self.backend)
         return pytest.param(self, id="-".join(self), marks=mark)
 
 
 def combinations() -> Iterator[Cell]:
-    """All of them, impossible ones too."""
+    """All combinations, impossible ones too."""
     return (Cell(*names) for names in product(POINTS, MANNERS, SERVERS, BACKENDS))
 
 
 def reasons(cell: Cell) -> list[str]:
-    """Why it cannot be made; empty where it can."""
+    """Why the cell cannot be made; empty if it can."""
     return [reason.why for reason in IMPOSSIBLE if reason.manner == cell.manner and cell.server in reason.servers]
 
 
@@ -220,12 +220,12 @@ EXTERNAL: tuple[Cell, ...] = (
     Cell("after-effect", "kill", "hypercorn", "postgres"),
 )
 
-#: what runs with the ordinary tests: each point, manner, server and backend, in pairs that differ most
+#: the short form: each point, manner, server and backend, in the most different pairs
 SHORT: tuple[Cell, ...] = (
     Cell("before-claim", "kill", "gunicorn-sync", "redis"),
     Cell("after-claim", "kill", "uvicorn", "postgres"),
     Cell("between-stages", "kill", "gunicorn-preload", "postgres"),
-    Cell("before-answer", "kill", "granian", "sqlite"),
+    Cell("before-response", "kill", "granian", "sqlite"),
     Cell("after-effect", "freeze", "hypercorn", "redis"),
     Cell("before-completion", "freeze", "gunicorn-gevent", "sqlite"),
     Cell("mid-stream", "freeze", "uvicorn", "postgres"),
@@ -241,5 +241,5 @@ SHORT: tuple[Cell, ...] = (
 
 
 def cells(manner: str) -> list[Any]:
-    """The cells of a manner, as parameters: all of them where the long form was asked for."""
+    """The cells of a manner, as parameters: all of them in the full form."""
     return [cell.param for cell in (CELLS if FULL else SHORT) if cell.manner == manner]

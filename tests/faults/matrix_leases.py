@@ -1,8 +1,8 @@
-"""What the store's record says of a cell's leases, and what must hold of them, however slow the machine is.
+"""Checks of a cell's leases, by the record in the backend, which hold on a slow machine too.
 
-Nothing here goes by how long something took. Times are those of the store, whose clock is this machine's; a request
-is compared with the lease that the record had when the request was sent and responded. A store that did not respond
-(503) says nothing of a lease, and lets nobody run.
+Nothing here depends on how long something took. Times are those of the backend, whose clock is this machine's. A
+request is compared with the lease that the record had when the request was sent and when its response came. A backend
+that did not respond (503) says nothing about a lease, and lets no attempt run.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _STEP = 0.005
 
 
 class Look(NamedTuple):
-    """A record, and when it had been read; ``record`` is None where there was none."""
+    """A record, and when it was read; ``record`` is None if there was none."""
 
     record: Record | None
     at: float
 
 
 class Refusal(NamedTuple):
-    """A duplicate that was told to come back later: when it was sent, and the record after that response."""
+    """A duplicate that was refused: when it was sent, and the record after that response."""
 
     sent: float
     look: Look
-    #: whether the store had failed to respond to a duplicate before; that one's own lease may be what is in the way
+    #: whether the backend failed for an earlier duplicate, whose own lease may block this one
     after_failure: bool
 
 
@@ -42,37 +42,37 @@ class Retried(NamedTuple):
 
     before: Look
     refused: Sequence[Refusal]
-    #: how many duplicates the store did not respond to
+    #: the number of duplicates for which the backend failed
     failures: int
-    answer: Response
+    response: Response
     after: Look
 
 
 class Asked(Protocol):
-    """Sends the request; whether the store failed to respond is the second value."""
+    """Sends the request; whether the backend failed is the second value."""
 
     def __call__(self) -> tuple[Response, bool]: ...
 
 
 def retried(ask: Asked, look: Callable[[], Look], seconds: float) -> Retried:
-    """Repeat a request until it is let through and its response is on record, for so many seconds at most."""
+    """Repeat a request until it is admitted and its response is on record, up to this many seconds."""
     before, refused, failures = look(), list[Refusal](), 0
     deadline = time.monotonic() + seconds
     while True:
         assert time.monotonic() < deadline, f"still refused after {seconds} s: {failures} failures, {refused[-1:]}"
         sent = time.time()
-        answer, failed = ask()
+        response, failed = ask()
         if failed:
             failures += 1
-        elif b":in-progress" in answer.body:
+        elif b":in-progress" in response.body:
             refused.append(Refusal(sent, look(), failures > 0))
         else:
-            return Retried(before, refused, failures, answer, look())
+            return Retried(before, refused, failures, response, look())
         time.sleep(_STEP)
 
 
 def check_waited(outcome: Outcome, lease: float, retried: Retried) -> None:
-    """Nothing ran beside a lease that may have been alive; nothing was refused for longer (I1, I5)."""
+    """Check that no attempt ran beside a lease that may have been alive, and none was refused for longer (I1, I5)."""
     looks = [retried.before, *(refusal.look for refusal in retried.refused)]
     _check_lengths(lease, [*looks, retried.after])
     if outcome.waits:
@@ -96,7 +96,7 @@ def _check_taken_over(lease: float, looks: Sequence[Look], after: Look) -> None:
     assert dead is not None, "there is no record of the attempt whose worker ended"
     assert dead.status is Status.IN_PROGRESS, f"the attempt was ended without its worker: {dead}"
     ends = [look.record.lease_end for look in looks if look.record is not None and look.record.token == dead.token]
-    # What was on its way when the worker ended may arrive; there is one renewal at a time.
+    # One renewal may have been in flight when the worker ended.
     assert len(set(ends)) <= 2, f"renewed without its worker: {ends}"
     assert after.record is not None, "the attempt that took over left no record"
     assert after.record.token > dead.token, "it ran without a claim of its own"
@@ -104,7 +104,7 @@ def _check_taken_over(lease: float, looks: Sequence[Look], after: Look) -> None:
 
 
 def check_given_back(outcome: Outcome, retried: Retried, begun: Look) -> None:
-    """The retry waited for no lease: it ended, or was taken over, before its end (L-04, L-06).
+    """Check that the retry did not wait: the lease was released or taken over before its end (L-04, L-06).
 
     ``begun``: the record before anything was done to its worker.
     """
@@ -117,12 +117,12 @@ def check_given_back(outcome: Outcome, retried: Retried, begun: Look) -> None:
 
 
 def check_attempt(outcome: Outcome, retried: Retried) -> None:
-    """The response is that of the attempt that the matrix names (I2, I4).
+    """Check that the response is that of the attempt that the matrix names (I2, I4).
 
-    A claim whose reply the store did not give may be an attempt that never ran, so there may be one for each.
+    A claim whose reply was lost may be an attempt that never ran, so there may be one more for each.
     """
-    assert (retried.answer.status, retried.answer.replayed) == (201, outcome.replays)
-    found = re.search(rb"attempt (\d+) ", retried.answer.body)
-    assert found is not None, retried.answer.body
+    assert (retried.response.status, retried.response.replayed) == (201, outcome.replays)
+    found = re.search(rb"attempt (\d+) ", retried.response.body)
+    assert found is not None, retried.response.body
     unknown = 0 if outcome.replays else retried.failures
-    assert outcome.attempt <= int(found[1]) <= outcome.attempt + unknown, retried.answer.body
+    assert outcome.attempt <= int(found[1]) <= outcome.attempt + unknown, retried.response.body

@@ -1,6 +1,6 @@
-"""A cell of the matrix, carried out: the servers, the first request up to its point, the retry, and what is counted.
+"""One cell of the matrix: the servers, the first request up to its point, the retry, and the checks.
 
-What differs from manner to manner is in the tests.
+The tests contain what differs from manner to manner.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from tests.wire.variants import BRISK_LEASE
 
 LEASE = BRISK_LEASE
 BEAT = LEASE / 3
-#: a server of each interface, and what it serves beside its own adapter
+#: a server of each interface, and the further adapters that it serves
 _SUCCESSORS = {"asgi": ("uvicorn", ("asgi", "django_asgi")), "wsgi": ("gunicorn-gthread", ("flask",))}
 _STEP = 0.005
 
 
 def _variant(backend: str, *, brisk: bool) -> str:
-    """The application's policy, and its backend."""
+    """The application's policy and backend."""
     policy = "brisk-postgres" if backend == "postgres" else "brisk"
     return f"{policy if brisk else 'default'}/{backend}"
 
 
 class Fleet:
-    """The servers of one test process, over one folder, and one server for each backend that is one (``urls``).
+    """The servers of one test process, over one folder, and the database servers of the backends (``urls``).
 
-    Those that live through what is done to them are shared; each of the others is one cell's own.
+    Servers that survive their test are shared; each of the others is started for one cell.
     """
 
     def __init__(self, stack: ExitStack, folder: Path, urls: Mapping[str, str]) -> None:
@@ -54,7 +54,7 @@ class Fleet:
         self._records: dict[str, Backend] = {}
 
     def records(self, backend: str) -> Backend:
-        """The records, looked at from here."""
+        """The records of a backend, opened in this process."""
         if backend not in self._records:
             url = self._backends.get(f"WIRE_BACKEND_{backend.upper()}", f"sqlite:///{self.folder}/records.db")
             self._records[backend] = opened = open_backend(url)
@@ -62,23 +62,23 @@ class Fleet:
         return self._records[backend]
 
     def first(self, name: str) -> Server:
-        """The shared server of this name, for what it lives through."""
+        """The shared server of this name, for manners that it survives."""
         if name not in self._firsts:
             adapters = ("django_asgi",) if name in ASGI_SERVERS else ()
             self._firsts[name] = self._stack.enter_context(self.start(name, adapters=adapters))
         return self._firsts[name]
 
     def successor(self, name: str) -> Server:
-        """The shared server that takes over: it serves the same applications, and nothing is done to it."""
+        """The shared server that takes over: it serves the same applications, and is never disturbed."""
         name, adapters = _SUCCESSORS["asgi" if name in ASGI_SERVERS else "wsgi"]
         if name not in self._successors:
             self._successors[name] = self._stack.enter_context(self.start(name, adapters=adapters))
         return self._successors[name]
 
     def start(self, name: str, *options: str, adapters: Sequence[str] = (), **environment: str) -> Server:
-        """A server of one's own, not yet entered. ``adapters``: what it is to serve beside its own one.
+        """A new server, not yet entered. ``adapters``: what it serves besides its own one.
 
-        All of it is imported by then, since that may take longer than a test waits.
+        All of them are imported by then, since that may take longer than a test waits.
         """
         served = SERVERS[name]
         words = (*served.options, *options)
@@ -133,32 +133,32 @@ class Trial:
         return connection
 
     def look(self) -> Look:
-        """The order's record, which the server that it was sent to has named."""
+        """The order's record, whose id the first server has written."""
         (name,) = {line for line in self.case.journal.lines() if line.startswith(NAMES_RECORD)}
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             with suppress(BackendUnavailable):
                 record = self._records.get(Get(bytes.fromhex(name.removeprefix(NAMES_RECORD))))
                 return Look(record, time.time())
-        raise AssertionError(f"the store did not answer within {PATIENCE} s")
+        raise AssertionError(f"the store did not respond within {PATIENCE} s")
 
     def ask(self) -> tuple[Response, bool]:
-        """Send the order to the successor, and say whether its store failed, so that it is to be sent again."""
-        answer = self.case.exchange(self.case.request())
-        return answer, store_failed(answer, self.case.server.log[self._logged :])
+        """Send the order to the successor; the response, and whether the backend failed."""
+        response = self.case.exchange(self.case.request())
+        return response, store_failed(response, self.case.server.log[self._logged :])
 
     def duplicates_while_renewed(self) -> list[int]:
-        """What duplicates get while the order is at its point for longer than a lease, where it is renewed there."""
+        """The statuses of duplicates while the order waits for longer than a lease, if that is renewed."""
         statuses: list[int] = []
         until = time.monotonic() + 1.2 * LEASE
         while POINTS[self.cell.point].beating and time.monotonic() < until:
-            answer, failed = self.ask()
-            statuses += [answer.status] * (not failed)
+            response, failed = self.ask()
+            statuses += [response.status] * (not failed)
             time.sleep(BEAT / 4)
         return statuses
 
     def signal(self, number: signal.Signals) -> None:
-        """To the worker that runs the order."""
+        """Send a signal to the worker that runs the order."""
         os.kill(self.worker, number)
 
     def await_frozen(self) -> None:
@@ -173,11 +173,11 @@ class Trial:
         return matrix_leases.retried(self.ask, self.look, PATIENCE)
 
     def open_gate(self) -> None:
-        """Let the order go on."""
+        """Let the order continue."""
         self.case.journal.gate().set()
 
-    def answer(self, connection: Connection) -> Response | None:
-        """The whole response to the first request; None where the connection ended within it, or before it."""
+    def response(self, connection: Connection) -> Response | None:
+        """The whole response to the first request; None if the connection ended before its end."""
         try:
             head = connection.read_head()
             return head._replace(body=connection.read_body(head))
@@ -185,31 +185,31 @@ class Trial:
             return None
 
     def check_effects(self) -> None:
-        """Each effect happened once, but for the unfenced ones of which the matrix says otherwise."""
+        """Check that each effect happened once, except unfenced ones that the matrix lists as ``twice``."""
         expected = {stage: 2 if stage in self.cell.outcome.twice else 1 for stage in STAGES}
         assert unfenced(self.case.journal) == expected, self.case.journal.entries()
         assert Shop(self.first.folder).fenced(f"case={self.case.key}") == dict.fromkeys(STAGES, 1)
 
     def check_waited(self, retried: Retried) -> None:
-        """Nothing ran beside a lease that may have been alive; nothing was refused for longer (I1, I5)."""
+        """Check that no attempt ran beside a living lease, and none was refused for longer (I1, I5)."""
         matrix_leases.check_waited(self.cell.outcome, LEASE, retried)
 
     def check_recorded(self, retried: Retried) -> None:
         """The retry ran, or did not, as the matrix says; its response is final; it waited for no lease that
         was given back (I2, I4, L-04).
         """
-        outcome, answer = self.cell.outcome, retried.answer
-        if outcome.or_replays and answer.replayed:
+        outcome, response = self.cell.outcome, retried.response
+        if outcome.or_replays and response.replayed:
             outcome = outcome._replace(attempt=1, replays=True)
         matrix_leases.check_attempt(outcome, retried)
         matrix_leases.check_given_back(outcome, retried, self.begun)
         again = self.retry()
         assert not again.refused
-        assert (again.answer.status, again.answer.replayed, again.answer.body) == (201, True, answer.body)
+        assert (again.response.status, again.response.replayed, again.response.body) == (201, True, response.body)
 
 
 def closes_port(server: Server, seconds: float) -> bool:
-    """Whether it takes no more connections in time: some servers' workers keep their socket until they end."""
+    """Whether it stops accepting connections in time: some servers' workers keep their socket until they end."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
@@ -221,6 +221,6 @@ def closes_port(server: Server, seconds: float) -> bool:
 
 
 def fleet(folder: Path, urls: Mapping[str, str]) -> Iterator[Fleet]:
-    """The servers of one test process, ended at its end."""
+    """The servers of one test process, stopped at its end."""
     with ExitStack() as stack:
         yield Fleet(stack, folder, urls)

@@ -1,8 +1,7 @@
-"""A TCP proxy that does to a connection what networks do: lose a response, cut, go silent, delay, hold back.
+"""A TCP proxy that injects network faults: lost replies, cuts, silence, delays, commands that are held back.
 
-It stands before one server on the loopback, on a port of its own, and relays bytes without reading a protocol: what is
-sent before a response counts as one command, as a client that waits for each response sends it. Two threads a
-connection.
+It stands before one server on the loopback, on a port of its own, and relays bytes without parsing a protocol: the
+bytes that are sent before a reply count as one command. Two threads a connection.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _CHUNK = 65536
 
 
 class Watch:
-    """A command that is waited for. ``happened``: set when the server has replied to it."""
+    """A command that a test waits for. ``happened``: set when the server has replied to it."""
 
     def __init__(self, command: bytes, nth: int) -> None:
         self.command = command
@@ -28,7 +27,7 @@ class Watch:
 
 
 class Loss(Watch):
-    """A command whose response is lost; when that has happened, the server has responded and the client got nothing."""
+    """A command whose reply is lost. ``happened``: set when the server has replied, which the client never sees."""
 
     def __init__(self, command: bytes, nth: int, silently: bool) -> None:
         super().__init__(command, nth)
@@ -36,9 +35,9 @@ class Loss(Watch):
 
 
 class Hold(Watch):
-    """A command that is held back, with all that its connection sends after it, while others are served.
+    """A command that is held back, with the rest of its connection, while other connections are served.
 
-    ``arrived``: set when it is there; ``happened``: when the server has replied to it, after ``deliver``.
+    ``arrived``: set when it has arrived; ``happened``: when the server has replied to it, after ``deliver``.
     """
 
     def __init__(self, command: bytes, nth: int) -> None:
@@ -47,11 +46,11 @@ class Hold(Watch):
         self._delivered = threading.Event()
 
     def deliver(self) -> None:
-        """Let it go on, also for a client that has left since."""
+        """Let the command continue, even if its client has left."""
         self._delivered.set()
 
     def pass_on(self) -> None:
-        """In the thread of its connection: wait for ``deliver``."""
+        """Wait for ``deliver``, in the thread of the connection."""
         self.arrived.set()
         self._delivered.wait(PATIENCE)
 
@@ -70,7 +69,7 @@ class FaultProxy:
         self._mute = False
         self._closed = False
         self._random = random.Random(7)
-        #: bytes have arrived from a client while nothing was let through
+        #: set when bytes of a client have been held back
         self.held_back = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -90,9 +89,9 @@ class FaultProxy:
         self.cut()
 
     def lose_reply(self, command: bytes = b"", *, nth: int = 1, silently: bool = False) -> Loss:
-        """Lose the response to the ``nth`` command from now on whose bytes contain ``command``.
+        """Lose the reply to the ``nth`` next command whose bytes contain ``command``.
 
-        The server has carried it out. The client's connection ends or, ``silently``, says nothing ever after.
+        The server executes it. The client's connection ends or, with ``silently``, stays silent for ever.
         """
         loss = Loss(command, nth, silently)
         with self._lock:
@@ -100,14 +99,14 @@ class FaultProxy:
         return loss
 
     def watch(self, command: bytes, *, nth: int = 1) -> Watch:
-        """Tell when the ``nth`` command from now on whose bytes contain ``command`` has got a response."""
+        """Watch the ``nth`` next command whose bytes contain ``command``, until the server has replied."""
         watch = Watch(command, nth)
         with self._lock:
             self._watches.append(watch)
         return watch
 
     def hold(self, command: bytes, *, nth: int = 1) -> Hold:
-        """Hold back the ``nth`` command from now on whose bytes contain ``command``."""
+        """Hold back the ``nth`` next command whose bytes contain ``command``."""
         hold = Hold(command, nth)
         with self._lock:
             self._watches.append(hold)
@@ -128,25 +127,25 @@ class FaultProxy:
                 link.mute = True
 
     def heal(self) -> None:
-        """End a silent partition for new connections; what was open before stays half-open for ever."""
+        """End a silent partition for new connections; older ones stay half-open for ever."""
         with self._lock:
             self._mute = False
 
     def lead_to(self, upstream: int) -> None:
-        """Relay new connections to another server; open ones stay where they are."""
+        """Relay new connections to another server; open ones keep theirs."""
         self._upstream = upstream
 
     def pause(self) -> None:
-        """Hold everything back, to be delivered late by ``resume``."""
+        """Hold back all bytes until ``resume``."""
         self.held_back.clear()
         self._flowing.clear()
 
     def resume(self) -> None:
-        """Deliver what was held back, also for clients that have left since."""
+        """Deliver what was held back, even if its client has left."""
         self._flowing.set()
 
     def delay(self, seconds: float, jitter: float = 0.0) -> None:
-        """Let every command and every response take so long, and up to ``jitter`` seconds more."""
+        """Delay every command and every reply by this long, and up to ``jitter`` seconds more."""
         self._delay = (seconds, jitter)
 
     def _accept(self) -> None:
@@ -164,7 +163,7 @@ class FaultProxy:
                 link.mute = self._mute
                 self._links.add(link)
             threading.Thread(target=self._relay_commands, args=(link,), daemon=True).start()
-            threading.Thread(target=self._relay_answers, args=(link,), daemon=True).start()
+            threading.Thread(target=self._relay_replies, args=(link,), daemon=True).start()
 
     def _relay_commands(self, link: _Link) -> None:
         while data := link.receive(link.client):
@@ -178,11 +177,11 @@ class FaultProxy:
                         hold.pass_on()
                 link.watches += found
                 link.send(link.server, data)
-        # A client that left does not take its last command with it: it is on its way.
+        # The last command of a client that left is delivered nevertheless.
         link.end(link.server)
         self._left(link)
 
-    def _relay_answers(self, link: _Link) -> None:
+    def _relay_replies(self, link: _Link) -> None:
         while data := link.receive(link.server):
             self._linger()
             watches, link.watches = link.watches, []
@@ -199,7 +198,7 @@ class FaultProxy:
         self._left(link)
 
     def _left(self, link: _Link) -> None:
-        """One of a link's two threads has ended; the last one closes it."""
+        """End one of a link's two threads; the last one closes the link."""
         with self._lock:
             link.threads -= 1
             if link.threads == 0:
@@ -214,7 +213,7 @@ class FaultProxy:
         self._flowing.wait(PATIENCE)
 
     def _matching(self, data: bytes) -> list[Watch]:
-        """The watches that this command is the last one for."""
+        """The watches for which these bytes are the ``nth`` matching command."""
         with self._lock:
             concerned = [watch for watch in self._watches if watch.command in data]
             for watch in concerned:
@@ -225,7 +224,7 @@ class FaultProxy:
 
 
 class _Link:
-    """One client's connection and the one to the server that stands for it."""
+    """One client's connection, and the corresponding one to the server."""
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client = client
@@ -234,13 +233,13 @@ class _Link:
         self.watches: list[Watch] = []
         self.threads = 2
         for end in (client, server):
-            # Else commands that are smaller than a packet wait for the one before to be acknowledged.
+            # Without it, small commands wait for the acknowledgement of the previous packet.
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             end.settimeout(None)
 
     @staticmethod
     def receive(end: socket.socket) -> bytes:
-        """What comes next; nothing at the end."""
+        """The next bytes; empty at the end."""
         try:
             return end.recv(_CHUNK)
         except OSError:
@@ -248,18 +247,18 @@ class _Link:
 
     @staticmethod
     def send(end: socket.socket, data: bytes) -> None:
-        """Send, to somebody who may have left."""
+        """Send bytes to a peer that may have left."""
         with suppress(OSError):
             end.sendall(data)
 
     @staticmethod
     def end(end: socket.socket) -> None:
-        """Say that nothing more comes."""
+        """Close the sending side."""
         with suppress(OSError):
             end.shutdown(socket.SHUT_WR)
 
     def cut(self) -> None:
-        """End both sides at once. Shut down, not closed: a thread reads each."""
+        """End both sides at once, with a shutdown: a thread still reads from each."""
         for end in (self.client, self.server):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""Backends of one test's own: servers behind a proxy or not, files, and a look at what they hold from behind."""
+"""The backends of one test: servers, behind a proxy or not, or files; and direct access to what they store."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SHORT = {"sqlite", "valkey", "postgres"}
 
 
 def _on(kinds: Iterable[str], short: Iterable[str] = _SHORT) -> pytest.MarkDecorator:
-    """Run on each of these kinds; on those that are not ``short``, in the full form only."""
+    """Run on each of these kinds; kinds outside of ``short`` run in the full form only."""
     left_out = {kind: [pytest.mark.full_form] * (kind not in short) for kind in kinds}
     return pytest.mark.parametrize("backend_kind", [pytest.param(kind, marks=left_out[kind]) for kind in left_out])
 
@@ -37,23 +37,23 @@ on_files = _on(["sqlite"])
 on_redis = _on(SERVER_KINDS)
 on_postgres = _on(POSTGRES)
 on_servers = _on([*SERVER_KINDS, *POSTGRES])
-#: what locks rows or tables, and lets others read
+#: backends that lock rows or tables without blocking reads
 on_databases = _on(["sqlite", *POSTGRES])
 everywhere = _on(["sqlite", *SERVER_KINDS, *POSTGRES])
-#: everywhere in the full form, for what takes seconds and does not depend on the backend
+#: every backend in the full form; for tests that take seconds and depend little on the backend
 mostly_files = _on(["sqlite", *SERVER_KINDS, *POSTGRES], short=["sqlite"])
-#: the same for what needs a network
+#: the same for faults of the network
 mostly_redis = _on([*SERVER_KINDS, *POSTGRES], short=["valkey"])
 wsgi_and_asgi = pytest.mark.parametrize("interface", ["wsgi", "asgi"])
 
 
 def sqlite_url(folder: Path, options: str = BRISK) -> str:
-    """A database of its own."""
+    """A new database file."""
     return f"sqlite:///{folder}/records.db" + f"?{options}" * bool(options)
 
 
 class OnRedis:
-    """Records under a prefix of their own on a server that others use too."""
+    """Records under their own prefix, on a shared server."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -62,14 +62,14 @@ class OnRedis:
         self.plain = redis.Redis.from_url(url, socket_timeout=10, protocol=2)
 
     def at(self, port: int | None = None, options: str = BRISK) -> str:
-        """The URL, where a proxy stands before the server with the proxy's port."""
+        """The URL, with the proxy's port if there is a proxy."""
         parts = urlsplit(self.url)
         user, _, _ = parts.netloc.rpartition("@")
         place = f"{user}@127.0.0.1" if user else "127.0.0.1"
         return f"redis://{place}:{port or self.port}{parts.path}?prefix={self.prefix}" + f"&{options}" * bool(options)
 
     def command(self, verb: str) -> bytes:
-        """What tells the command of a verb from others, as it goes over the network."""
+        """Bytes that identify the command of a verb on the network."""
         script: scripts.Script = getattr(scripts, verb.upper())
         return script.sha.encode()
 
@@ -82,27 +82,27 @@ class OnRedis:
         self.plain.delete(*self.keys())
 
     def snapshot(self) -> object:
-        """All that is stored."""
-        # Not DUMP, whose order of fields may change by reading them.
+        """Everything that is stored."""
+        # Not DUMP: reading a hash may change the order of its fields.
         return [
             self.plain.hgetall(key) if self.plain.type(key) == b"hash" else self.plain.get(key) for key in self.keys()
         ]
 
     def prepare(self) -> None:
-        """Have the server know all scripts, so that each verb is one command."""
+        """Load all scripts, so that each verb is one command."""
         for script in vars(scripts).values():
             if isinstance(script, scripts.Script):
                 self.plain.script_load(script.source)
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Delete the keys."""
         if self.keys():
             self.forget()
         self.plain.close()
 
 
 class OnPostgres:
-    """Records on a server that the other tests of this process use too, one after the other."""
+    """Records on a server that the tests of this process use in turn."""
 
     def __init__(self, server: PostgresServer) -> None:
         self.server = server
@@ -110,22 +110,22 @@ class OnPostgres:
         self.forget()
 
     def at(self, port: int | None = None, options: str = BRISK_POSTGRES) -> str:
-        """The URL, where a proxy stands before the server with the proxy's port."""
+        """The URL, with the proxy's port if there is a proxy."""
         url = self.server.url().replace(f":{self.port}/", f":{port or self.port}/")
         return url + f"?{options}" * bool(options)
 
     def command(self, verb: str) -> bytes:
-        """What tells the statement of a verb from others, as it goes over the network."""
+        """Bytes that identify the statement of a verb on the network."""
         return f"open_idempotency.{verb}(".encode()
 
     def ask(self, statement: str) -> list[Any]:
-        """The rows of a statement that is run behind the backend's back."""
+        """The rows of a statement that does not go through the backend."""
         with self.server.connect() as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
     def change(self, statement: str) -> None:
-        """Change rows behind the backend's back."""
+        """Change rows without the backend."""
         self.ask(statement)
 
     def forget(self) -> None:
@@ -133,20 +133,20 @@ class OnPostgres:
         self.ask("DELETE FROM open_idempotency.records")
 
     def snapshot(self) -> object:
-        """All that is stored."""
+        """Everything that is stored."""
         return [self.ask(f"SELECT * FROM open_idempotency.{table} ORDER BY 1") for table in ("records", "stages")]
 
     def lock(self) -> psycopg.Connection[Any]:
-        """A transaction that lets nobody write any record, and everybody read, until it ends."""
+        """A transaction that blocks writes of any record, and no reads, until it ends."""
         connection = psycopg.connect(self.server.url(), connect_timeout=5)
         connection.execute("LOCK TABLE open_idempotency.records IN EXCLUSIVE MODE")
         return connection
 
     def prepare(self) -> None:
-        """Each verb is one statement from the beginning."""
+        """Do nothing: each verb is always one statement."""
 
     def close(self) -> None:
-        """Whoever comes next deletes what is left."""
+        """Do nothing: the next test deletes the rows."""
 
 
 class OnFile:
@@ -161,7 +161,7 @@ class OnFile:
         return sqlite_url(self._folder, options)
 
     def ask(self, statement: str) -> list[Any]:
-        """The rows of a statement that is run behind the backend's back."""
+        """The rows of a statement that does not go through the backend."""
         connection = sqlite3.connect(self.path, isolation_level=None, timeout=10)
         try:
             return connection.execute(statement).fetchall()
@@ -169,20 +169,20 @@ class OnFile:
             connection.close()
 
     def change(self, statement: str) -> None:
-        """Change rows behind the backend's back."""
+        """Change rows without the backend."""
         self.ask(statement)
 
     def forget(self) -> None:
-        """Delete the records, as a restored copy would."""
+        """Delete the records, as restoring an old copy would."""
         self.change(f"DELETE FROM {STAGES}")
         self.change(f"DELETE FROM {RECORDS}")
 
     def snapshot(self) -> object:
-        """All that is stored."""
+        """Everything that is stored."""
         return self.ask(f"SELECT * FROM {RECORDS}")
 
     def close(self) -> None:
-        """The folder is pytest's."""
+        """Do nothing: pytest deletes the folder."""
 
 
 #: records behind a network

@@ -1,7 +1,7 @@
-"""The report of the fault tests: what came of each fault, on each backend, for each invariant.
+"""The report of the fault tests: the outcome of each fault, on each backend, for each invariant.
 
-A mark says what a test shows; this module reads marks, gathers outcomes and draws the table. It knows nothing of
-pytest's hooks, which are in ``conftest.py``, nor of the library.
+A mark says what a test shows. This module reads marks, collects outcomes and draws the table. It depends neither on
+pytest's hooks, which are in ``conftest.py``, nor on the library.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PROPERTY = "fault"
 #: the parameter or fixture that says on which backend a test runs, where its mark does not
 BACKEND_PARAMETER = "backend_kind"
-#: names a file that collecting writes all marks to
+#: the variable that names a file for all collected marks
 LIST_VARIABLE = "OI_TEST_FAULTS_LIST"
 INVARIANTS = frozenset(f"I{number}" for number in range(1, 12))
 KINDS = ("held", "documented")
@@ -30,7 +30,7 @@ class BadMark(Exception):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Proof:
-    """What one mark of a test claims. ``row``: of the table of faults. ``kind``: "documented" for a loss."""
+    """The claim of one mark of a test. ``row``: of the table of faults. ``kind``: "documented" for a loss."""
 
     row: int
     fault: str
@@ -40,7 +40,7 @@ class Proof:
 
 
 class Outcome(Enum):
-    """What became of a fault; the worst one of all its tests counts."""
+    """The outcome of a fault: the worst one of all its tests."""
 
     HELD = "held"
     DOCUMENTED = "documented loss"
@@ -94,7 +94,7 @@ class Report:
         self._tests: dict[tuple[int, str], set[str]] = {}
 
     def add(self, test: str, proofs: Iterable[Proof], outcome: str) -> None:
-        """Take in one phase of a test: "passed", "failed" or "skipped". Failing once is failing."""
+        """Add the outcome of one phase of a test: "passed", "failed" or "skipped". A failure is final."""
         for proof in proofs:
             came = _outcome(proof, outcome)
             cell = self._outcomes.setdefault((proof.row, proof.fault), {}).setdefault(proof.backend, {})
@@ -106,7 +106,7 @@ class Report:
         return bool(self._outcomes)
 
     def table(self) -> list[list[str]]:
-        """A row of heads, and a row for each fault: number, name, backends, number of tests."""
+        """A header row, and a row for each fault: number, name, backends, number of tests."""
         backends = sorted({backend for cells in self._outcomes.values() for backend in cells})
         body = [
             [
@@ -140,7 +140,7 @@ def _outcome(proof: Proof, outcome: str) -> Outcome:
 
 
 def _cell(found: Mapping[str, Outcome]) -> str:
-    """``I1 I5 held``; where invariants fared differently, each group with its word; a dash where nothing was tried."""
+    """``I1 I5 held``; invariants with different outcomes are listed in groups; a dash if no test ran."""
     groups = {
         outcome: sorted((name for name, came in found.items() if came is outcome), key=lambda name: int(name[1:]))
         for outcome in Outcome

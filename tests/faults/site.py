@@ -1,7 +1,7 @@
 """Workers in the test's process: an application behind the real middleware, sync and async, on a real backend.
 
-Two workers share nothing but the records, as two processes would; each has its own backend, connections and
-heartbeat. What the handlers do is said once for sync and async handlers, by the behaviours of the HTTP suite.
+Two workers share nothing but the records, as two processes do; each has its own backend, connections and heartbeat. The
+behaviours of the HTTP suite define each handler once, for sync and async.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from tests.http.behaviours import SCRIPTS, Behaviour, Script
 #: seconds; nothing waits longer, so a lost signal is a failure and not a hang
 PATIENCE = 20.0
 _STEP = 0.02
-#: shorter than its lease is the slowest call, which is some times the timeout
+#: the slowest call, a multiple of the timeout, has to be shorter than the lease
 BRISK = "timeout=0.35" + "&coalesce=no" * ONE_BY_ONE
-#: to connect takes PostgreSQL a process of its own, and some messages
+#: PostgreSQL starts a process for each connection, and exchanges some messages
 BRISK_POSTGRES = BRISK.replace("0.35", "0.5")
 LEASE = 2.5
 
 
 class Got(NamedTuple):
-    """A response as the client has it, and the seconds that it took."""
+    """A response as the client gets it, and the seconds that it took."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
@@ -47,17 +47,17 @@ class Got(NamedTuple):
 
     @property
     def replayed(self) -> bool:
-        """Whether it says that it is a replay."""
+        """Whether it is marked as a replay."""
         return self.value(b"idempotent-replayed") == b"true"
 
     @property
     def unrecorded(self) -> bool:
-        """Whether it says that it could not be recorded."""
+        """Whether it is marked as unrecorded."""
         return self.value(b"idempotency-status") == b"unrecorded"
 
 
 class Order:
-    """One request with one key, for a handler that does as a behaviour says. ``key``: of an earlier order."""
+    """One request with one key, for a handler with this behaviour. ``key``: the key of an earlier order."""
 
     def __init__(self, behaviour: Behaviour, key: str | None = None) -> None:
         self.key = key or uuid4().hex
@@ -65,7 +65,7 @@ class Order:
         self.script = SCRIPTS[self.name] = Script(behaviour)
 
     def again(self, behaviour: Behaviour) -> Order:
-        """The same request for a handler that does something else."""
+        """The same request, with another behaviour of the handler."""
         return Order(behaviour, self.key)
 
     @property
@@ -74,7 +74,7 @@ class Order:
         return len(self.script.runs)
 
     def until_arrived(self) -> None:
-        """Wait until the handler is where it holds."""
+        """Wait until the handler is at its point."""
         assert self.script.arrived.wait(PATIENCE), "the handler did not arrive"
 
 
@@ -98,12 +98,12 @@ def _run_wsgi(app: Any, order: Order, body: bytes) -> Got:
     head: list[Any] = []
     chunks = app(environ, lambda status, headers, exc_info=None: head.__setitem__(slice(None), [status, headers]))
     try:
-        answered = b"".join(chunks)
+        content = b"".join(chunks)
     finally:
         if hasattr(chunks, "close"):
             chunks.close()
     status, headers = head
-    return Got(int(status[:3]), tuple((n.lower().encode(), v.encode("latin-1")) for n, v in headers), answered)
+    return Got(int(status[:3]), tuple((n.lower().encode(), v.encode("latin-1")) for n, v in headers), content)
 
 
 async def _run_asgi(app: Any, order: Order, body: bytes) -> Got:
@@ -135,7 +135,7 @@ async def _run_asgi(app: Any, order: Order, body: bytes) -> Got:
 
 
 class Worker:
-    """One worker: ``interface`` is "wsgi" or "asgi", ``fields`` are the policy's. Ended by its block."""
+    """One worker: ``interface`` is "wsgi" or "asgi", ``fields`` are the policy's. Closed at the end of its block."""
 
     def __init__(self, interface: str, backend: Backend | str, **fields: Any) -> None:
         self.events: list[Event] = []
@@ -166,7 +166,7 @@ class Worker:
         self.backend.close()
 
     def post(self, order: Order, body: bytes = b"{}") -> Got:
-        """Send it, and wait for the response; raises what the handler raised, as from a server see it."""
+        """Send an order and wait for the response; raises what the handler raised."""
         started = time.monotonic()
         if self._loop is None:
             got = _run_wsgi(self._app, order, body)
@@ -176,11 +176,11 @@ class Worker:
         return got._replace(seconds=time.monotonic() - started)
 
     def start(self, order: Order, body: bytes = b"{}") -> Future[Got]:
-        """Send it without waiting for the response."""
+        """Send an order without waiting for the response."""
         return self._pool.submit(self.post, order, body)
 
     def cancel(self, order: Order, when: threading.Event) -> None:
-        """Send it, and have its task cancelled once that has happened; return when its clean-up is over."""
+        """Send an order, and cancel its task after this event; return when its clean-up has ended."""
         assert self._loop is not None, "nobody cancels a thread"
 
         async def sent_and_cancelled() -> None:
@@ -197,22 +197,22 @@ class Worker:
         asyncio.run_coroutine_threadsafe(sent_and_cancelled(), self._loop).result(2 * PATIENCE)
 
     def post_until(self, order: Order, wanted: Callable[[Got], bool], within: float = PATIENCE) -> Got:
-        """Send it again until a response is as wanted."""
+        """Send an order again until a response is as wanted."""
         return until(lambda: self.post(order), wanted, within)
 
     def saw(self, kind: type[Event]) -> bool:
-        """Whether it told such an event."""
+        """Whether it logged such an event."""
         return any(type(event) is kind for event in self.events)
 
     def await_event(self, kind: type[Event]) -> None:
-        """Wait until it has told such an event."""
+        """Wait until it has logged such an event."""
         until(lambda: self.saw(kind), bool)
 
 
 def refused_in_time(worker: Worker, make: Callable[[], Order], tries: int = 3) -> Order:
-    """An order of which nothing ran, since the backend was not reached, within the bound of one call.
+    """An order that did not run and was refused within the bound of one call, since the backend was not reached.
 
-    A busy machine may hold up one request for longer, so the quickest of some counts.
+    A busy machine may delay one request, so the fastest of several counts.
     """
     for left in reversed(range(tries)):
         order = make()
@@ -227,12 +227,12 @@ def refused_in_time(worker: Worker, make: Callable[[], Order], tries: int = 3) -
 def until(ask: Callable[[], Any], wanted: Callable[[Any], bool], within: float = PATIENCE) -> Any:
     """Ask until the response is as wanted, and return it."""
     deadline = time.monotonic() + within
-    while not wanted(answer := ask()):
-        assert time.monotonic() < deadline, f"after {within} s still {answer}"
+    while not wanted(response := ask()):
+        assert time.monotonic() < deadline, f"after {within} s still {response}"
         time.sleep(_STEP)
-    return answer
+    return response
 
 
 def admitted(got: Got) -> bool:
-    """Not told to come back, be it since another runs or since a call took too long on a busy machine."""
+    """Whether it was neither refused as a duplicate nor by a call that timed out on a busy machine."""
     return got.status not in (409, 503)

@@ -1,4 +1,4 @@
-"""Row 3: the event loop is blocked for longer than the lease; one C call keeps the whole interpreter for as long."""
+"""Row 3: the event loop is blocked, or one C call holds the interpreter's lock, for longer than the lease."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LEASE = 2.0
 @mostly_files
 @pytest.mark.fault("event loop blocked longer than the lease", row=3, invariants=("I1", "I9"))
 def test_a_blocked_event_loop_keeps_its_lease(records: Records, effects: Effects) -> None:
-    """L-01: the beats come from a thread; duplicates are refused all the while, and the handler ran once."""
+    """L-01: a thread renews the lease; duplicates are refused meanwhile, and the handler ran once."""
     with (
         Worker("asgi", records.at(), lease=LEASE) as worker,
         Worker("asgi", records.at(), lease=LEASE) as other,
@@ -30,11 +30,11 @@ def test_a_blocked_event_loop_keeps_its_lease(records: Records, effects: Effects
         duplicate = order.again(between(effects, int))
         owner = worker.start(order)
         order.until_arrived()
-        while (answer := other.post(duplicate)).status == 409:
+        while (response := other.post(duplicate)).status == 409:
             time.sleep(0.05)
         first = owner.result(PATIENCE)
         assert (first.status, first.replayed) == (201, False)
-        assert (answer.replayed, answer.body) == (True, first.body)
+        assert (response.replayed, response.body) == (True, first.body)
         assert first.seconds > LEASE
     assert effects.all() == ["reserve 1", "mail 1", "charge 1"]
 
@@ -44,7 +44,7 @@ def test_a_blocked_event_loop_keeps_its_lease(records: Records, effects: Effects
 @pytest.mark.fault("interpreter held longer than the lease", row=3, invariants=("I2", "I3", "I4"))
 @pytest.mark.fault("interpreter held, effect without a fence", row=3, invariants=("I9",), kind="documented")
 def test_a_worker_that_held_its_interpreter_changes_nothing(records: Records, effects: Effects) -> None:
-    """L-03: no thread can beat then, so it is taken over; when it wakes, its record is refused, its effects are not."""
+    """L-03: without renewals a retry takes over; the stale worker's completion is refused, its effects are not."""
     order = Order(between(effects, int))
     command = [sys.executable, "-m", "tests.faults.held_interpreter", records.at(), str(effects.path), order.key]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -53,12 +53,12 @@ def test_a_worker_that_held_its_interpreter_changes_nothing(records: Records, ef
         with Worker("wsgi", records.at(), lease=LEASE) as worker:
             first = worker.post_until(order, admitted)
             assert first.status == 201
-            answer, _ = process.communicate(timeout=60)
-            # What the worker that woke told its own client.
-            assert answer.split() == ["201", first.body.decode()]
+            response, _ = process.communicate(timeout=60)
+            # The response of the worker that woke.
+            assert response.split() == ["201", first.body.decode()]
             assert worker.post(order).body == first.body
     finally:
         process.kill()
         process.wait(10)
-    # It woke in the middle of its work, where nobody asks whether it still owns the request; its next stage asked.
+    # It woke outside of a stage, where the lease is not checked; its next stage checked it.
     assert effects.all() == ["reserve 1", "mail 2", "charge 2", "mail 1"]

@@ -1,7 +1,7 @@
 """Row 18: a worker's clock is off by an hour; the backend's own clock jumps.
 
-A worker's clock is shifted in a real server process, before anything of it is imported (``shifted/sitecustomize.py``).
-The backend's jumps by the clock that a backend takes for tests; what runs is the same scripts and statements.
+A worker's clock is shifted in a real server process, before any of its imports (``shifted/sitecustomize.py``). The
+backend's clock is replaced by its option for tests; the same scripts and statements run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HOUR = 3600
 
 @pytest.fixture(params=[HOUR, pytest.param(-HOUR, marks=pytest.mark.full_form)], ids=["fast", "slow"])
 def cases(request: pytest.FixtureRequest, records: OnServer, tmp_path: Path) -> Iterator[list[Case]]:
-    """One request as a worker whose clock is off sees it, and as one whose clock is right."""
+    """One request at a worker whose clock is off, and at one whose clock is right."""
     wrong = {
         "PYTHONPATH": os.pathsep.join([str(HERE / "shifted"), str(ROOT)]),
         "WIRE_CLOCK_OFF": str(request.param),
@@ -47,7 +47,7 @@ def cases(request: pytest.FixtureRequest, records: OnServer, tmp_path: Path) -> 
 @pytest.mark.fault("worker's clock off by an hour", row=18, invariants=("I1", "I2", "I4"))
 @pytest.mark.parametrize("owner", [0, pytest.param(1, marks=pytest.mark.full_form)], ids=["owns", "duplicates"])
 def test_a_worker_whose_clock_is_off_changes_nothing(cases: list[Case], records: OnServer, owner: int) -> None:
-    """L-07: it keeps its lease beyond its first end, takes nobody else's, and stores a response that is replayed."""
+    """L-07: it keeps its lease, takes over no other one, and stores a response that is replayed."""
     running, other = cases[owner], cases[1 - owner]
     with running.begin() as connection:
         running.journal.await_line("arrived")
@@ -67,11 +67,11 @@ def test_a_worker_whose_clock_is_off_changes_nothing(cases: list[Case], records:
 @pytest.mark.fault("backend's clock jumps an hour ahead", row=18, invariants=("I2", "I3"))
 @pytest.mark.fault("backend's clock jumps ahead of a running request", row=18, invariants=("I1",), kind="documented")
 def test_a_backend_whose_clock_jumps_ends_leases_early(records: Records, effects: Effects, interface: str) -> None:
-    """L-03: a live owner is taken for a dead one; it changes nothing, and the completed stays completed."""
+    """L-03: a live owner is taken over; it changes nothing, and the completed record stays completed."""
     clock = ManualClock()
     backends = [open_backend(records.at(), clock=clock) for _ in range(2)]
     with Worker(interface, backends[0], lease=30) as worker, Worker(interface, backends[1], lease=30) as other:
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = worker.start(order)
         order.until_arrived()
         clock.advance(HOUR)

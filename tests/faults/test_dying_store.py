@@ -1,4 +1,4 @@
-"""Row 5 and 7: the store goes away while handlers run on real servers, and stays away for longer than clients wait."""
+"""Rows 5 and 7: the backend fails while handlers run on real servers, and stays down for longer than clients wait."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ on_valkey = pytest.mark.parametrize("backend_kind", ["valkey"])
 
 
 class Site(NamedTuple):
-    """A server that has one place more than there are views, and an adapter."""
+    """A server with one thread more than there are views, and an adapter."""
 
     kind: str
     adapter: str
@@ -52,7 +52,7 @@ STOPPED = [
 
 
 class Absence(NamedTuple):
-    """For how long the store is away, and within which time a client has its finished response. In seconds."""
+    """How long the backend is down, and within which time clients get finished responses, in seconds."""
 
     variant: str
     away: float
@@ -72,7 +72,7 @@ ABSENCES = [
 def test_finished_responses_are_out_in_time_and_recorded_when_the_store_is_back(
     site: Site, absence: Absence, records: OnServer, proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    """L-08: nobody without a key waits, each effect is there once, and the retry replays."""
+    """L-08: requests without a key are not delayed, each effect happened once, and the retry replays."""
     environment = {
         "WIRE_BACKEND": records.at(proxy.port, options=""),
         "WIRE_BUILT": f"{site.adapter}/{absence.variant}",
@@ -95,7 +95,7 @@ def test_finished_responses_are_out_in_time_and_recorded_when_the_store_is_back(
         assert [(response.status, response.values(b"idempotency-status")) for response in first] == [
             (201, [b"unrecorded"])
         ] * VIEWS
-        time.sleep(max(0.0, gone + absence.away - time.monotonic()))  # the fault itself, and no signal
+        time.sleep(max(0.0, gone + absence.away - time.monotonic()))  # the duration of the fault, not a synchronisation
         proxy.heal()
         for case, response in zip(cases, first, strict=True):
             _, again = case.ask_until_admitted()
@@ -111,7 +111,7 @@ def test_finished_responses_are_out_in_time_and_recorded_when_the_store_is_back(
 def test_a_stage_gives_up_before_gunicorn_kills_its_worker(
     records: OnServer, proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    """L-08: with the hooks its ``timeout`` is known; the client gets a response, and the retry waits for no lease."""
+    """L-08: the gunicorn hooks read its ``timeout``; the client gets a response, and the retry runs at once."""
     hooks = ("--config", "python:open_idempotency.gunicorn", "--workers", "1", "--timeout", "8")
     with Server("gunicorn-sync", tmp_path, hooks, WIRE_BACKEND=records.at(proxy.port, options="")) as server:
         case = Case(server, "flask", "staged", variant="impatient")
@@ -133,9 +133,9 @@ def test_a_stage_gives_up_before_gunicorn_kills_its_worker(
 def test_a_server_that_is_stopped_records_what_waits_before_it_ends(
     site: Site, records: OnServer, proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    """L-06, L-08: the store comes back while the process is ending; the retry elsewhere replays."""
+    """L-06, L-08: the backend recovers while the process is ending; the retry at another one replays."""
     environment = {"WIRE_LIFESPAN": f"{site.adapter}/impatient"} if site.adapter == "fastapi" else {}
-    if site.kind == "waitress":  # it handles no signal
+    if site.kind == "waitress":  # it has no signal handler
         environment = {"WIRE_SIGTERM": "0"}
     elsewhere = "uvicorn-httptools" if site.adapter == "fastapi" else "gunicorn-sync"
     backend = records.at(proxy.port, options="")

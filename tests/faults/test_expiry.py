@@ -1,4 +1,4 @@
-"""Rows 22 and 23: one record twice in one batch; a time to live that is over while the request still runs."""
+"""Rows 22 and 23: one record twice in one batch; a time to live that ends while the request still runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHORT = 2.0
 @everywhere
 @pytest.mark.fault("one record twice in one batch", row=22, invariants=("I1", "I3"))
 def test_of_two_leases_of_one_record_in_one_batch_the_later_is_renewed(records: Records) -> None:
-    """B-04: tokens are compared for each, in whatever order they come."""
+    """B-04: each lease is compared by its token, in any order."""
     clock = ManualClock()
     backend = open_backend(records.at(), clock=clock)
     stale = backend.claim(claim_of(b"a", lease=30))
@@ -38,7 +38,7 @@ def test_of_two_leases_of_one_record_in_one_batch_the_later_is_renewed(records: 
 @everywhere
 @pytest.mark.fault("time to live shorter than the lease", row=23, invariants=("I11",))
 def test_a_time_to_live_shorter_than_the_lease_is_refused_at_start(records: Records) -> None:
-    """B-05: by name."""
+    """B-05: the error names ``ttl``."""
     with pytest.raises(ConfigurationError, match="ttl"):
         Worker("wsgi", records.at(), lease=10, ttl=5)
 
@@ -70,7 +70,7 @@ def test_the_record_of_a_live_owner_is_not_collected(records: Records, effects: 
 @everywhere
 @pytest.mark.fault("key used again after its time to live", row=23, invariants=("I2",), kind="documented")
 def test_a_key_that_has_expired_is_a_new_request(records: Records, effects: Effects) -> None:
-    """B-05: expired is absent, so a retry that comes so late runs again."""
+    """B-05: an expired record counts as absent, so a late retry runs again."""
     with Worker("wsgi", records.at(), lease=SHORT, ttl=SHORT) as worker:
         order = Order(plain(effects))
         first = worker.post(order)

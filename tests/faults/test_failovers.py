@@ -1,7 +1,7 @@
-"""Row 6: a replica that had not received the last writes becomes the primary.
+"""Row 6: a replica that has not received the last writes becomes the primary.
 
-Replication goes through a fault proxy, which goes silent, as a network does; then the primary is killed, and the
-replica promoted by hand, as an operator or a Sentinel would. PostgreSQL's replica is a copy by ``pg_basebackup``.
+Replication goes through a fault proxy, which goes silent, as a network does. Then the primary is killed, and the
+replica is promoted by hand, as an operator or a Sentinel would. PostgreSQL's replica is a copy by ``pg_basebackup``.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tests.faults.site import BRISK, BRISK_POSTGRES, Order, Worker, until
 from tests.postgres_server import PostgresServer
 from tests.servers import Server
 
-#: what is lost here is lost on the way to the replica, not on the way to the disk
+#: writes are lost on the way to the replica here, not on the way to the disk
 _WITHOUT_DISK = ("fsync=off",)
 
 
 class Pair(Protocol):
-    """A primary, and a replica whose ``link`` to it is a proxy; both URLs come without options."""
+    """A primary, and a replica whose ``link`` to it is a proxy; both URLs have no options."""
 
     primary: str
     replica: str
@@ -35,13 +35,13 @@ class Pair(Protocol):
     brisk: str
 
     def demand(self) -> str:
-        """Have claims confirmed by the replica; the options that say so."""
+        """Require that the replica confirms claims; the URL options for that."""
 
     def await_step(self) -> None:
-        """Wait until the replica has all that the primary has."""
+        """Wait until the replica has every write of the primary."""
 
     def fail_over(self) -> None:
-        """Lose the primary, and promote the replica with what it has."""
+        """Kill the primary, and promote the replica with what it has."""
 
 
 class _RedisPair:
@@ -72,7 +72,7 @@ class _RedisPair:
 
 
 class _PostgresPair:
-    """The primary is up, and survives as it is: the next test starts it again."""
+    """The primary's data survive the kill: the next test starts it again."""
 
     brisk = BRISK_POSTGRES
 
@@ -109,7 +109,7 @@ class _PostgresPair:
 
 @pytest.fixture(scope="module")
 def primaries() -> Iterator[dict[str, PostgresServer]]:
-    """The PostgreSQL servers of these tests, which each of them may kill."""
+    """The PostgreSQL servers of these tests, which may be killed."""
     servers: dict[str, PostgresServer] = {}
     yield servers
     for server in servers.values():
@@ -127,7 +127,7 @@ def _primary(kind: str, servers: dict[str, PostgresServer]) -> PostgresServer:
 
 @pytest.fixture
 def pair(backend_kind: str, primaries: dict[str, PostgresServer]) -> Iterator[Pair]:
-    """Both are up, and the replica is in step."""
+    """A running pair, with the replica in step."""
     with ExitStack() as stack:
         if backend_kind in POSTGRES:
             yield _PostgresPair(_primary(backend_kind, primaries), stack)
@@ -138,7 +138,7 @@ def pair(backend_kind: str, primaries: dict[str, PostgresServer]) -> Iterator[Pa
 @on_servers
 @pytest.mark.fault("failover to a replica that was behind", row=6, invariants=("I2",), kind="documented")
 def test_a_failover_forgets_what_the_replica_had_not_received(pair: Pair, effects: Effects) -> None:
-    """A response was given and is not known any more, so its retry runs again."""
+    """A completed response is lost, so its retry runs again."""
     with (
         Worker("wsgi", f"{pair.primary}?{pair.brisk}") as before,
         Worker("wsgi", f"{pair.replica}?{pair.brisk}") as after,
@@ -155,9 +155,9 @@ def test_a_failover_forgets_what_the_replica_had_not_received(pair: Pair, effect
 @on_servers
 @pytest.mark.fault("replica behind, claims have to be confirmed", row=6, invariants=("I2", "I8"))
 def test_a_claim_that_no_replica_confirms_does_not_run(pair: Pair, effects: Effects, interface: str) -> None:
-    """O-12: ``min_replicas=1``, ``synchronous_standby_names``: nothing runs that a failover could forget.
+    """O-12: with ``min_replicas=1`` or ``synchronous_standby_names``, no attempt runs that a failover could forget.
 
-    What was confirmed survives it.
+    Confirmed claims survive a failover.
     """
     confirmed = f"?{pair.brisk}{pair.demand()}"
     with (
@@ -179,7 +179,7 @@ def test_a_claim_that_no_replica_confirms_does_not_run(pair: Pair, effects: Effe
 @on_postgres
 @pytest.mark.fault("the address of a replica", row=6, invariants=("I2", "I8"))
 def test_a_replica_serves_nothing(pair: Pair, effects: Effects, interface: str) -> None:
-    """O-12, I8: it may not have heard of a claim, or still have what has expired; so it is a backend that is down."""
+    """O-12, I8: a replica may lack a claim or still have expired records, so it counts as a failed backend."""
     with (
         Worker(interface, f"{pair.primary}?{pair.brisk}") as worker,
         Worker(interface, f"{pair.replica}?{pair.brisk}") as astray,

@@ -1,7 +1,7 @@
-"""Row 12: a claim is still on its way when its request has been cancelled and cleaned up, and arrives after that.
+"""Row 12: a claim arrives after its request was cancelled and cleaned up.
 
-A proxy holds back the claim alone. The clean-up goes over another connection, or over the same one once that was given
-up, as a network may deliver what a client has sent before it left.
+A proxy holds back only the claim. The clean-up goes over another connection, or over the same one after it was dropped:
+a network may deliver what a client sent before it left.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.faults.site import Order, Worker
 asynchronous = pytest.mark.parametrize("interface", ["asgi"])
 ways = pytest.mark.parametrize("coalesce", ["yes", "no"])
 ONCE = ["reserve 1", "charge 1"]
-#: nothing is to be won by waiting for a lease
+#: seconds; too long for a test to wait for the lease
 LONG = 60.0
 
 
@@ -29,7 +29,7 @@ LONG = 60.0
 def test_a_claim_that_arrives_after_its_clean_up_does_not_block_its_key(
     records: OnServer, proxy: FaultProxy, effects: Effects, interface: str, coalesce: str
 ) -> None:
-    """B-08c, L-04: the retry runs at once, and not a lease later."""
+    """B-08c, L-04: the retry runs at once, and does not wait for a lease."""
     with Worker(interface, records.at(proxy.port, f"timeout=5&coalesce={coalesce}"), lease=LONG) as worker:
         hold = proxy.hold(records.command("claim"))
         order = Order(charging(effects))
@@ -48,7 +48,7 @@ def test_a_claim_that_arrives_after_its_clean_up_does_not_block_its_key(
 def test_a_claim_that_arrives_after_another_attempt_has_failed_takes_nothing_over(
     records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
-    """B-08c: the failed attempt is resumed by a request, and not by a claim that nobody waits for."""
+    """B-08c: a request resumes the failed attempt, and the late claim does not."""
     with Worker(interface, records.at(proxy.port, "timeout=5"), lease=LONG) as worker:
         order = Order(failing_first(effects))
         hold = proxy.hold(records.command("claim"))

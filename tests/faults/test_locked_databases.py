@@ -1,4 +1,4 @@
-"""Row 8 where others lock: somebody holds the write lock of a file or a table, for a while or for long."""
+"""Row 8, locks: another process holds the write lock of a file or a table, briefly or for long."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Database = OnFile | OnPostgres
 
 @pytest.fixture
 def lock(records: Database) -> Iterator[Callable[[], Unlock]]:
-    """``unlock = lock()``: somebody else takes the write lock of the file, or of the table."""
+    """``unlock = lock()``: another process takes the write lock of the file, or of the table."""
     with ExitStack() as holders:
 
         def take() -> Unlock:
@@ -63,7 +63,7 @@ def _end(holder: subprocess.Popen[str]) -> None:
 def test_while_another_process_writes_nothing_new_runs_and_replays_go_on(
     records: Database, effects: Effects, interface: str, lock: Callable[[], Unlock]
 ) -> None:
-    """B-10, B-11b, O-12: 503 in time; what only reads waits for nobody."""
+    """B-10, B-11b, O-12: 503 in time; reads do not wait for the lock."""
     with Worker(interface, records.at()) as worker:
         done = Order(plain(effects))
         first = worker.post(done)
@@ -71,18 +71,18 @@ def test_while_another_process_writes_nothing_new_runs_and_replays_go_on(
         new = refused_in_time(worker, lambda: Order(plain(effects)))
         assert worker.post_until(done, lambda got: got.status != 503).body == first.body
         unlock()
-        # A server that got the refused claim carries it out when it can, for nobody: it lasts for a lease.
+        # A server that received the refused claim executes it later; its lease has no owner and has to end.
         assert worker.post_until(new, admitted).status == 201
     assert len(effects.all()) == 2
 
 
-@pytest.mark.fault("database locked while an answer is recorded, freed in time", row=8, invariants=("I4", "I11"))
+@pytest.mark.fault("database locked while a response is recorded, freed in time", row=8, invariants=("I4", "I11"))
 def test_a_completion_is_tried_until_the_lock_is_free(
     records: Database, effects: Effects, interface: str, lock: Callable[[], Unlock]
 ) -> None:
     """L-08."""
     with Worker(interface, records.at(), record_within=PATIENCE) as worker:
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = worker.start(order)
         order.until_arrived()
         unlock = lock()
@@ -96,13 +96,13 @@ def test_a_completion_is_tried_until_the_lock_is_free(
 
 
 @pytest.mark.full_form
-@pytest.mark.fault("database locked while an answer is recorded, not freed", row=8, invariants=("I5", "I9", "I11"))
+@pytest.mark.fault("database locked while a response is recorded, not freed", row=8, invariants=("I5", "I9", "I11"))
 def test_a_response_that_found_the_database_locked_goes_out_marked(
     records: Database, effects: Effects, interface: str, lock: Callable[[], Unlock]
 ) -> None:
-    """L-08: the record stays; a retry gets 409, and later runs from its last stage."""
+    """L-08: the record stays; a retry gets 409, and later resumes after the last stage."""
     with Worker(interface, records.at(), record_within=0.3) as worker:
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = worker.start(order)
         order.until_arrived()
         unlock = lock()

@@ -1,7 +1,7 @@
-"""Row 4: the server carried a command out, and its response never arrived.
+"""Row 4: the server executed a command, and its reply never arrived.
 
-A proxy loses the response to one command: by ending the connection or by saying
-nothing more, so that the caller's timeout ends the wait.
+A proxy loses the reply to one command: it ends the connection, or goes silent, so that the caller's timeout ends the
+wait.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MANY = 32
 def test_the_owner_does_not_learn_that_another_caller_has_its_key(
     records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
-    """B-08: the claim is sent again by the same owner; one run, no 409."""
+    """B-08: the same owner sends the claim again; one run, no 409."""
     with Worker(interface, records.at(proxy.port)) as worker:
         order = Order(charging(effects))
         loss = proxy.lose_reply(records.command("claim"))
@@ -41,7 +41,7 @@ def test_the_owner_does_not_learn_that_another_caller_has_its_key(
 def test_a_claim_whose_response_never_comes_runs_nothing_and_blocks_for_a_lease_at_most(
     records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
-    """B-10, O-12: 503 within the call's bound, and a retry runs once the unknown claim has ended."""
+    """B-10, O-12: 503 within the call's bound, and a retry runs when the lease of the unknown claim has ended."""
     with Worker(interface, records.at(proxy.port)) as worker:
         losses = []
 
@@ -62,7 +62,7 @@ def test_a_claim_whose_response_never_comes_runs_nothing_and_blocks_for_a_lease_
 def test_a_stage_whose_response_was_lost_is_recorded_once(
     records: OnServer, proxy: FaultProxy, effects: Effects, interface: str, silently: bool
 ) -> None:
-    """B-08, B-06: it is sent again, and its value is the one that was saved."""
+    """B-08, B-06: it is sent again, and the first value stays."""
     with Worker(interface, records.at(proxy.port)) as worker:
         order = Order(charging(effects))
         loss = proxy.lose_reply(records.command("save_stage"), silently=silently)
@@ -78,7 +78,7 @@ def test_a_stage_whose_response_was_lost_is_recorded_once(
 def test_a_completion_whose_response_was_lost_goes_out_as_recorded(
     records: OnServer, proxy: FaultProxy, effects: Effects, interface: str, silently: bool
 ) -> None:
-    """B-08, R-03: sent again it succeeds; the response is not marked, and a duplicate gets the same bytes."""
+    """B-08, R-03: repeated, it succeeds; the response is not marked, and a duplicate gets the same bytes."""
     with Worker(interface, records.at(proxy.port)) as worker:
         order = Order(charging(effects))
         loss = proxy.lose_reply(records.command("complete"), silently=silently)
@@ -97,7 +97,7 @@ def test_a_completion_whose_response_was_lost_goes_out_as_recorded(
 def test_a_failure_whose_response_was_lost_lets_the_retry_run_at_once(
     records: OnServer, proxy: FaultProxy, effects: Effects, interface: str, silently: bool
 ) -> None:
-    """B-08, L-04: from the stage that was recorded."""
+    """B-08, L-04: it resumes after the recorded stage."""
     with Worker(interface, records.at(proxy.port)) as worker:
         order = Order(failing_first(effects))
         loss = proxy.lose_reply(records.command("fail"), silently=silently)
@@ -115,7 +115,7 @@ def test_a_failure_whose_response_was_lost_lets_the_retry_run_at_once(
 def test_a_release_whose_response_was_lost_lets_the_retry_run_at_once(
     records: OnServer, proxy: FaultProxy, effects: Effects, interface: str, silently: bool
 ) -> None:
-    """B-08: a response that is not kept (429) still arrives."""
+    """B-08: the client gets the response that is not stored (429)."""
     with Worker(interface, records.at(proxy.port)) as worker:
         order = Order(plain(effects, status=429))
         loss = proxy.lose_reply(records.command("release"), silently=silently)
@@ -131,7 +131,7 @@ def test_a_release_whose_response_was_lost_lets_the_retry_run_at_once(
 def test_a_beat_whose_response_was_lost_costs_the_owner_nothing(
     records: OnServer, proxy: FaultProxy, effects: Effects, interface: str, silently: bool
 ) -> None:
-    """B-08, L-01: it has renewed the lease, and the next beats renew it again."""
+    """B-08, L-01: it has renewed the lease, and the next heartbeats renew it again."""
     with Worker(interface, records.at(proxy.port)) as worker, Worker("wsgi", records.at()) as other:
         order = Order(charging(effects, hold="charge"))
         loss = proxy.lose_reply(records.command("renew"), silently=silently)
@@ -152,13 +152,13 @@ def test_a_beat_whose_response_was_lost_costs_the_owner_nothing(
 def test_a_batch_whose_response_was_lost_is_sent_again_for_all_in_it(
     records: OnPostgres, proxy: FaultProxy, effects: Effects, batch: str
 ) -> None:
-    """B-08: each of many requests at once runs once, and its response is recorded."""
-    proxy.delay(0.03)  # what comes while a call is under way goes as a batch
+    """B-08: each of many concurrent requests runs once, and its response is recorded."""
+    proxy.delay(0.03)  # calls that begin while another one is in flight share a batch
     with Worker("asgi", records.at(proxy.port, "timeout=5"), lease=20) as worker:
         orders = [Order(plain(effects)) for _ in range(MANY)]
         loss = proxy.lose_reply(records.command(batch))
-        answers = [answer.result(PATIENCE) for answer in [worker.start(order) for order in orders]]
+        responses = [response.result(PATIENCE) for response in [worker.start(order) for order in orders]]
         assert loss.happened.wait(PATIENCE)
-        assert {(answer.status, answer.unrecorded) for answer in answers} == {(201, False)}
-        assert [worker.post(order).body for order in orders] == [answer.body for answer in answers]
+        assert {(response.status, response.unrecorded) for response in responses} == {(201, False)}
+        assert [worker.post(order).body for order in orders] == [response.body for response in responses]
     assert effects.all() == ["run 1"] * MANY

@@ -1,4 +1,4 @@
-"""The checks of the crash matrix find what is wrong, and take a store that is slow or does not respond for no fault."""
+"""The checks of the crash matrix find wrong leases, and accept a slow or failed backend."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNAVAILABLE = Response(503, [], b'{"type": "urn:problem-type:open-idempotency:ba
 
 
 def look(token: int = 1, claimed: float = 0.0, end: float = LEASE, *, at: float = 0.0, ended: bool = False) -> Look:
-    """A record whose times are seconds after the start."""
+    """A record whose times are in seconds after the start."""
     status = Status.COMPLETED if ended else Status.IN_PROGRESS
     times = (START + claimed, START + end, 60.0, START + end + 60.0)
     return Look(Record(b"id", b"", status, b"", token, token, *times), START + at)
@@ -37,34 +37,34 @@ TAKEN_OVER = look(2, claimed=LEASE, end=LEASE + 0.3, ended=True)
 TOO_EARLY = look(2, claimed=LEASE - 0.5, end=LEASE, ended=True)
 
 
-def scripted(*answers: Response, looks: list[Look]) -> Retried:
-    """What comes of these responses and looks."""
-    left = iter(answers)
+def scripted(*responses: Response, looks: list[Look]) -> Retried:
+    """The result of a retry with these responses and records."""
+    left = iter(responses)
 
     def ask() -> tuple[Response, bool]:
-        answer = next(left)
-        return answer, store_failed(answer, "BackendFailed")
+        response = next(left)
+        return response, store_failed(response, "BackendFailed")
 
     seen: Iterator[Look] = itertools.chain(looks[:-1], itertools.repeat(looks[-1]))
     return retried(ask, lambda: next(seen), 10.0)
 
 
 @pytest.mark.parametrize(
-    "answers", [(RESPONSE,), (IN_PROGRESS, RESPONSE), (UNAVAILABLE, RESPONSE)], ids=["", "409", "503"]
+    "responses", [(RESPONSE,), (IN_PROGRESS, RESPONSE), (UNAVAILABLE, RESPONSE)], ids=["", "409", "503"]
 )
-def test_a_takeover_after_the_lease_is_right_however_slow_the_machine_was(answers: tuple[Response, ...]) -> None:
-    """L-02: with no duplicate that was refused, and with a store that did not respond, too."""
-    done = scripted(*answers, looks=[DEAD, *[DEAD] * (IN_PROGRESS in answers), TAKEN_OVER])
+def test_a_takeover_after_the_lease_is_right_however_slow_the_machine_was(responses: tuple[Response, ...]) -> None:
+    """L-02: without a refused duplicate, and with a failed backend, too."""
+    done = scripted(*responses, looks=[DEAD, *[DEAD] * (IN_PROGRESS in responses), TAKEN_OVER])
     check_waited(WAITS, LEASE, done)
     check_attempt(WAITS, done)
 
 
 @pytest.mark.parametrize(
-    "answers", [(RESPONSE,), (IN_PROGRESS, RESPONSE), (UNAVAILABLE, RESPONSE)], ids=["", "409", "503"]
+    "responses", [(RESPONSE,), (IN_PROGRESS, RESPONSE), (UNAVAILABLE, RESPONSE)], ids=["", "409", "503"]
 )
-def test_a_takeover_beside_a_living_lease_is_found(answers: tuple[Response, ...]) -> None:
-    """I1: whatever came before it, a 503 of the store included."""
-    done = scripted(*answers, looks=[DEAD, *[DEAD] * (IN_PROGRESS in answers), TOO_EARLY])
+def test_a_takeover_beside_a_living_lease_is_found(responses: tuple[Response, ...]) -> None:
+    """I1: after any response, a 503 of the backend included."""
+    done = scripted(*responses, looks=[DEAD, *[DEAD] * (IN_PROGRESS in responses), TOO_EARLY])
     with pytest.raises(AssertionError, match="beside a living lease"):
         check_waited(WAITS, LEASE, done)
 
@@ -80,7 +80,7 @@ def test_a_takeover_beside_a_living_lease_is_found(answers: tuple[Response, ...]
     ],
 )
 def test_what_is_wrong_with_a_lease_is_found(looks: list[Look], words: str) -> None:
-    """I1, I5: its length, its end, and who ran under it."""
+    """I1, I5: a wrong length, end or owner."""
     with pytest.raises(AssertionError, match=words):
         check_waited(WAITS, LEASE, scripted(RESPONSE, looks=looks))
 
@@ -94,14 +94,14 @@ def test_a_lease_that_is_renewed_without_its_worker_is_found() -> None:
 
 
 def test_a_refusal_after_the_leases_end_is_found() -> None:
-    """O-03, L-02: nobody waits for longer than the lease."""
+    """O-03, L-02: no retry waits for longer than the lease."""
     ended = look(claimed=LONG_AGO, end=LONG_AGO + LEASE, at=LONG_AGO + LEASE)
     with pytest.raises(AssertionError, match="after the lease's end"):
         check_waited(WAITS, LEASE, scripted(IN_PROGRESS, RESPONSE, looks=[ended, ended, TAKEN_OVER]))
 
 
 def test_a_refusal_where_nothing_is_in_the_way_is_found() -> None:
-    """L-04; but for one after a claim whose reply the store did not give, which may have a lease of its own."""
+    """L-04: except after a claim without a reply, which may have a lease of its own."""
     at_once = Outcome(attempt=2)
     with pytest.raises(AssertionError, match="refused"):
         check_waited(at_once, LEASE, scripted(IN_PROGRESS, RESPONSE, looks=[DEAD, DEAD, TAKEN_OVER]))
@@ -109,7 +109,7 @@ def test_a_refusal_where_nothing_is_in_the_way_is_found() -> None:
 
 
 def test_a_retry_that_waited_for_a_lease_that_should_have_been_given_back_is_found() -> None:
-    """L-04, L-06: by when the record was taken over, and not by how long the test took."""
+    """L-04, L-06: by when the record was taken over, and not by the duration of the test."""
     check_given_back(Outcome(attempt=2), scripted(RESPONSE, looks=[DEAD, TOO_EARLY]), DEAD)
     with pytest.raises(AssertionError, match="waited for the lease"):
         check_given_back(Outcome(attempt=2), scripted(RESPONSE, looks=[DEAD, look(2, 2.0, 2.1, ended=True)]), DEAD)
@@ -117,9 +117,9 @@ def test_a_retry_that_waited_for_a_lease_that_should_have_been_given_back_is_fou
 
 @pytest.mark.parametrize(("failures", "attempt", "right"), [(0, 2, True), (0, 3, False), (1, 3, True), (1, 4, False)])
 def test_each_attempt_has_a_run_or_a_store_that_failed(failures: int, attempt: int, right: bool) -> None:
-    """I2: of a claim without a reply nobody knows whether it was an attempt."""
-    answer: Any = RESPONSE._replace(body=b"attempt %d abc" % attempt)
-    done = scripted(*[UNAVAILABLE] * failures, answer, looks=[DEAD, TAKEN_OVER])
+    """I2: a claim without a reply may have been an attempt."""
+    response: Any = RESPONSE._replace(body=b"attempt %d abc" % attempt)
+    done = scripted(*[UNAVAILABLE] * failures, response, looks=[DEAD, TAKEN_OVER])
     if right:
         check_attempt(WAITS, done)
     else:
@@ -128,7 +128,7 @@ def test_each_attempt_has_a_run_or_a_store_that_failed(failures: int, attempt: i
 
 
 def test_a_response_of_a_store_that_failed_is_believed_with_the_log_of_the_server_alone() -> None:
-    """O-12: else a server that refuses without a cause would pass for a busy machine."""
+    """O-12: without a logged failure, a server that refuses for no reason would pass for a busy machine."""
     with pytest.raises(AssertionError, match="nothing failed"):
         store_failed(UNAVAILABLE, "all is well")
     unrecorded = RESPONSE._replace(headers=[(b"idempotency-status", b"unrecorded")])

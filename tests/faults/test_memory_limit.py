@@ -1,4 +1,4 @@
-"""Row 9: the server's memory is full, with a policy that refuses writes and with one that throws records away."""
+"""Row 9: the server's memory is full, with a policy that refuses writes and with one that evicts keys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class StartServer(Protocol):
 
 @pytest.fixture
 def start_server(backend_kind: str) -> Iterator[StartServer]:
-    """``start_server(policy)``: a server with little memory."""
+    """``start_server(policy)``: a server with a small memory limit."""
     servers: list[Server] = []
 
     def start(policy: str) -> Server:
@@ -38,7 +38,7 @@ def start_server(backend_kind: str) -> Iterator[StartServer]:
 
 
 def _fill(server: Server) -> None:
-    """Bring the server over its limit: less memory than it holds is as full as it can be."""
+    """Fill the server's memory by lowering its limit below what it holds."""
     with server.connect() as operator:
         operator.config_set("maxmemory", 1)
         with pytest.raises(redis.exceptions.OutOfMemoryError):
@@ -49,10 +49,10 @@ def _fill(server: Server) -> None:
 def test_at_the_limit_claims_are_refused_and_completions_are_kept(
     start_server: StartServer, effects: Effects, interface: str
 ) -> None:
-    """B-11b: nothing new runs, and what has been done is not lost."""
+    """B-11b: no new request runs, and completed work is not lost."""
     server = start_server("noeviction")
     with Worker(interface, f"{server.url}?{BRISK}", lease=15) as worker:
-        running, new = Order(charging(effects, hold="answer")), Order(plain(effects))
+        running, new = Order(charging(effects, hold="response")), Order(plain(effects))
         owner = worker.start(running)
         running.until_arrived()
         _fill(server)

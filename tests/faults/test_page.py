@@ -1,4 +1,4 @@
-"""The page of faults says what the tests show: the same rows, the same losses, and tests that exist."""
+"""The page of faults agrees with the tests: the same rows and losses, and tests that exist."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.faults.report import LIST_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "faults.md"
-#: those of the list of faults that the page is drawn from
+#: the rows of the list of faults
 ROWS = range(1, 39)
 _FILE = re.compile(r"`([\w/]+\.py)`: ((?:`test_\w+`(?:, )?)+)")
 LOST = "**Lost:**"
@@ -61,26 +61,26 @@ def _path() -> str:
 
 
 def test_the_page_has_every_fault_and_what_shows_it() -> None:
-    """And none twice."""
+    """Each fault has one row."""
     assert list(_rows("What happens")) == list(ROWS)
     assert list(_rows("Tests")) == list(ROWS)
     assert {row for row, _, _ in _tests()} == set(ROWS)
 
 
 def test_each_test_that_the_page_names_exists() -> None:
-    """In the file that it names."""
+    """In the file that the page names."""
     for row, path, name in _tests():
         source = (ROOT / path).read_text(encoding="utf-8")
         assert re.search(rf"^(async )?def {name}\(", source, re.MULTILINE), f"row {row}: {path}: {name}"
 
 
 def test_the_page_names_the_tests_that_are_marked(marks: list[dict[str, Any]]) -> None:
-    """For the rows that they are marked for, all of them and no other."""
+    """A row names exactly the tests that are marked for it."""
     marked = {(mark["row"], mark["test"]) for mark in marks}
     assert {(row, name) for row, path, name in _tests() if path.startswith(HERE)} == marked
 
 
 def test_a_row_speaks_of_a_loss_where_a_test_shows_one(marks: list[dict[str, Any]]) -> None:
-    """What is lost is said, and nothing is that is not shown."""
+    """A row describes a loss if and only if a test shows one."""
     said = {row for row, line in _rows("What happens").items() if LOST in line}
     assert said == {mark["row"] for mark in marks if mark["kind"] == "documented"}

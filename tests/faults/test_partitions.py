@@ -1,4 +1,4 @@
-"""Row 7: the network between a worker and its backend swallows everything, for a while or for ever, without a word."""
+"""Row 7: the network between a worker and its backend drops all packets silently, for a while or for ever."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.faults.site import PATIENCE, Got, Order, Worker, admitted, refused_in
 def test_a_request_during_a_partition_is_refused_in_time(
     records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
-    """B-10, O-12: on a connection that was open and on a new one; nothing runs."""
+    """B-10, O-12: on an open connection and on a new one; nothing runs."""
     with Worker(interface, records.at(proxy.port)) as worker:
         assert worker.post(Order(plain(effects))).status == 201
         proxy.swallow()
@@ -30,7 +30,7 @@ def test_a_request_during_a_partition_is_refused_in_time(
 def test_connections_that_stayed_half_open_do_not_stop_the_worker_for_long(
     records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
-    """B-10: each costs one timeout, and then requests are served again; what was completed is replayed."""
+    """B-10: each costs one timeout, and then requests are served again; a completed one is replayed."""
     with Worker(interface, records.at(proxy.port)) as worker:
         done, new = Order(plain(effects)), Order(plain(effects))
         first = worker.post(done)
@@ -42,13 +42,13 @@ def test_connections_that_stayed_half_open_do_not_stop_the_worker_for_long(
 
 
 @on_servers
-@pytest.mark.fault("silent partition while an answer is recorded, healed in time", row=7, invariants=("I4", "I11"))
+@pytest.mark.fault("silent partition while a response is recorded, healed in time", row=7, invariants=("I4", "I11"))
 def test_a_completion_is_tried_until_the_partition_ends(
     records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
     """L-08: within ``record_within``."""
     with Worker(interface, records.at(proxy.port), record_within=PATIENCE) as worker:
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = worker.start(order)
         order.until_arrived()
         proxy.swallow()
@@ -62,16 +62,16 @@ def test_a_completion_is_tried_until_the_partition_ends(
 
 
 @mostly_redis
-@pytest.mark.fault("silent partition while an answer is recorded, not healed", row=7, invariants=("I9", "I11"))
+@pytest.mark.fault("silent partition while a response is recorded, not healed", row=7, invariants=("I9", "I11"))
 def test_a_response_that_cannot_be_recorded_goes_out_marked(
     records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
-    """L-08: in time, with an event; the record stays, so nothing runs before the lease ends, nor a stage twice."""
+    """L-08: in time, with an event; the record stays: nothing runs during the lease, no stage runs twice."""
     with (
         Worker(interface, records.at(proxy.port), record_within=0.3, lease=4) as worker,
         Worker(interface, records.at()) as other,
     ):
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = worker.start(order)
         order.until_arrived()
         proxy.swallow()
@@ -89,7 +89,7 @@ def test_a_response_that_cannot_be_recorded_goes_out_marked(
 def test_an_owner_that_could_not_beat_learns_that_it_lost_its_lease(
     records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
-    """L-03, S-07: another takes over; the first stops at its next stage; its client gets the new response."""
+    """L-03, S-07: another attempt takes over; the first one stops, and its client gets the new response."""
     with Worker(interface, records.at(proxy.port)) as worker, Worker(interface, records.at()) as other:
         order = Order(charging(effects, hold="charge"))
         owner = worker.start(order)
@@ -99,7 +99,7 @@ def test_an_owner_that_could_not_beat_learns_that_it_lost_its_lease(
         assert taken_over.status == 201
         proxy.heal()
         worker.await_event(OwnershipLost)
-        # As a network that is back does to what it knows nothing of; else the next call would cost one more timeout.
+        # A recovered network resets unknown connections; otherwise the next call would take one more timeout.
         proxy.cut()
         order.script.release.set()
         stale = owner.result(PATIENCE)
@@ -112,7 +112,7 @@ def test_an_owner_that_could_not_beat_learns_that_it_lost_its_lease(
 def test_an_owner_that_cannot_beat_makes_no_effect_outside(
     records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
-    """S-04, S-07: an external stage is recorded before its effect, and this owner can record nothing."""
+    """S-04, S-07: an external stage is recorded before its effect, which this owner cannot do."""
     _outlive(records, proxy, effects, interface, external=True)
     assert effects.all() == ["reserve 1", "charge 2"]
 
@@ -122,13 +122,13 @@ def test_an_owner_that_cannot_beat_makes_no_effect_outside(
 def test_an_owner_that_cannot_beat_begins_no_plain_stage(
     records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
-    """S-07: its lease may have ended, so it asks before the effect, and stops where nobody can tell."""
+    """S-07: its lease may have ended; it asks the backend before the effect, and stops without a reply."""
     _outlive(records, proxy, effects, interface, external=False)
     assert effects.all() == ["reserve 1", "charge 2"]
 
 
 def _outlive(records: OnServer, proxy: FaultProxy, effects: Effects, interface: str, *, external: bool) -> None:
-    """Let an owner wake behind a partition when another attempt has completed; its response is no success."""
+    """Let an owner wake behind a partition after another attempt has completed; its own response is no success."""
     with (
         Worker(interface, records.at(proxy.port), record_within=0.3) as worker,
         Worker(interface, records.at()) as other,
@@ -153,12 +153,12 @@ def _succeeded(outcome: Got | BaseException) -> bool:
 def test_a_completion_that_arrives_late_changes_nothing(
     records: OnServer, proxy: FaultProxy, effects: Effects, interface: str
 ) -> None:
-    """B-03: the network held it back until another attempt had completed; a duplicate gets that one's response."""
+    """B-03: the network delayed it until another attempt had completed; a duplicate gets that attempt's response."""
     with (
         Worker(interface, records.at(proxy.port), record_within=0.3) as worker,
         Worker(interface, records.at()) as other,
     ):
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = worker.start(order)
         order.until_arrived()
         late = proxy.watch(records.command("complete"))

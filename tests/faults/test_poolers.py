@@ -1,4 +1,4 @@
-"""Row 19: PostgreSQL behind a pooler in transaction mode, as it comes: each transaction may get another session."""
+"""Row 19: PostgreSQL behind a pooler in transaction mode: each transaction may get another session."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.postgres_server import PostgresServer
 
 @pytest.fixture
 def url(pooler: Pooler | PgBouncer) -> str:
-    """The pooler's, with short waits."""
+    """The pooler's URL, with short timeouts."""
     return f"{pooler.url}?{BRISK_POSTGRES}"
 
 
@@ -23,7 +23,7 @@ def url(pooler: Pooler | PgBouncer) -> str:
 def test_requests_behind_a_pooler_are_owned_renewed_resumed_and_replayed(
     url: str, postgres18: PostgresServer, effects: Effects, interface: str
 ) -> None:
-    """B-11a, L-01, O-03: beyond the first end of its lease, and by a worker that asks the server itself."""
+    """B-11a, L-01, O-03: beyond the first end of its lease, and at a worker with a direct connection."""
     direct = OnPostgres(postgres18).at()
     with Worker(interface, url) as worker, Worker(interface, direct) as other:
         order, failing = Order(charging(effects, hold="charge")), Order(failing_first(effects))
@@ -33,9 +33,9 @@ def test_requests_behind_a_pooler_are_owned_renewed_resumed_and_replayed(
         until(lambda: next(other.backend.scan()).lease_end, lambda end: end > first.lease_end + LEASE)
         assert other.post(order).status == 409
         order.script.release.set()
-        answer = owner.result(PATIENCE)
-        assert (answer.status, answer.unrecorded) == (201, False)
-        assert [at.post(order).body for at in (worker, other)] == [answer.body, answer.body]
+        response = owner.result(PATIENCE)
+        assert (response.status, response.unrecorded) == (201, False)
+        assert [at.post(order).body for at in (worker, other)] == [response.body, response.body]
         with pytest.raises(Failed):
             worker.post(failing)
         assert other.post(failing).status == 201
@@ -46,13 +46,13 @@ def test_requests_behind_a_pooler_are_owned_renewed_resumed_and_replayed(
 def test_a_duplicate_that_waits_behind_a_pooler_gets_a_response_before_its_time_is_over(
     url: str, effects: Effects, interface: str
 ) -> None:
-    """O-04, B-11a: nobody can be told there, so it asks."""
+    """O-04, B-11a: no notification passes the pooler, so it polls."""
     with Worker(interface, url, wait=3 * PATIENCE) as worker:
         order = Order(plain(effects, hold=True))
         owner = worker.start(order)
         order.until_arrived()
         duplicate = worker.start(order)
-        until(lambda: worker.backend.listener._resting_until > 0, bool)  # it has tried to listen
+        until(lambda: worker.backend.listener._resting_until > 0, bool)  # it has tried LISTEN
         order.script.release.set()
         first, again = owner.result(PATIENCE), duplicate.result(PATIENCE)
         assert (first.status, again.replayed, again.body) == (201, True, first.body)
@@ -64,7 +64,7 @@ def test_a_duplicate_that_waits_behind_a_pooler_gets_a_response_before_its_time_
 def test_a_reply_that_is_lost_before_a_pooler_is_repeated_on_another_session(
     pooler: Pooler | PgBouncer, effects: Effects, interface: str, verb: str
 ) -> None:
-    """B-08: the pooler has carried it out on one session, and gets it again for another."""
+    """B-08: the pooler executed the statement on one session, and gets it again for another one."""
     with FaultProxy(pooler.port) as proxy, Worker(interface, f"{_through(pooler, proxy)}?{BRISK_POSTGRES}") as worker:
         order = Order(charging(effects))
         loss = proxy.lose_reply(f"open_idempotency.{verb}(".encode())

@@ -1,4 +1,4 @@
-"""The fault proxy itself, before a plain server that responds to each line with what it has received so far."""
+"""The fault proxy itself, before a plain server that replies to each line with what it has received so far."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.faults.proxy import FaultProxy
 
 
 class Echo:
-    """Responds to each line, and remembers all lines."""
+    """Replies to each line, and remembers all lines."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -84,7 +84,7 @@ def test_it_relays_both_ways(proxy: FaultProxy) -> None:
 
 
 def test_the_nth_matching_reply_is_lost_and_the_server_has_acted(proxy: FaultProxy, echo: Echo) -> None:
-    """Others pass, before and after."""
+    """Other replies arrive, before and after."""
     loss = proxy.lose_reply(b"x", nth=2)
     with _connect(proxy) as connection:
         for line in (b"x1\n", b"y\n"):
@@ -97,7 +97,7 @@ def test_the_nth_matching_reply_is_lost_and_the_server_has_acted(proxy: FaultPro
 
 
 def test_a_silent_loss_leaves_the_connection_open(proxy: FaultProxy) -> None:
-    """The client waits for as long as it is willing to."""
+    """The client waits until its own timeout."""
     loss = proxy.lose_reply(silently=True)
     with _connect(proxy, 0.2) as connection:
         with pytest.raises(TimeoutError):
@@ -108,7 +108,7 @@ def test_a_silent_loss_leaves_the_connection_open(proxy: FaultProxy) -> None:
 
 
 def test_a_silent_partition_swallows_both_ways_until_it_heals(proxy: FaultProxy, echo: Echo) -> None:
-    """What was open before stays half-open."""
+    """Older connections stay half-open."""
     with _connect(proxy, 0.2) as before:
         assert _ask(before, b"one\n") == b"re:one\n"
         proxy.swallow()
@@ -125,7 +125,7 @@ def test_a_silent_partition_swallows_both_ways_until_it_heals(proxy: FaultProxy,
 
 
 def test_what_was_held_back_is_delivered_late(proxy: FaultProxy, echo: Echo) -> None:
-    """Even when its sender has left."""
+    """Even if its sender has left."""
     proxy.pause()
     with _connect(proxy) as connection:
         connection.sendall(b"late\n")
@@ -136,7 +136,7 @@ def test_what_was_held_back_is_delivered_late(proxy: FaultProxy, echo: Echo) -> 
 
 
 def test_a_delay_is_on_both_ways(proxy: FaultProxy) -> None:
-    """And no less than asked for."""
+    """Each way takes at least the delay."""
     proxy.delay(0.05, 0.01)
     with _connect(proxy) as connection:
         started = time.monotonic()
@@ -145,7 +145,7 @@ def test_a_delay_is_on_both_ways(proxy: FaultProxy) -> None:
 
 
 def test_a_cut_ends_every_connection(proxy: FaultProxy) -> None:
-    """And serves new ones."""
+    """New connections are served."""
     with _connect(proxy) as connection:
         assert _ask(connection, b"x\n") == b"re:x\n"
         proxy.cut()
@@ -155,7 +155,7 @@ def test_a_cut_ends_every_connection(proxy: FaultProxy) -> None:
 
 
 def test_a_server_that_is_down_ends_the_connection(proxy: FaultProxy, echo: Echo) -> None:
-    """As if nobody listened."""
+    """The client sees the end of its connection."""
     echo.close()
     with _connect(proxy) as connection:
         assert connection.recv(1000) == b""

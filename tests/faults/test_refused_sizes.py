@@ -1,4 +1,4 @@
-"""Row 24: a response that the server refuses for its size, although the policy would store it."""
+"""Row 24: the server refuses a response for its size, although the policy would store it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ pytestmark = on_redis
 LARGE = bytes(1_500_000)
 
 
-@pytest.fixture(params=["told", "not told"])
+@pytest.fixture(params=["reported", "not reported"])
 def url(request: pytest.FixtureRequest, backend_kind: str) -> Iterator[str]:
-    """A server with the lowest limit that there is, which says so, or does not."""
+    """A server with the lowest possible limit, which the client can or cannot read."""
     server = Server(backend_kind, "--proto-max-bulk-len", "1mb").start()
     try:
         with server.connect() as operator:
             operator.execute_command("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", "-config")
-        reported = request.param == "told"
+        reported = request.param == "reported"
         yield server.url if reported else server.url.replace("//", "//app:secret@")
     finally:
         server.stop()
@@ -45,7 +45,7 @@ def _large(effects: Effects) -> Behaviour:
 def test_a_response_that_the_server_refuses_for_its_size_does_not_run_again(
     url: str, effects: Effects, interface: str
 ) -> None:
-    """B-17, O-11: its client gets it whole; a retry gets 409 with its status and location, and the log says why."""
+    """B-17, O-11: the client gets it whole; a retry gets 409 with its status and location, and the reason is logged."""
     with Worker(interface, f"{url}?{BRISK}", max_response_bytes=4_000_000) as worker:
         order = Order(_large(effects))
         first = worker.post(order)

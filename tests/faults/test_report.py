@@ -1,4 +1,4 @@
-"""The report itself: what it makes of outcomes, and that a wrong mark ends the run."""
+"""The report itself: how it classifies outcomes, and that a wrong mark ends the run."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def _cells(report: Report) -> dict[str, str]:
 
 
 def test_a_fault_that_was_survived_is_held() -> None:
-    """With the invariants that its test names."""
+    """For the invariants that its test names."""
     report = Report()
     report.add("a", [CLAIM], "passed")
     assert _cells(report) == {"reply lost: claim/sqlite": "I1 I6 held"}
 
 
 def test_a_loss_that_was_shown_is_a_documented_one() -> None:
-    """A test that passes since something is lost does not say that it held; what was not tried is a dash."""
+    """A passing test of a loss does not count as held; a dash where no test ran."""
     report = Report()
     report.add("a", [CLAIM], "passed")
     report.add("b", [LOSS], "passed")
@@ -32,7 +32,7 @@ def test_a_loss_that_was_shown_is_a_documented_one() -> None:
 
 
 def test_one_failure_among_many_tests_is_the_outcome() -> None:
-    """Only of the invariants that the failing test names, whatever came before and after."""
+    """Only for the invariants of the failing test, in any order."""
     report = Report()
     for test, proof, outcome in [
         ("a", CLAIM, "passed"),
@@ -45,7 +45,7 @@ def test_one_failure_among_many_tests_is_the_outcome() -> None:
 
 
 def test_a_test_that_was_skipped_proves_nothing() -> None:
-    """And it is seen."""
+    """The table shows the skip."""
     report = Report()
     report.add("a", [CLAIM], "skipped")
     assert _cells(report) == {"reply lost: claim/sqlite": "I1 I6 SKIPPED"}
@@ -87,7 +87,7 @@ class _Item:
     ids=["row", "invariants", "unknown invariant", "backend", "kind", "argument", "name"],
 )
 def test_a_mark_that_cannot_be_reported_is_refused(mark: pytest.MarkDecorator) -> None:
-    """Before anything runs."""
+    """Before any test runs."""
     with pytest.raises(BadMark):
         proofs_of(_Item(mark))
 

@@ -1,4 +1,4 @@
-"""Row 5: the backend dies and comes back, with its log and without; a process dies while it writes to a file."""
+"""Row 5: the backend dies and restarts, with its log and without; a process dies while it writes to a file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LONG = 15.0
 
 
 class Host(Protocol):
-    """A server that may be killed, and started again."""
+    """A server that may be killed and restarted."""
 
     @property
     def url(self) -> str: ...
@@ -39,7 +39,7 @@ class Host(Protocol):
 
 
 class _Postgres:
-    """A database of its own on a server. ``number``: the signal that kills the server."""
+    """A database on a server. ``number``: the signal that kills the server."""
 
     number = signal.SIGQUIT
 
@@ -49,7 +49,7 @@ class _Postgres:
         open_backend(self.url).migrate()
         if not logged:
             with server.connect(self.url.rpartition("/")[2]) as operator:
-                for table in ("stages", "records"):  # the one that refers to the other comes first
+                for table in ("stages", "records"):  # the table with the foreign key comes first
                     operator.execute(f"ALTER TABLE open_idempotency.{table} SET UNLOGGED".encode())
 
     def kill(self) -> None:
@@ -61,7 +61,7 @@ class _Postgres:
 
 @pytest.fixture(scope="module")
 def postgres_hosts() -> Iterator[dict[str, PostgresServer]]:
-    """Servers of these tests alone, by kind."""
+    """Servers for these tests alone, by kind."""
     servers: dict[str, PostgresServer] = {}
     yield servers
     for server in servers.values():
@@ -70,7 +70,7 @@ def postgres_hosts() -> Iterator[dict[str, PostgresServer]]:
 
 def _postgres(kind: str, servers: dict[str, PostgresServer], *, logged: bool = True) -> _Postgres:
     if kind not in servers:
-        # A process that dies loses nothing that the system has; only a machine that does needs the disk.
+        # The system keeps a dead process's writes; only a crash of the machine needs fsync.
         servers[kind] = PostgresServer(VERSIONS[kind], "fsync=off").start()
     return _Postgres(servers[kind], logged=logged)
 
@@ -104,11 +104,11 @@ def _url(server: Host) -> str:
 def test_a_backend_that_came_back_has_forgotten_nothing(
     start_server: StartServer, effects: Effects, interface: str
 ) -> None:
-    """B-10: down, nothing runs; back, the completed is replayed and the running one is still owned."""
+    """B-10: while it is down, nothing runs; then the completed request is replayed, the running one owned."""
     server = start_server(logged=True)
     with Worker(interface, _url(server), lease=LONG) as worker:
         done, running, new = Order(plain(effects)), Order(charging(effects, hold="charge")), Order(plain(effects))
-        answer = worker.post(done)
+        response = worker.post(done)
         owner = worker.start(running)
         running.until_arrived()
         server.kill()
@@ -116,7 +116,7 @@ def test_a_backend_that_came_back_has_forgotten_nothing(
         assert (refused.status, new.runs) == (503, 0)
         server.start()
         assert worker.post_until(new, lambda got: got.status != 503).status == 201
-        assert worker.post(done).body == answer.body
+        assert worker.post(done).body == response.body
         assert worker.post(running).status == 409
         running.script.release.set()
         first = owner.result(PATIENCE)
@@ -126,14 +126,14 @@ def test_a_backend_that_came_back_has_forgotten_nothing(
 
 
 @on_servers
-@pytest.mark.fault("backend killed while an answer is recorded", row=5, invariants=("I4", "I11"))
+@pytest.mark.fault("backend killed while a response is recorded", row=5, invariants=("I4", "I11"))
 def test_a_completion_waits_for_the_backend_to_come_back(
     start_server: StartServer, effects: Effects, interface: str
 ) -> None:
     """L-08: within ``record_within``; the response goes out unmarked, and is replayed."""
     server = start_server(logged=True)
     with Worker(interface, _url(server), lease=LONG) as worker:
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = worker.start(order)
         order.until_arrived()
         server.kill()
@@ -152,10 +152,10 @@ def test_a_completion_waits_for_the_backend_to_come_back(
 def test_an_owner_whose_record_did_not_come_back_records_its_response(
     start_server: StartServer, effects: Effects, interface: str
 ) -> None:
-    """B-08a, B-10: the empty server knows no script and no record; a completion brings both."""
+    """B-08a, B-10: the empty server has neither script nor record; a completion creates both."""
     server = start_server(logged=False)
     with Worker(interface, _url(server), lease=LONG) as worker:
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = worker.start(order)
         order.until_arrived()
         server.kill()
@@ -170,7 +170,7 @@ def test_an_owner_whose_record_did_not_come_back_records_its_response(
 @on_servers
 @pytest.mark.fault("backend killed and started empty, request completed", row=5, invariants=("I2",), kind="documented")
 def test_a_backend_without_a_log_forgets_what_was_completed(start_server: StartServer, effects: Effects) -> None:
-    """A response that was given is not known any more, so its retry runs again."""
+    """A completed response is lost, so its retry runs again."""
     server = start_server(logged=False)
     with Worker("wsgi", _url(server)) as worker:
         order = Order(plain(effects))
@@ -188,11 +188,11 @@ def test_a_backend_without_a_log_forgets_what_was_completed(start_server: StartS
 def test_stages_survive_a_server_that_dies_without_a_word(
     backend_kind: str, postgres_hosts: dict[str, PostgresServer], effects: Effects, interface: str
 ) -> None:
-    """B-01, L-02: what was acknowledged is there, so the next attempt goes on from the last stage."""
+    """B-01, L-02: acknowledged stages survive, so the next attempt resumes after the last one."""
     server = _postgres(backend_kind, postgres_hosts)
     server.number = signal.SIGKILL
     with Worker(interface, _url(server)) as worker, Worker(interface, _url(server), record_within=0.3) as doomed:
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = doomed.start(order)
         order.until_arrived()
         server.kill()
@@ -215,7 +215,7 @@ def test_stages_survive_a_server_that_dies_without_a_word(
 def test_a_process_that_dies_while_it_writes_leaves_a_sound_record(
     records: OnFile, effects: Effects, verb: str, before: list[str]
 ) -> None:
-    """L-02: the write is undone, the lease ends, and the next attempt goes on from the last stage that was recorded."""
+    """L-02: the write is rolled back, the lease ends, and the next attempt resumes after the last recorded stage."""
     order = Order(charging(effects))
     command = [sys.executable, "-m", "tests.faults.killed_writer", records.at(), str(effects.path), order.key, verb]
     process = subprocess.run(command, cwd=ROOT, timeout=60, check=False)
@@ -223,8 +223,8 @@ def test_a_process_that_dies_while_it_writes_leaves_a_sound_record(
     assert effects.all() == before
     with Worker("wsgi", records.at()) as worker:
         assert worker.post(order).status == 409
-        answer = worker.post_until(order, admitted)
-        assert (answer.status, worker.post(order).body) == (201, answer.body)
+        response = worker.post_until(order, admitted)
+        assert (response.status, worker.post(order).body) == (201, response.body)
     # The stage that was being recorded when the process died is the one that is repeated.
     repeated = {"complete": [], "save_stage": ["reserve 2", "charge 2"]}[verb]
     assert until(effects.all, bool) == before + repeated

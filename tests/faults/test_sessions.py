@@ -1,4 +1,4 @@
-"""Rows 5 and 8 on PostgreSQL: an operator ends sessions, also in mid-call; the server has no slot for a new one."""
+"""Rows 5 and 8 on PostgreSQL: an operator ends sessions, also during a call; the server has no free connection slot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.faults.records import OnPostgres, on_postgres
 from tests.faults.site import BRISK_POSTGRES, PATIENCE, Order, Worker, refused_in_time, until
 
 pytestmark = on_postgres
-#: longer than it takes to see a call wait for a lock, and to end it
+#: a timeout that is longer than detecting a call that waits for a lock, and ending it
 UNHURRIED = "timeout=5"
 LONG = 20.0
 _OURS = "application_name = 'open-idempotency' AND pid <> pg_backend_pid()"
@@ -29,9 +29,9 @@ SLOTS = 3
 def test_sessions_that_an_operator_ended_are_replaced_unnoticed(
     records: OnPostgres, effects: Effects, interface: str
 ) -> None:
-    """B-10: each call notices that its connection is gone, and is made on another one."""
+    """B-10: each call notices the lost connection, and is repeated on another one."""
     with Worker(interface, records.at(options=UNHURRIED), lease=LONG) as worker:
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = worker.start(order)
         order.until_arrived()
         assert records.ask(_END_ALL)
@@ -48,7 +48,7 @@ def test_sessions_that_an_operator_ended_are_replaced_unnoticed(
 def test_a_claim_whose_session_is_ended_in_mid_call_is_made_again(
     records: OnPostgres, effects: Effects, interface: str
 ) -> None:
-    """B-08, B-10: on another connection, by the same owner; one run, and no 409 to itself."""
+    """B-08, B-10: on another connection, by the same owner; one run, and no 409."""
     with Worker(interface, records.at(options=UNHURRIED), lease=LONG) as worker:
         order = Order(plain(effects))
         with records.lock():
@@ -66,7 +66,7 @@ def test_a_completion_whose_session_is_ended_in_mid_call_is_made_again(
 ) -> None:
     """B-08, R-03: the response goes out recorded, and a duplicate gets it."""
     with Worker(interface, records.at(options=UNHURRIED), lease=LONG) as worker:
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = worker.start(order)
         order.until_arrived()
         with records.lock():
@@ -79,7 +79,7 @@ def test_a_completion_whose_session_is_ended_in_mid_call_is_made_again(
 
 
 class _Slots:
-    """A user of the server who may have few sessions at a time, and those that somebody else has taken."""
+    """A database user with few connections, and the ones that this test occupies."""
 
     def __init__(self, records: OnPostgres, stack: ExitStack) -> None:
         self._records = records
@@ -100,7 +100,7 @@ class _Slots:
         return self._records.at(options="").replace("postgres@", f"{self._user}@")
 
     def fill(self) -> Callable[[], None]:
-        """Take every session that is left, and those that the user has; returns how to give them back."""
+        """Occupy every free connection and close the user's own ones; returns a function that frees them."""
         self._records.ask(self._end_all)
         taken = self._stack.enter_context(ExitStack())
         for _ in range(SLOTS):
@@ -112,14 +112,14 @@ class _Slots:
     def _take(self) -> psycopg.Connection[object] | None:
         try:
             return psycopg.connect(self.url, connect_timeout=5)
-        except psycopg.OperationalError:  # the worker was quicker: it is ended, and we try again
+        except psycopg.OperationalError:  # the worker took the slot: end its session and try again
             self._records.ask(f"{self._end_all} AND {_OURS}")
             return None
 
 
 @pytest.fixture
 def slots(records: OnPostgres) -> Iterator[_Slots]:
-    """A user whose sessions can be taken."""
+    """A user whose connections can be occupied."""
     with ExitStack() as stack:
         yield _Slots(records, stack)
 
@@ -128,9 +128,9 @@ def slots(records: OnPostgres) -> Iterator[_Slots]:
 def test_without_a_free_slot_nothing_new_runs_and_the_finished_is_recorded_later(
     slots: _Slots, effects: Effects, interface: str
 ) -> None:
-    """B-10, L-08, O-12: 503 in time; the completion is tried until there is a connection for it."""
+    """B-10, L-08, O-12: 503 in time; the completion is retried until there is a connection for it."""
     with Worker(interface, f"{slots.url}?{BRISK_POSTGRES}", lease=LONG) as worker:
-        running = Order(charging(effects, hold="answer"))
+        running = Order(charging(effects, hold="response"))
         owner = worker.start(running)
         running.until_arrived()
         give_back = slots.fill()

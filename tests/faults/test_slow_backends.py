@@ -1,4 +1,4 @@
-"""Row 8: a backend that responds late, each time a bit differently, or stops for a while."""
+"""Row 8: a backend that replies late, with jitter, or pauses for a while."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tests.faults.site import BRISK, PATIENCE, Order, Worker
 from tests.servers import Server
 
 pytestmark = on_servers
-#: seconds on each way, and up to so much more
+#: seconds of delay in each direction, and of jitter
 DELAY, JITTER = 0.1, 0.05
 LEASE = 5.0
 
 
 @pytest.fixture
 def patient(backend_kind: str) -> str:
-    """Options for a backend that is so slow: to connect to PostgreSQL takes several of its responses."""
+    """Options for a slow backend: connecting to PostgreSQL takes several of its replies."""
     return "timeout=1.6" if backend_kind in POSTGRES else "timeout=0.8"
 
 
 class Pausing(NamedTuple):
-    """A backend at a URL that ``pause``, called with seconds, lets say nothing for so long."""
+    """A backend at a URL; ``pause(seconds)`` makes it silent for that long."""
 
     url: str
     pause: Callable[[float], object]
@@ -38,7 +38,7 @@ class Pausing(NamedTuple):
 
 @pytest.fixture
 def pausing(backend_kind: str, request: pytest.FixtureRequest) -> Iterator[Pausing]:
-    """CLIENT PAUSE on a server that nobody else uses, or a transaction that locks every table and sleeps."""
+    """CLIENT PAUSE on a server of its own, or a transaction that locks every table and sleeps."""
     if backend_kind in POSTGRES:
         yield from _locking(request.getfixturevalue("records"))
         return
@@ -71,11 +71,11 @@ def _locking(records: OnPostgres) -> Iterator[Pausing]:
         thread.join(PATIENCE)
 
 
-@pytest.mark.fault("answers 200 to 300 ms late, jitter", row=8, invariants=("I1", "I2"))
+@pytest.mark.fault("replies 200 to 300 ms late, jitter", row=8, invariants=("I1", "I2"))
 def test_of_many_at_once_one_runs(
     records: OnServer, proxy: FaultProxy, effects: Effects, interface: str, patient: str
 ) -> None:
-    """B-01: of eight that claim at the same moment on two slow workers; the others are told to come back."""
+    """B-01: of eight concurrent claims on two slow workers; the others get 409."""
     proxy.delay(DELAY, JITTER)
     url = records.at(proxy.port, patient)
     with Worker(interface, url, lease=LEASE) as one, Worker(interface, url, lease=LEASE) as two:
@@ -95,9 +95,9 @@ def test_of_many_at_once_one_runs(
 
 
 @pytest.mark.full_form
-@pytest.mark.fault("answers 200 to 300 ms late for longer than a lease", row=8, invariants=("I1", "I9"))
+@pytest.mark.fault("replies 200 to 300 ms late for longer than a lease", row=8, invariants=("I1", "I9"))
 def test_late_beats_still_keep_the_lease(records: OnServer, proxy: FaultProxy, effects: Effects, patient: str) -> None:
-    """L-01: the lease is counted from when the server has the request; nobody takes over."""
+    """L-01: the lease counts from when the server has the request; no attempt takes over."""
     proxy.delay(DELAY, JITTER)
     beats = proxy.watch(records.command("renew"), nth=4)
     with Worker("wsgi", records.at(proxy.port, patient), lease=LEASE) as worker, Worker("wsgi", records.at()) as other:
@@ -115,9 +115,9 @@ def test_late_beats_still_keep_the_lease(records: OnServer, proxy: FaultProxy, e
 def test_a_pause_of_the_server_refuses_the_new_and_delays_the_finished(
     pausing: Pausing, effects: Effects, interface: str
 ) -> None:
-    """B-10, L-08: the completion is tried again until the server goes on."""
+    """B-10, L-08: the completion is retried until the server continues."""
     with Worker(interface, pausing.url, lease=15) as worker:
-        running, new = Order(charging(effects, hold="answer")), Order(plain(effects))
+        running, new = Order(charging(effects, hold="response")), Order(plain(effects))
         owner = worker.start(running)
         running.until_arrived()
         pausing.pause(3.0)

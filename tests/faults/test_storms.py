@@ -21,7 +21,7 @@ DUPLICATES = 64
 
 @pytest.fixture(params=["uvicorn-h11:asgi", pytest.param("waitress:wsgi", marks=pytest.mark.full_form)])
 def cases(request: pytest.FixtureRequest, records: Records, tmp_path: Path) -> Iterator[list[Case]]:
-    """One request as two processes see it."""
+    """One request at two processes."""
     kind, _, adapter = str(request.param).partition(":")
     with ExitStack() as stack:
         url = records.at(options="")
@@ -34,7 +34,7 @@ def cases(request: pytest.FixtureRequest, records: Records, tmp_path: Path) -> I
 @everywhere
 @pytest.mark.fault("64 duplicates at once, two processes", row=14, invariants=("I1", "I2", "I4", "I6"))
 def test_of_a_storm_of_duplicates_one_runs_and_all_get_its_response(cases: list[Case]) -> None:
-    """B-01, O-02, O-03: the others are told to come back, and then get the same bytes."""
+    """B-01, O-02, O-03: the others get 409, and later the same bytes."""
     together = threading.Barrier(DUPLICATES)
 
     def ask(number: int) -> tuple[Response, Response]:
@@ -43,10 +43,10 @@ def test_of_a_storm_of_duplicates_one_runs_and_all_get_its_response(cases: list[
         return first, cases[number % 2].ask_until_admitted()[1]
 
     with ThreadPoolExecutor(DUPLICATES) as pool:
-        answers = [pool.submit(ask, number) for number in range(DUPLICATES)]
+        responses = [pool.submit(ask, number) for number in range(DUPLICATES)]
         cases[0].journal.await_line("arrived")
         cases[0].journal.gate().set()
-        answered = [answer.result(3 * PATIENCE) for answer in answers]
-    assert {first.status for first, _ in answered} <= {201, 409}
-    assert {(last.status, last.body, last.replayed) for _, last in answered} == {(201, answered[0][1].body, True)}
+        pairs = [response.result(3 * PATIENCE) for response in responses]
+    assert {first.status for first, _ in pairs} <= {201, 409}
+    assert {(last.status, last.body, last.replayed) for _, last in pairs} == {(201, pairs[0][1].body, True)}
     assert cases[0].journal.lines() == ["arrived", "ran"]

@@ -1,4 +1,4 @@
-"""Row 20: what is stored under a key is corrupt, foreign, or of a later version of this package."""
+"""Row 20: the data under a key are corrupt, foreign, or of a later version of this package."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DAMAGE: dict[str, dict[str, Callable[..., object]]] = {
     },
     "foreign": {
         "sqlite": lambda records: records.change(f"UPDATE {RECORDS} SET owner = 'text', token = 'x'"),
-        # Its columns have types, so what somebody else writes there at least looks like a row.
+        # Its columns have types, so even foreign data are a valid row.
         "postgres": lambda records: records.change(f"UPDATE {_ROWS} SET record_version = 0, status = 0, owner = ''"),
         "redis": _on_redis(lambda records, key: records.plain.delete(key) and records.plain.set(key, b"theirs")),
     },
@@ -51,7 +51,7 @@ DAMAGE: dict[str, dict[str, Callable[..., object]]] = {
 
 @pytest.fixture
 def damage(records: Records, backend_kind: str) -> Callable[[str], object]:
-    """``damage(how)``: what is stored then."""
+    """``damage(how)``: overwrite what is stored; the new content."""
     language = "postgres" if backend_kind in POSTGRES else "sqlite" if backend_kind == "sqlite" else "redis"
 
     def happen(how: str) -> object:
@@ -67,7 +67,7 @@ def damage(records: Records, backend_kind: str) -> Callable[[str], object]:
 def test_a_record_that_cannot_be_read_runs_nothing_and_stays(
     records: Records, effects: Effects, interface: str, damage: Callable[[str], object], how: str
 ) -> None:
-    """B-08b: 503 with a problem of its own, and not a byte of it is changed."""
+    """B-08b: 503 with its own problem type; not a byte of the record changes."""
     with Worker(interface, records.at()) as worker:
         order = Order(plain(effects))
         worker.post(order)
@@ -85,7 +85,7 @@ def test_a_record_that_cannot_be_read_runs_nothing_and_stays(
 def test_a_record_that_becomes_unreadable_is_not_overwritten_by_its_owner(
     records: Records, effects: Effects, interface: str, damage: Callable[[str], object], how: str
 ) -> None:
-    """B-08b, L-08: the response goes out marked, and what lies there stays."""
+    """B-08b, L-08: the response is marked as unrecorded, and the record stays as it is."""
     with Worker(interface, records.at()) as worker:
         order = Order(plain(effects, hold=True))
         owner = worker.start(order)
@@ -93,7 +93,7 @@ def test_a_record_that_becomes_unreadable_is_not_overwritten_by_its_owner(
         before = damage(how)
         order.script.release.set()
         first = owner.result(PATIENCE)
-        # A heartbeat may have found it before: then the owner has been told to stop, and nothing is claimed.
+        # A heartbeat may have found it before: then the owner has stopped before its stage, and nothing is claimed.
         assert (first.status, first.unrecorded) in [(201, True), (503, False)]
         assert worker.post(order).status == 503
         assert records.snapshot() == before

@@ -1,4 +1,4 @@
-"""Row 10: somebody deletes the record of a request that is running: an operator, an eviction, a restored copy."""
+"""Row 10: the record of a running request is deleted: by an operator, an eviction, or a restored copy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.servers import Server
 def test_a_completion_makes_the_record_anew(records: Records, effects: Effects, interface: str) -> None:
     """B-08a: with an event; a duplicate gets a response from it."""
     with Worker(interface, records.at()) as worker:
-        order = Order(charging(effects, hold="answer"))
+        order = Order(charging(effects, hold="response"))
         owner = worker.start(order)
         order.until_arrived()
         records.forget()
@@ -34,7 +34,7 @@ def test_a_completion_makes_the_record_anew(records: Records, effects: Effects, 
 @wsgi_and_asgi
 @pytest.mark.fault("record deleted, then a stage saved", row=10, invariants=("I1", "I2", "I9"))
 def test_a_stage_makes_the_record_anew(records: Records, effects: Effects, interface: str) -> None:
-    """B-08a: from then on duplicates are refused again."""
+    """B-08a: afterwards duplicates are refused again."""
     with Worker(interface, records.at()) as worker:
         order = Order(charging(effects, hold="charge"))
         later = order.again(plain(effects))
@@ -55,7 +55,7 @@ def test_a_stage_makes_the_record_anew(records: Records, effects: Effects, inter
     "record deleted, duplicate before its owner ends", row=10, invariants=("I1", "I2"), kind="documented"
 )
 def test_whoever_claims_a_deleted_record_owns_it(records: Records, effects: Effects, interface: str) -> None:
-    """B-08a, L-03: nobody can tell it from a new request, so it runs again; the first owner changes nothing."""
+    """B-08a, L-03: it looks like a new request, so it runs again; the first owner changes nothing."""
     with Worker(interface, records.at()) as worker, Worker(interface, records.at()) as other:
         order = Order(plain(effects, hold=True))
         owner = worker.start(order)
@@ -78,7 +78,7 @@ def test_a_server_that_was_emptied_gets_record_and_script_again(
     server = Server(backend_kind).start()
     try:
         with Worker(interface, f"{server.url}?{BRISK}") as worker, server.connect() as operator:
-            order = Order(charging(effects, hold="answer"))
+            order = Order(charging(effects, hold="response"))
             owner = worker.start(order)
             order.until_arrived()
             operator.flushall()
@@ -97,9 +97,9 @@ def test_a_server_that_was_emptied_gets_record_and_script_again(
 def test_a_database_that_was_emptied_refuses_until_it_is_migrated(
     records: OnPostgres, effects: Effects, interface: str
 ) -> None:
-    """B-08a, B-10: without its functions it is a backend that is down; with them the owner brings its record."""
+    """B-08a, B-10: without its functions it counts as failed; then the owner recreates its record."""
     with Worker(interface, records.at()) as worker:
-        order, new = Order(charging(effects, hold="answer")), Order(plain(effects))
+        order, new = Order(charging(effects, hold="response")), Order(plain(effects))
         owner = worker.start(order)
         order.until_arrived()
         records.ask("DROP SCHEMA open_idempotency CASCADE")

@@ -1,4 +1,4 @@
-"""The matrix of rolling deploys: each test on each store, before and after the migration, and in both directions.
+"""The matrix of rolling deploys: each test on each store, before and after the migration, in both directions.
 
 ``OI_TEST_FORMATS=full`` runs each in every combination of them (``tests.matrix``).
 """
@@ -11,7 +11,7 @@ from tests.matrix import thin_out
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take out what the full form alone runs."""
+    """Deselect what only the full form runs."""
     thin_out(config, items, "formats", "FORMATS", _cell)
 
 
@@ -20,6 +20,6 @@ def _cell(item: pytest.Item) -> tuple[str, str, str] | None:
         return None
     params = item.callspec.params
     if "withdrawn" in item.originalname and (params["store"], params["deploy"]) == ("postgres", "before"):
-        return None  # it cannot be, and says so; it stands for no other cell
+        return None  # it is skipped with a reason, and replaces no other cell
     moment = f"{params['deploy']}, {params.get('first')} first"
     return params["store"], moment, f"{item.originalname} {params['old_tree']} {params.get('app')}"

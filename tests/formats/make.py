@@ -1,8 +1,8 @@
 """Makes the files of one version: ``python -m tests.formats.make NAME``, with ``NAME`` in ``VERSIONS``.
 
-To be run once for each version that stores something in a new way, and never again for one that has a folder: what is
-on file is what is in somebody's store. The version's own code is taken from the history, and runs in processes of its
-own; this module only saves what they leave.
+Run it once for each version that stores something in a new way, and never again for a version with a folder: its files
+stand for users' stores. The version's own code is taken from the history, and runs in separate processes; this module
+only saves what they leave.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def make_ledger(path: Path) -> None:
 
 
 def fill(tree: Path, store: str, folder: Path) -> dict[str, Any]:
-    """Leave something of each kind in a store; what the clients got, and the ends of their views' effects."""
+    """Leave something of each kind in a store; the clients' responses, and the number of effects."""
     effects, database = folder / "effects.txt", folder / "ledger.db"
     make_ledger(database)
     start = partial(Worker, tree, store, effects, database)

@@ -1,4 +1,4 @@
-"""Workers as processes, and the trees of the versions that they run."""
+"""Worker processes, and the source trees of the versions that they run."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ PATIENCE = 60.0
 
 
 class Died(Exception):
-    """The worker ended in place of a response."""
+    """The worker ended without a response."""
 
 
 class Worker:
-    """A process of the version whose package is in ``tree``. Ended by its block, by its own pid."""
+    """A process of the version whose package is in ``tree``. Its block ends it by its pid."""
 
     def __init__(self, tree: Path, store: str, effects: Path, ledger: Path) -> None:
         command = [sys.executable, "-W", "ignore", str(HERE / "worker.py"), store, str(effects), str(ledger)]
@@ -57,27 +57,27 @@ class Worker:
         self._process.stdout.close()
 
     def ask(self, verb: str, **arguments: Any) -> Any:
-        """The response to a command. Raises ``Died``."""
+        """The result of a command. Raises ``Died``."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([verb, arguments]).encode() + b"\n")
         self._process.stdin.flush()
-        answer = self._read()
-        assert not (isinstance(answer, dict) and "error" in answer), answer
-        return answer
+        response = self._read()
+        assert not (isinstance(response, dict) and "error" in response), response
+        return response
 
     def post(self, path: str, key: str, **more: Any) -> dict[str, Any]:
-        """The response to a request, whose key is made from a name. Raises ``Died``."""
+        """The response to a request, whose key is derived from a name. Raises ``Died``."""
         key = hashlib.sha256(key.encode()).hexdigest()
-        answer: dict[str, Any] = self.ask("post", path=path, key=key, **more)
-        return answer
+        response: dict[str, Any] = self.ask("post", path=path, key=key, **more)
+        return response
 
     def post_until_admitted(self, path: str, key: str, **more: Any) -> dict[str, Any]:
-        """The same, sent again while an attempt is taken for alive."""
+        """The response, repeated while an earlier attempt counts as running."""
         deadline = time.monotonic() + PATIENCE
-        while (answer := self.post(path, key, **more))["status"] in (409, 503) and "in-progress" in answer["body"]:
-            assert time.monotonic() < deadline, answer
+        while (response := self.post(path, key, **more))["status"] in (409, 503) and "in-progress" in response["body"]:
+            assert time.monotonic() < deadline, response
             time.sleep(0.1)
-        return answer
+        return response
 
     def _read(self) -> Any:
         assert self._process.stdout is not None
@@ -93,17 +93,17 @@ Start = Callable[[], Worker]
 
 
 def killed(start: Start, path: str, key: str, end: str, **more: Any) -> None:
-    """A worker of its own has the request, and dies in it."""
+    """Send the request to a new worker, which dies during it."""
     with start() as worker:
         try:
-            answer = worker.post(path, key, end=end, **more)
+            response = worker.post(path, key, end=end, **more)
         except Died:
             return
-    raise AssertionError(f"the worker did not die: {answer}")
+    raise AssertionError(f"the worker did not die: {response}")
 
 
 def tree_of(commit: str, folder: Path) -> Path:
-    """The package as it was at a commit, for ``PYTHONPATH``. Raises ``LookupError`` without the history."""
+    """The package at a commit, for ``PYTHONPATH``. Raises ``LookupError`` without the history."""
     archive = subprocess.run(["git", "archive", commit, "src"], cwd=ROOT, capture_output=True, check=False)
     if archive.returncode:
         raise LookupError(archive.stderr.decode(errors="replace").strip())

@@ -1,4 +1,4 @@
-"""Stores for the workers, and what is in them as files: how it is taken out, and put into another one."""
+"""Stores for the workers, and their contents as files: how they are saved and loaded."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ _URLS = {"sqlite": "sqlite:///{}?" + BRISK, "sqlalchemy": "sqlalchemy+sqlite:///
 
 
 def url_of_file(kind: str, path: Path) -> str:
-    """What a worker is given."""
+    """The URL of a SQLite file for a worker."""
     return _URLS[kind].format(path)
 
 
 def save_file(path: Path, target: Path) -> None:
-    """A SQLite database without its log, as one file."""
+    """Save a SQLite database without its log, as one file."""
     target.unlink(missing_ok=True)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("VACUUM INTO ?", (str(target),))
 
 
 def load_file(source: Path, path: Path) -> None:
-    """A copy that may be written to."""
+    """Copy the file to where it may be written."""
     shutil.copyfile(source, path)
 
 
 def save_redis(url: str, prefix: str, target: Path) -> None:
-    """All keys under a prefix, without it: hashes and sorted sets, in base 64."""
+    """Save all keys under a prefix, without it: hashes and sorted sets, in base 64."""
     with closing(redis.Redis.from_url(url)) as server:
         keys = sorted(server.scan_iter(f"{prefix}*"))
         found = {_text(key[len(prefix) :]): _value(server, key) for key in keys}
@@ -59,7 +59,7 @@ def _value(server: Any, key: bytes) -> dict[str, Any]:
 
 
 def load_redis(source: Path, url: str, prefix: str) -> None:
-    """Put them under a prefix."""
+    """Load the keys under a prefix."""
     with closing(redis.Redis.from_url(url)) as server:
         for name, value in json.loads(source.read_text(encoding="utf-8")).items():
             key = prefix.encode() + _bytes(name)
@@ -78,7 +78,7 @@ def _bytes(text: str) -> bytes:
 
 
 def save_postgres(url: str, target: Path) -> None:
-    """The rows of all tables as COPY writes them, and the digests of the migrations that made these."""
+    """Save the rows of all tables as COPY writes them, and the digests of the migrations."""
     with psycopg.connect(url) as connection:
         rows = {table: b"".join(_copied(connection, table)).decode() for table in TABLES}
         applied = [name for (name,) in connection.execute("SELECT name FROM open_idempotency.migrations ORDER BY name")]
@@ -93,7 +93,7 @@ def _copied(connection: psycopg.Connection[Any], table: str) -> Iterator[bytes]:
 
 
 def load_postgres(source: Path, server: PostgresServer, database: str) -> str:
-    """A database as that version has left it, made by its own migrations; the URL."""
+    """Make a database by that version's migrations and load its rows; the URL."""
     found = json.loads(source.read_text(encoding="utf-8"))
     url = server.create_database(database)
     scripts = backend.migrations()
@@ -112,7 +112,7 @@ def load_postgres(source: Path, server: PostgresServer, database: str) -> str:
 
 
 def changed_migrations(source: Path) -> list[str]:
-    """The migrations of that version that are no longer what they were."""
+    """The migrations of that version that have changed since."""
     found = json.loads(source.read_text(encoding="utf-8"))
     now = {name: hashlib.sha256(script.encode()).hexdigest() for name, script in backend.migrations().items()}
     return [name for name, digest in found["migrations"].items() if now.get(name) != digest]

@@ -1,4 +1,4 @@
-"""Every version's stored formats are read by this one, through the public verbs, on every store."""
+"""This version reads every version's stored formats, through the public verbs, on every store."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ IN_DOUBT = [key for key, (_, end) in UNFINISHED.items() if end == "in doubt"]
 
 
 class Opened(NamedTuple):
-    """A store as the version has left it, and a worker of this one on it."""
+    """A store as the version left it, and a worker of this version on it."""
 
     worker: Worker
     expected: dict[str, Any]
     effects: Path
 
     def post(self, key: str, **more: Any) -> dict[str, Any]:
-        """The request that was made with the key, once more."""
+        """Repeat the request that was made with the key."""
         path = REPLACED[key][0] if key in REPLACED else "/stages"
         caller = CALLER if APPS[key] == "few keys" else ""
         return self.worker.post_until_admitted(path, key, app=APPS[key], **{"caller": caller, **more})
@@ -59,7 +59,7 @@ def version(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(params=stores.KINDS, scope="module")
 def opened(request: pytest.FixtureRequest, version: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
-    """Each of its stores; what is asked of one key says nothing about the others."""
+    """Each store of the version; tests of one key do not affect the others."""
     kind, folder = str(request.param), tmp_path_factory.mktemp("formats")
     stores.load_file(version / f"{kind}-ledger.sqlite3", folder / "ledger.db")
     expected = json.loads((version / f"{kind}-expected.json").read_text(encoding="utf-8"))
@@ -74,27 +74,27 @@ def opened(request: pytest.FixtureRequest, version: Path, tmp_path_factory: pyte
 
 @pytest.mark.parametrize("key", REPLAYED)
 def test_a_completed_request_is_replayed(opened: Opened, key: str) -> None:
-    """B-13, R-01: by the same id and fingerprint, with the same bytes and fields; sealed ones are opened."""
+    """B-13, R-01: id and fingerprint match, bytes and fields are the same; sealed responses are decrypted."""
     assert opened.post(key) == {**opened.expected["got"][key], "replayed": True}
 
 
 @pytest.mark.parametrize("key", REPLAYED)
 def test_another_request_with_its_key_is_known_for_that(opened: Opened, key: str) -> None:
-    """B-13, O-05: fingerprints are made as they were."""
-    answer = opened.post(key, body='{"another": 1}')
-    assert (answer["status"], "key-reused" in answer["body"]) == (422, True)
+    """B-13, O-05: fingerprints have not changed."""
+    response = opened.post(key, body='{"another": 1}')
+    assert (response["status"], "key-reused" in response["body"]) == (422, True)
 
 
 def test_a_body_that_is_written_in_another_way_is_the_same_json(opened: Opened) -> None:
-    """B-13: the canonical form is the one on record."""
+    """B-13: the canonical form has not changed."""
     assert opened.post("json", body=" { } ")["replayed"]
 
 
 def test_a_response_that_was_too_long_stands_for_itself(opened: Opened) -> None:
     """B-13, O-11."""
-    answer = opened.post("too long")
-    problem = json.loads(answer["body"])
-    assert (answer["status"], problem["original_status"], problem["location"]) == (409, 201, "/done/1")
+    response = opened.post("too long")
+    problem = json.loads(response["body"])
+    assert (response["status"], problem["original_status"], problem["location"]) == (409, 201, "/done/1")
 
 
 def test_a_stored_failure_is_replayed(opened: Opened) -> None:
@@ -104,28 +104,28 @@ def test_a_stored_failure_is_replayed(opened: Opened) -> None:
 
 @pytest.mark.parametrize("key", RESUMED)
 def test_an_attempt_that_failed_or_died_goes_on_from_its_stages(opened: Opened, key: str) -> None:
-    """B-13, O-08, O-09: stages of every kind, sealed ones and those of the ledger too; no effect happens again."""
+    """B-13, O-08, O-09: stages of every kind, also sealed ones and those of the ledger; no effect happens again."""
     before = effects_in(opened.effects)
-    answer = opened.post(key)
-    values = json.loads(answer["body"])
-    assert (answer["status"], values["attempt"], values["decline"], values["nothing"]) == (200, 2, "no money", None)
+    response = opened.post(key)
+    values = json.loads(response["body"])
+    assert (response["status"], values["attempt"], values["decline"], values["nothing"]) == (200, 2, "no money", None)
     for name in ("reserve", "charge", "row"):
         assert f"{name} {values[name][name]}" in opened.expected["effects"]
     assert effects_in(opened.effects) == before
-    assert opened.post(key)["body"] == answer["body"]
+    assert opened.post(key)["body"] == response["body"]
 
 
 @pytest.mark.parametrize("key", IN_DOUBT)
 def test_an_intent_without_its_end_is_in_doubt(opened: Opened, key: str) -> None:
     """B-13, S-04."""
-    answer = opened.post(key)
-    assert (answer["status"], "outcome-unknown" in answer["body"]) == (409, True)
+    response = opened.post(key)
+    assert (response["status"], "outcome-unknown" in response["body"]) == (409, True)
 
 
 def test_a_key_that_counts_goes_on_counting(opened: Opened) -> None:
-    """B-13: reservations are found by the same scope."""
-    answer = opened.worker.post("/done", "one more", app="few keys", caller=CALLER)
-    assert (answer["status"], "too-many-keys" in answer["body"]) == (429, True)
+    """B-13: the same scope finds the reservations."""
+    response = opened.worker.post("/done", "one more", app="few keys", caller=CALLER)
+    assert (response["status"], "too-many-keys" in response["body"]) == (429, True)
 
 
 def test_the_ledger_has_the_response_where_the_record_was_lost(
@@ -135,24 +135,24 @@ def test_the_ledger_has_the_response_where_the_record_was_lost(
     stores.load_file(version / "sqlite-ledger.sqlite3", tmp_path / "ledger.db")
     expected = json.loads((version / "sqlite-expected.json").read_text(encoding="utf-8"))
     with Worker(ROOT / "src", "memory://", tmp_path / "effects.txt", tmp_path / "ledger.db") as worker:
-        answer = worker.post("/atomic", "atomic")
-        assert (answer["status"], answer["body"]) == (201, expected["got"]["atomic"]["body"])
+        response = worker.post("/atomic", "atomic")
+        assert (response["status"], response["body"]) == (201, expected["got"]["atomic"]["body"])
         assert worker.post("/atomic", "atomic", body="another")["status"] == 422
     assert effects_in(tmp_path / "effects.txt") == []
 
 
 def test_a_migration_is_never_changed(version: Path) -> None:
-    """B-13: a database that has had it would not get the change."""
+    """B-13: a database that has run it would not get the change."""
     assert stores.changed_migrations(version / "postgres.json") == []
 
 
 def test_every_version_has_its_files() -> None:
-    """B-13: of each store."""
+    """B-13: for each store."""
     for version in VERSIONS:
         names = {file.name for file in (HERE / version).iterdir()}
         assert {f"{kind}-expected.json" for kind in stores.KINDS} < names
 
 
 def test_a_new_ledger_is_made_like_the_old_one(tmp_path: Path) -> None:
-    """B-13: the maker's own database can be made here."""
+    """B-13: the script that makes the files still works."""
     make_ledger(tmp_path / "ledger.db")

@@ -1,4 +1,4 @@
-"""A rolling deploy: workers of an earlier version and of this one on one store, at the same time, as real processes."""
+"""A rolling deploy: real processes of an earlier version and of this one, at the same time on one store."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def old_tree(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(params=["sqlite", "redis", "postgres"], scope="module")
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One store for both."""
+    """A store that both versions share."""
     if request.param == "sqlite":
         return stores.url_of_file("sqlite", tmp_path_factory.mktemp("store") / "records.db")
     if request.param == "redis":
@@ -44,7 +44,7 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @dataclass
 class Deploy:
-    """Both versions, which share the records, the application's database, and the world outside."""
+    """Both versions, which share the records, the application's database and the effects."""
 
     old: Worker
     new: Worker
@@ -60,7 +60,7 @@ class Deploy:
 def deploy(
     request: pytest.FixtureRequest, old_tree: Path, store: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deploy]:
-    """The old version made the tables; ``after``: the new one has brought them up to date since."""
+    """A store with the old version's tables; ``after``: the new version has migrated them."""
     folder = tmp_path_factory.mktemp("rolling")
     effects, ledger = folder / "effects.txt", folder / "ledger.db"
     make_ledger(ledger)
@@ -78,7 +78,7 @@ def deploy(
 
 @pytest.fixture
 def key() -> str:
-    """Nobody else's."""
+    """A new key."""
     return secrets.token_hex(8)
 
 
@@ -91,7 +91,7 @@ apps = pytest.mark.parametrize("app", ["plain", "sealed"])
 def test_the_response_of_one_is_replayed_by_the_other(
     deploy: Deploy, key: str, first: str, then: str, app: str
 ) -> None:
-    """B-13: with the same bytes, and another request is known for that."""
+    """B-13: with the same bytes; another request gets a mismatch."""
     made = deploy.by(first).post("/done", key, app=app)
     assert made["status"] == 201
     assert deploy.by(then).post("/done", key, app=app) == {**made, "replayed": True}
@@ -103,7 +103,7 @@ def test_the_response_of_one_is_replayed_by_the_other(
 def test_a_login_of_one_is_replayed_by_the_other_without_its_cookie(
     deploy: Deploy, key: str, first: str, then: str, app: str
 ) -> None:
-    """B-13, O-21a: the note of the cookie is read by both, and harms neither."""
+    """B-13, O-21a: both versions read the mark of the cookie."""
     made = deploy.by(first).post("/login", key, app=app)
     assert made["status"] == 201
     for worker in (deploy.by(then), deploy.by(first)):
@@ -112,7 +112,7 @@ def test_a_login_of_one_is_replayed_by_the_other_without_its_cookie(
 
 @directions
 def test_a_claim_of_one_is_the_others(deploy: Deploy, key: str, first: str, then: str) -> None:
-    """B-13, O-22: the host in its owner is no concern of an earlier version."""
+    """B-13, O-22: an earlier version ignores the host in the owner."""
     killed(deploy.start[first], "/stages", key, "die")
     for worker in (deploy.by(then), deploy.by(first)):
         assert worker.post("/stages", key, body="another")["status"] == 422
@@ -121,29 +121,29 @@ def test_a_claim_of_one_is_the_others(deploy: Deploy, key: str, first: str, then
 @directions
 @apps
 def test_what_failed_at_one_the_other_resumes(deploy: Deploy, key: str, first: str, then: str, app: str) -> None:
-    """B-13: from its stages, those in the ledger included."""
+    """B-13: after its stages, also those in the ledger."""
     assert deploy.by(first).post("/stages", key, app=app, end="fail")["status"] == 500
     before = effects_in(deploy.effects)
-    answer = deploy.by(then).post("/stages", key, app=app)
-    assert (answer["status"], json.loads(answer["body"])["attempt"]) == (200, 2)
+    response = deploy.by(then).post("/stages", key, app=app)
+    assert (response["status"], json.loads(response["body"])["attempt"]) == (200, 2)
     assert effects_in(deploy.effects) == before
-    assert deploy.by(first).post("/stages", key, app=app) == {**answer, "replayed": True}
+    assert deploy.by(first).post("/stages", key, app=app) == {**response, "replayed": True}
 
 
 @directions
 def test_what_died_at_one_the_other_takes_over(deploy: Deploy, key: str, first: str, then: str) -> None:
-    """B-13: when its lease has ended, and not before."""
+    """B-13: after its lease has ended, and not before."""
     killed(deploy.start[first], "/stages", key, "die")
     before = effects_in(deploy.effects)
     assert deploy.by(then).post("/stages", key)["status"] == 409
-    answer = deploy.by(then).post_until_admitted("/stages", key)
-    assert (answer["status"], json.loads(answer["body"])["attempt"]) == (200, 2)
+    response = deploy.by(then).post_until_admitted("/stages", key)
+    assert (response["status"], json.loads(response["body"])["attempt"]) == (200, 2)
     assert effects_in(deploy.effects) == before
 
 
 @directions
 def test_what_is_in_doubt_at_one_is_so_at_the_other(deploy: Deploy, key: str, first: str, then: str) -> None:
-    """B-13, S-04: no second run."""
+    """B-13, S-04: it does not run again."""
     killed(deploy.start[first], "/stages", key, "in doubt")
     before = effects_in(deploy.effects)
     assert IN_DOUBT in deploy.by(then).post_until_admitted("/stages", key)["body"]
@@ -152,7 +152,7 @@ def test_what_is_in_doubt_at_one_is_so_at_the_other(deploy: Deploy, key: str, fi
 
 @directions
 def test_an_atomic_response_of_one_is_the_others(deploy: Deploy, key: str, first: str, then: str) -> None:
-    """B-13, S-06: the ledger is shared as well."""
+    """B-13, S-06: both share the ledger."""
     made = deploy.by(first).post("/atomic", key)
     assert made["status"] == 201
     assert deploy.by(then).post("/atomic", key) == {**made, "replayed": True}
@@ -161,7 +161,7 @@ def test_an_atomic_response_of_one_is_the_others(deploy: Deploy, key: str, first
 def test_what_was_withdrawn_at_the_new_one_is_free_at_the_old_one(
     deploy: Deploy, request: pytest.FixtureRequest
 ) -> None:
-    """B-13, B-08c: it sees no record, purges and lists as ever, and its own claim is leased."""
+    """B-13, B-08c: the old version sees no record, purges and lists correctly, and its claim is leased."""
     if "before" in request.node.callspec.id and "postgres" in request.node.callspec.id:
         pytest.skip("the function of a withdrawal comes with the migration")
     record = os.urandom(32).hex()

@@ -1,9 +1,9 @@
-"""A worker of whatever version of the package is on its path: a Flask application, whose requests come from stdin.
+"""A worker of any version of the package, by its path: a Flask application that takes requests from stdin.
 
-``python worker.py STORE EFFECTS LEDGER``: the records' URL, or the path of a SQLite file with ``django:`` before it; a
-file to which a line is written for each effect; the application's own database, with the ledger in it. A line of JSON
-on stdin is a command, and each gets one line as its reply. It imports nothing from the tests, which are of another
-version.
+``python worker.py STORE EFFECTS LEDGER``. STORE: the records' URL, or the path of a SQLite file with ``django:`` before
+it. EFFECTS: a file that gets a line for each effect. LEDGER: the application's own database, with the ledger in it.
+Each line of JSON on stdin is a command, and gets one line as its reply. It imports nothing from the tests, which are of
+another version.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from open_idempotency.backend import Backend, Claim
 from open_idempotency.encryption import EncryptionKeys
 from open_idempotency.flask import Idempotency
 
-#: seconds; nothing that is on file is to expire, and a takeover is not to be waited for long
+#: seconds: stored records never expire, and a takeover soon succeeds
 TTL, LEASE = 1.5e9, 3.0
-#: the policy of each application on the one store
+#: the policies of the applications, which share one store
 POLICIES: dict[str, dict[str, Any]] = {
     "plain": {},
     "sealed": {"encryption": EncryptionKeys({"2026": bytes(range(32))})},
@@ -44,7 +44,7 @@ class Declined(Exception):
 
 
 def backend_of(store: str) -> Backend:
-    """The records."""
+    """The backend of the records."""
     if not store.startswith("django:"):
         return open_backend(store)
     import django
@@ -57,7 +57,7 @@ def backend_of(store: str) -> Backend:
 
 
 def application(backend: Backend, effects: str, ledger: str, fields: dict[str, Any]) -> flask.Flask:
-    """Its views have effects, of which each writes a line, and end as the header ``X-End`` says."""
+    """An application whose views write a line for each effect, and end as the header ``X-End`` says."""
     app = flask.Flask("formats")
 
     def effect(name: str) -> dict[str, str]:
@@ -126,7 +126,7 @@ def application(backend: Backend, effects: str, ledger: str, fields: dict[str, A
 
 
 class Worker:
-    """Its commands are its methods."""
+    """Its methods are the commands."""
 
     def __init__(self, store: str, effects: str, ledger: str) -> None:
         self.backend = backend_of(store)
@@ -141,34 +141,34 @@ class Worker:
         headers = {"Idempotency-Key": key, "X-End": end, "Content-Type": "application/json", "X-Tenant": "t"}
         if caller:
             headers["Authorization"] = f"Bearer {caller}"
-        answer = self.applications[app].test_client().post(path, headers=headers, data=body.encode())
+        response = self.applications[app].test_client().post(path, headers=headers, data=body.encode())
         return {
-            "status": answer.status_code,
-            "body": answer.data.decode("latin-1"),
-            "headers": [pair for pair in answer.headers.items() if pair[0] in ("Location", "X-Twice")],
-            "replayed": answer.headers.get("Idempotent-Replayed") == "true",
+            "status": response.status_code,
+            "body": response.data.decode("latin-1"),
+            "headers": [pair for pair in response.headers.items() if pair[0] in ("Location", "X-Twice")],
+            "replayed": response.headers.get("Idempotent-Replayed") == "true",
         }
 
     def migrate(self) -> list[str]:
-        """Make the store's tables, or bring them up to date."""
+        """Create the store's tables, or migrate them."""
         return list(self.backend.migrate())
 
     def claim(self, record: str, owner: str) -> str:
-        """Claim a record; the kind of the response."""
+        """Claim a record; the name of the type of the result."""
         return type(self.backend.claim(self._claim(record, owner))).__name__
 
     def withdraw(self, record: str, owner: str) -> None:
-        """Withdraw a claim; not in the first versions."""
+        """Withdraw a claim; the first versions cannot."""
         from open_idempotency.backend import Withdraw
 
         self.backend.withdraw(Withdraw(self._claim(record, owner)))
 
     def records(self) -> list[str]:
-        """What there is, for operators."""
+        """The ids of all records."""
         return sorted(record.record_id.hex() for record in self.backend.scan())
 
     def purge(self) -> int:
-        """Delete what has expired."""
+        """Delete expired records."""
         return self.backend.purge()
 
     @staticmethod
@@ -177,22 +177,22 @@ class Worker:
         return replace(c)
 
 
-def _say(answer: Any) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
+def _say(result: Any) -> None:
+    sys.stdout.write(json.dumps(result) + "\n")
     sys.stdout.flush()
 
 
 def main() -> None:
-    """Response commands until stdin ends."""
+    """Execute commands until stdin ends."""
     worker = Worker(*sys.argv[1:])
     _say("ready")
     for line in sys.stdin:
         verb, arguments = json.loads(line)
         try:
-            answer = getattr(worker, verb)(**arguments)
+            result = getattr(worker, verb)(**arguments)
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        _say(answer)
+            result = {"error": f"{type(error).__name__}: {error}"}
+        _say(result)
 
 
 if __name__ == "__main__":

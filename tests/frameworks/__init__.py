@@ -1,1 +1,4 @@
-"""Frameworks without an adapter of their own. That they run, replay, refuse and resume is tested by docs/frameworks."""
+"""Frameworks without an adapter of their own.
+
+The pages docs/frameworks test that they run, replay, refuse and resume.
+"""

@@ -13,7 +13,7 @@ REPLAYED = "idempotent-replayed"
 
 
 def posted(app: Any, *requests: tuple[str, dict[str, str]]) -> list[httpx.Response]:
-    """The responses to these POSTs, each a path and its headers, one after the other with the same key."""
+    """The responses to these POSTs, each a path and its headers, in turn with the same key."""
 
     async def post() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -24,7 +24,7 @@ def posted(app: Any, *requests: tuple[str, dict[str, str]]) -> list[httpx.Respon
 
 
 async def start(app: Any) -> list[str]:
-    """Start an application as a server does, and end it; the types of what it says of that."""
+    """Start and stop an application as a server does; the types of its lifespan messages."""
     inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     for moment in ("startup", "shutdown"):
         inbox.put_nowait({"type": f"lifespan.{moment}"})

@@ -1,4 +1,4 @@
-"""What docs/frameworks/litestar.md says of Litestar beyond its examples: routes, guards, sessions, CORS."""
+"""Statements of docs/frameworks/litestar.md about Litestar beyond its examples: routes, guards, sessions, CORS."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PAGE = "https://app.example"
 
 
 def guard(connection: Any, handler: Any) -> None:
-    """Refuses who says so."""
+    """Refuse a request whose header says so."""
     if "x-denied" in connection.headers:
         raise PermissionDeniedException
 
@@ -60,14 +60,14 @@ def protected(backend: Any, *handlers: Any, **options: Any) -> Litestar:
     return Litestar(
         list(handlers) or [create_charge, long],
         middleware=[*options.pop("outside", ()), DefineMiddleware(IdempotencyMiddleware, backend=backend)],
-        logging_config=None,  # Litestar's own would take the log away from the tests
+        logging_config=None,  # Litestar's default logging would hide the log from the tests
         **options,
     )
 
 
 @pytest.fixture
 def _nothing_warned() -> Iterator[None]:
-    """Warnings of layers come once in each process; afterwards as before."""
+    """Reset the warnings about layers, which come once in each process."""
     before = set(survey._warned)
     survey._warned.clear()
     yield
@@ -75,13 +75,13 @@ def _nothing_warned() -> Iterator[None]:
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """The first word of each warning of a layer inside."""
+    """The first word of each warning about an inner layer."""
     texts = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     return [text.partition(" ")[0] for text in texts if "is inside IdempotencyMiddleware" in text]
 
 
 def test_a_record_has_the_template_of_litestars_route() -> None:
-    """P-02: the middleware runs when the route is known."""
+    """P-02: the middleware runs after the route is resolved."""
     backend = MemoryBackend()
     (made,) = posted(protected(backend), ("/charges/7", {}))
     assert made.status_code == 201
@@ -90,14 +90,14 @@ def test_a_record_has_the_template_of_litestars_route() -> None:
 
 
 def test_a_request_without_a_route_makes_no_record() -> None:
-    """O-18: a 404 of Litestar's comes before the middleware of a route."""
+    """O-18: Litestar's 404 comes before a route's middleware."""
     backend = MemoryBackend()
     assert [each.status_code for each in posted(protected(backend), ("/none", {}), ("/none", {}))] == [404, 404]
     assert list(backend.scan()) == []
 
 
 def test_one_backend_object_notices_a_key_on_another_route() -> None:
-    """O-05: which a URL of memory, opened anew for each route, does not, as the page says."""
+    """O-05: a ``memory://`` URL would make a new backend for each route, as the page says."""
     apart = posted(protected("memory://"), ("/charges/7", {}), ("/long", {}))
     assert [each.status_code for each in apart] == [201, 201]
     together = posted(protected(MemoryBackend()), ("/charges/7", {}), ("/long", {}))
@@ -105,7 +105,7 @@ def test_one_backend_object_notices_a_key_on_another_route() -> None:
 
 
 def test_a_guard_does_not_run_before_a_replay() -> None:
-    """The page says so: it is inside."""
+    """Guards run inside of the middleware, as the page says."""
     denied = {"X-Denied": "1"}
     app = protected(MemoryBackend())
     refused, made, replayed = posted(app, ("/charges/7", denied), ("/charges/7", {}), ("/charges/7", denied))
@@ -115,7 +115,7 @@ def test_a_guard_does_not_run_before_a_replay() -> None:
 
 
 def test_the_session_of_litestar_names_the_caller() -> None:
-    """O-19: its middleware is listed before ours."""
+    """O-19: its middleware is listed before this one."""
     sessions = CookieBackendConfig(secret=b"0123456789abcdef")
     app = protected(MemoryBackend(), of_session, log_in, outside=[sessions.middleware])
     cookies = []
@@ -130,7 +130,7 @@ def test_the_session_of_litestar_names_the_caller() -> None:
 
 @pytest.mark.usefixtures("_nothing_warned")
 def test_compression_of_litestar_is_inside_and_reported_once(caplog: pytest.LogCaptureFixture) -> None:
-    """R-12: no lifespan passes the middleware of a route, so it is reported when that is made, once for all routes."""
+    """R-12: a route's middleware gets no lifespan, so it is reported when it is made, once for all routes."""
     app = protected(MemoryBackend(), compression_config=CompressionConfig("gzip"))
     assert warnings_of(caplog) == ["CompressionMiddleware"]
     gzipped, plain = posted(app, ("/long", {}), ("/long", {"Accept-Encoding": "identity"}))
@@ -139,7 +139,7 @@ def test_compression_of_litestar_is_inside_and_reported_once(caplog: pytest.LogC
 
 @pytest.mark.usefixtures("_nothing_warned")
 def test_cors_of_litestar_is_outside_of_its_middleware(caplog: pytest.LogCaptureFixture) -> None:
-    """R-11: problems have its headers, and nothing is reported."""
+    """R-11: problems have CORS headers, and nothing is reported."""
     app = protected(MemoryBackend(), cors_config=CORSConfig(allow_origins=[PAGE]))
     (problem,) = posted(app, ("/long", {"Origin": PAGE, "Idempotency-Key": '"'}))
     assert problem.status_code == 400
@@ -155,7 +155,7 @@ class Own(Litestar):
 def test_cors_and_compression_of_a_wrapped_litestar_are_reported_at_start(
     kind: type[Litestar], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """R-12: around the whole application both are inside, and neither is, if it is not configured."""
+    """R-12: both are inside of a middleware around the application; nothing is reported if they are not configured."""
     config: Any = {"cors_config": CORSConfig(allow_origins=[PAGE]), "compression_config": CompressionConfig("gzip")}
     wrapped = IdempotencyMiddleware(kind([long], logging_config=None, **config), "memory://")
     assert asyncio.run(start(wrapped)) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
@@ -167,7 +167,7 @@ def test_cors_and_compression_of_a_wrapped_litestar_are_reported_at_start(
 
 @pytest.mark.parametrize("used", [False, True])
 def test_a_backend_object_may_stand_in_the_middleware_of_a_handler(tmp_path: Path, used: bool) -> None:
-    """B-25: Litestar copies what handlers of a router are made of, and the copy is the same backend."""
+    """B-25: Litestar copies a router's handlers; the copies share the backend."""
     with SqliteBackend(str(tmp_path / "idem.db")) as backend:
         if used:
             assert list(backend.scan()) == []

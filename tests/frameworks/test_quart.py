@@ -1,4 +1,4 @@
-"""What docs/frameworks/quart.md says of Quart beyond its examples: hooks, sessions, exceptions, CORS, the lifespan."""
+"""What docs/frameworks/quart.md says about Quart beyond its examples: hooks, sessions, exceptions, CORS, lifespan."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGE = "https://app.example"
 
 
 class Shop:
-    """An application of Quart's with the middleware, and what has run in it."""
+    """A Quart application with the middleware, and a list of the functions that ran."""
 
     def __init__(self, **policy: Any) -> None:
         self.runs: list[str] = []
@@ -49,7 +49,7 @@ class Shop:
 
 
 def test_a_replay_runs_none_of_quarts_hooks() -> None:
-    """O-02: what after_request has added is stored, and sent again as it was."""
+    """O-02: changes by after_request are stored, and replayed."""
     shop = Shop()
     first, second = posted(shop.app, ("/charges", {}), ("/charges", {}))
     assert first.json()["body"] == {}
@@ -59,7 +59,7 @@ def test_a_replay_runs_none_of_quarts_hooks() -> None:
 
 
 def test_before_request_refuses_no_retry() -> None:
-    """The page says so, and what to do: the function of ``scope=`` runs for each."""
+    """As the page says; the function of ``scope=`` runs for each request."""
     shop = Shop()
     denied = {"X-Denied": "1"}
     refused, made, replayed = posted(shop.app, ("/charges", denied), ("/charges", {}), ("/charges", denied))
@@ -68,7 +68,7 @@ def test_before_request_refuses_no_retry() -> None:
 
 
 def test_the_session_of_quart_is_not_read_and_a_warning_says_that(caplog: pytest.LogCaptureFixture) -> None:
-    """O-19: it is decoded inside, so its cookie makes an anonymous caller."""
+    """O-19: it is decoded inside, so its cookie does not identify the caller."""
     shop = Shop()
     serializer = shop.app.session_interface.get_signing_serializer(shop.app)  # type: ignore[attr-defined]  # of the default
     cookie = {"Cookie": f"session={serializer.dumps({'user_id': 7})}"}
@@ -87,7 +87,7 @@ def test_a_404_of_quarts_is_stored() -> None:
 def test_an_exception_fails_the_attempt_and_the_next_one_resumes(
     testing: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """O-08: also where Quart is in its testing mode."""
+    """O-08: also in Quart's testing mode."""
     shop = Shop()
     shop.app.testing = testing
     caplog.set_level(logging.CRITICAL, shop.app.logger.name)
@@ -106,7 +106,7 @@ def test_an_exception_fails_the_attempt_and_the_next_one_resumes(
 
 
 def test_quart_cors_is_reported_at_start(caplog: pytest.LogCaptureFixture) -> None:
-    """R-12: it is an after_request function, so problems have no headers of it."""
+    """R-12: it is an after_request function, so problems lack its headers."""
     shop = Shop()
     cors(shop.app, allow_origin=PAGE)
     assert asyncio.run(start(shop.app)) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
@@ -117,6 +117,6 @@ def test_quart_cors_is_reported_at_start(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_quart_without_cors_is_not_reported(caplog: pytest.LogCaptureFixture) -> None:
-    """R-12: an after_request function of the application's own is no layer of CORS."""
+    """R-12: any other after_request function is not CORS."""
     asyncio.run(start(Shop().app))
     assert "is inside" not in caplog.text

@@ -1,6 +1,6 @@
-"""A FastAPI application of the plain kind, for generated requests: it knows nothing of idempotency, and uses no stages.
+"""A plain FastAPI application for generated requests: it knows nothing of idempotency, and has no stages.
 
-Each application has books of its own, and numbers what it makes from one, so that two of them respond alike.
+Each application has its own books, and numbers its entries from one, so that two of them respond alike.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 
 class Entry(BaseModel):
-    """What is written down."""
+    """An entry of the books."""
 
     title: str = Field(min_length=1, max_length=40)
     amount: int = Field(ge=0, le=1000)
@@ -22,13 +22,13 @@ class Entry(BaseModel):
 
 
 def make_app(**options: Any) -> FastAPI:
-    """A new application, with the books at their start. ``options``: FastAPI's."""
+    """A new application with empty books. ``options``: FastAPI's."""
     app = FastAPI(title="Books", **options)
     numbers, entries = count(1), dict[int, Entry]()
 
     @app.post("/entries", status_code=201)
     def create(entry: Entry, response: Response) -> dict[str, Any]:
-        """Write an entry; some are refused, and one is a bug."""
+        """Create an entry; some are refused, and one raises a bug."""
         if entry.amount == 1000:
             raise HTTPException(409, "too much")
         if entry.amount == 999:
@@ -49,26 +49,26 @@ def make_app(**options: Any) -> FastAPI:
 
     @app.put("/entries/{number}")
     async def replace(number: int, request: Request) -> Response:
-        """Response with what came, byte by byte; not covered by default."""
+        """Respond with the request's body, byte by byte; not covered by default."""
         return Response(await request.body(), 200, media_type="application/octet-stream")
 
     @app.post("/echo")
     async def echo(request: Request) -> Response:
-        """The body in pieces, with its type and its query."""
+        """Respond with the body in pieces, its type and the query."""
         body = await request.body()
         fields = {"X-Query": request.url.query, "X-Size": str(len(body))}
         return StreamingResponse((body[at : at + 7] for at in range(0, len(body), 7)), headers=fields)
 
     @app.get("/entries/{number}")
     def read(number: int) -> Entry:
-        """An entry."""
+        """Read an entry."""
         if number not in entries:
             raise HTTPException(404, "no such entry")
         return entries[number]
 
     @app.exception_handler(RuntimeError)
     def broken(request: Request, error: RuntimeError) -> Response:
-        """The application's own way of saying it."""
+        """The application's own response to errors."""
         return JSONResponse({"error": str(error)}, 500)
 
     return app

@@ -1,11 +1,11 @@
 """Generated requests to an application, with and without the middleware: the same responses.
 
-Schemathesis generates them from the application's OpenAPI description, good ones and bad ones. Each goes to three
-forms of an application, which have books of their own: without us, with us and no key, with us and a new key each time.
+Schemathesis generates valid and invalid requests from the application's OpenAPI description. Each goes to three forms
+of an application, with separate books: without the middleware, with it and no key, with it and a new key each time.
 
-Here it is the FastAPI example. Its views save stages, which need a covered request, so in its form without us the
-stages are gone too: the test proves that middleware and stages together change no response. ``test_plain`` has an
-application without stages, whose form without us lacks the middleware and nothing else.
+Here the application is the FastAPI example. Its views save stages, which need a covered request, so its form without
+the middleware has no stages either: the test proves that middleware and stages together change no response.
+``test_plain`` has an application without stages, whose first form lacks nothing but the middleware.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.effort import times
 
 STAGES = ("reserve", "charge_card", "write_receipt")
 OPERATIONS = [("/charges", "POST"), ("/charges/{charge_id}", "GET")]
-#: what the shop knows; of what is generated it knows nothing
+#: values that exist in the shop; generated ones rarely do
 KNOWN = {"sku": ["mug", "shirt", "last-poster"], "card": ["tok_visa", "tok_declined"], "quantity": [1, 2, 100]}
 _CHARGE_ID = re.compile(rb"ch_[0-9A-Za-z_-]{12}")
 
@@ -50,23 +50,23 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @dataclass
 class Form:
-    """The example in one of its three forms. ``parts``: what stands in its module while this one responds."""
+    """The example in one of its three forms. ``parts``: attributes of its module while this form responds."""
 
     example: ModuleType
     app: Any
     parts: dict[str, Any]
     keyed: bool
 
-    async def answer(self, prepared: requests.PreparedRequest) -> httpx.Response:
-        """Its response to the request."""
+    async def response(self, prepared: requests.PreparedRequest) -> httpx.Response:
+        """The form's response to the request."""
         before = {name: vars(self.example)[name] for name in self.parts}
         vars(self.example).update(self.parts)
         try:
-            return await self._answer(prepared)
+            return await self._response(prepared)
         finally:
             vars(self.example).update(before)
 
-    async def _answer(self, prepared: requests.PreparedRequest) -> httpx.Response:
+    async def _response(self, prepared: requests.PreparedRequest) -> httpx.Response:
         headers = [*prepared.headers.items(), *([("Idempotency-Key", f'"{uuid4()}"')] if self.keyed else [])]
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport) as client:
@@ -83,7 +83,7 @@ def _bytes(text: Any) -> bytes:
 
 
 def forms(example: ModuleType, folder: Path) -> tuple[Form, Form, Form]:
-    """Without us, with us and no key, with us and a new key each time."""
+    """Without the middleware, with it and no key, with it and a new key each time."""
     (entry,) = example.app.user_middleware
     protected = with_middleware(example, Middleware(entry.cls, **{**entry.kwargs, "backend": MemoryBackend()}))
     bare = {**{name: vars(example)[name].__wrapped__ for name in STAGES}, "idem": Keys}
@@ -95,7 +95,7 @@ def forms(example: ModuleType, folder: Path) -> tuple[Form, Form, Form]:
 
 
 class Keys:
-    """In place of ``idem``: a new key for the provider each time."""
+    """Replaces ``idem``: a new key for the provider each time."""
 
     @staticmethod
     def key_for(name: str) -> str:
@@ -126,7 +126,7 @@ def cases(example: ModuleType) -> st.SearchStrategy[Case]:
 
 
 def prepared(case: Case, known: Mapping[str, Any]) -> requests.PreparedRequest:
-    """The request of a case, in which the shop finds some of its own things."""
+    """The request of a case, with some ids that exist in the shop."""
     if isinstance(case.body, dict):
         case.body = {**case.body, **{name: value for name, value in known.items() if name in case.body}}
     case.headers.pop("Idempotency-Key", None)
@@ -134,20 +134,20 @@ def prepared(case: Case, known: Mapping[str, Any]) -> requests.PreparedRequest:
 
 
 def seen(response: httpx.Response) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """What a client sees, without the charge's number, which is another one in each of the three."""
+    """The response without the charge's number, which differs in each form."""
     headers = [(name.lower(), _CHARGE_ID.sub(b"ch_", value)) for name, value in response.headers.raw]
     return response.status_code, headers, _CHARGE_ID.sub(b"ch_", response.content)
 
 
-async def same_answers(example: ModuleType, sent: list[requests.PreparedRequest]) -> set[int]:
-    """Send each to all three, one after the other; the statuses that came."""
+async def same_responses(example: ModuleType, sent: list[requests.PreparedRequest]) -> set[int]:
+    """Send each request to all three forms in turn, and compare; the statuses."""
     statuses = set()
     with tempfile.TemporaryDirectory() as folder:
         bare, free, keyed = forms(example, Path(folder))
         for request in sent:
-            expected = seen(await bare.answer(request))
-            assert seen(await free.answer(request)) == expected
-            assert seen(await keyed.answer(request)) == expected
+            expected = seen(await bare.response(request))
+            assert seen(await free.response(request)) == expected
+            assert seen(await keyed.response(request)) == expected
             statuses.add(expected[0])
         left = {form.parts["shop"].available("mug") for form in (bare, free, keyed)}
     assert len(left) == 1
@@ -157,7 +157,7 @@ async def same_answers(example: ModuleType, sent: list[requests.PreparedRequest]
 def test_generated_requests_get_the_same_responses_as_without_middleware_and_stages(example: ModuleType) -> None:
     """O-01: status, fields and body of the example, with no key and with a new one each.
 
-    Without us its views run without the middleware and without their stages, as those would be ``NotStarted``.
+    Without the middleware the views run without their stages, which would raise ``NotStarted``.
     """
     known = st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in KNOWN.items()})
     order = requests.Request("POST", "http://test/charges", json={"sku": "mug", "quantity": 2, "card": "tok_visa"})
@@ -168,7 +168,7 @@ def test_generated_requests_get_the_same_responses_as_without_middleware_and_sta
     @settings(max_examples=times(8), deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.builds(prepared, cases(example), known), min_size=1, max_size=3))
     def check(sent: list[requests.PreparedRequest]) -> None:
-        statuses.update(asyncio.run(same_answers(example, [*sent, wrong, missing, order.prepare()])))
+        statuses.update(asyncio.run(same_responses(example, [*sent, wrong, missing, order.prepare()])))
 
     check()
     assert statuses >= {201, 404, 422}

@@ -1,4 +1,4 @@
-"""Generated requests to an application without stages; only the middleware is there or not.
+"""Generated requests to an application without stages, with and without the middleware.
 
 ``tests/fuzz/test_example.py`` says what this proves that the example cannot.
 """
@@ -22,7 +22,7 @@ from open_idempotency.fastapi import IdempotencyMiddleware
 from tests.effort import times
 from tests.fuzz.plain_books import make_app
 
-#: the fields of one message: not stored, or written anew
+#: fields of one message: not stored, or set again
 OWN = {b"set-cookie", b"content-length", b"idempotent-replayed"}
 COVERED = {"/entries": "POST", "/echo": "POST"}
 OPERATIONS = [
@@ -34,7 +34,7 @@ OPERATIONS = [
 
 
 def protected() -> FastAPI:
-    """The same application, and the middleware."""
+    """The application with the middleware."""
     app = make_app()
     app.add_middleware(IdempotencyMiddleware, backend=MemoryBackend())
     return app
@@ -51,7 +51,7 @@ def cases() -> st.SearchStrategy[Case]:
 
 
 def prepared(case: Case, number: int | None) -> requests.PreparedRequest:
-    """The request of a case, now and then about an entry that is there."""
+    """The request of a case, for an existing entry if there is a number."""
     if number is not None and "number" in case.path_parameters:
         case.path_parameters = {"number": number}
     return requests.Request(**case.as_transport_kwargs(base_url="http://test")).prepare()
@@ -61,7 +61,7 @@ def _bytes(text: Any) -> bytes:
     return text.encode("utf-8") if isinstance(text, str) else text or b""
 
 
-async def answer(app: FastAPI, sent: requests.PreparedRequest, key: str | None) -> tuple[int, Any, bytes]:
+async def response(app: FastAPI, sent: requests.PreparedRequest, key: str | None) -> tuple[int, Any, bytes]:
     """Status, fields in order, and body."""
     headers = [*sent.headers.items(), *([] if key is None else [("Idempotency-Key", f'"{key}"')])]
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -75,29 +75,29 @@ async def answer(app: FastAPI, sent: requests.PreparedRequest, key: str | None) 
         return got.status_code, got.headers.raw, got.content
 
 
-async def same_answers(all_sent: list[requests.PreparedRequest]) -> set[int]:
-    """Send each to all three, one after the other; the statuses that came."""
+async def same_responses(all_sent: list[requests.PreparedRequest]) -> set[int]:
+    """Send each request to all three applications in turn, and compare; the statuses."""
     bare, free, keyed = make_app(), protected(), protected()
     statuses = set()
     for sent in all_sent:
-        expected = await answer(bare, sent, None)
-        assert await answer(free, sent, None) == expected
+        expected = await response(bare, sent, None)
+        assert await response(free, sent, None) == expected
         key = str(uuid4())
-        assert await answer(keyed, sent, key) == expected
+        assert await response(keyed, sent, key) == expected
         await same_again(keyed, sent, key, expected)
         statuses.add(expected[0])
     return statuses
 
 
 async def same_again(app: FastAPI, sent: requests.PreparedRequest, key: str, expected: tuple[int, Any, bytes]) -> None:
-    """A retry of what was stored brings the same, apart from what belongs to one message, and says so."""
+    """Check that a retry of a stored response is marked, and equal apart from fields of one message."""
     if sent.method not in ("POST", "PATCH") or expected[0] >= 500 or expected[0] == 409:
         return
-    status, fields, body = await answer(app, sent, key)
+    status, fields, body = await response(app, sent, key)
     assert (status, body) == (expected[0], expected[2])
     kept = [pair for pair in expected[1] if pair[0].lower() not in OWN]
     assert [pair for pair in fields if pair[0].lower() not in OWN] == kept
-    if status not in (400, 422):  # FastAPI's own refusals of what is not valid come before the claim (O-18)
+    if status not in (400, 422):  # FastAPI refuses invalid requests before the claim (O-18)
         assert (b"idempotent-replayed", b"true") in fields
 
 
@@ -113,7 +113,7 @@ def test_generated_requests_get_the_same_responses_as_without_the_middleware() -
     @settings(max_examples=times(8), deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.builds(prepared, cases(), st.sampled_from([None, 1])), min_size=1, max_size=4))
     def check(sent: list[requests.PreparedRequest]) -> None:
-        statuses.update(asyncio.run(same_answers([order, found, missing, wrong, *sent, bug])))
+        statuses.update(asyncio.run(same_responses([order, found, missing, wrong, *sent, bug])))
 
     check()
     assert statuses >= {200, 201, 404, 422, 500}

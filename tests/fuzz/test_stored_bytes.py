@@ -1,6 +1,6 @@
-"""Any bytes where a stored response or a stage should be: an error that says so, and never a second run.
+"""Any bytes in place of a stored response or a stage: an error that says so, and never a second run.
 
-The bytes are put there through the backend's own verbs, and looked at through the ASGI middleware.
+The backend's own verbs store the bytes, and requests go through the ASGI middleware.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ bounded = settings(
 
 @st.composite
 def damaged(draw: st.DrawFn, *frames: bytes) -> bytes:
-    """A good frame, of which a few bytes are others, missing or too many."""
+    """A valid frame with a few bytes changed, missing or added."""
     frame = bytearray(draw(st.sampled_from(frames)))
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.integers(0, len(frame)))
@@ -59,7 +59,7 @@ def damaged(draw: st.DrawFn, *frames: bytes) -> bytes:
 
 @pytest.fixture(params=["memory", "sqlite"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[WatchedBackend]:
-    """A real backend of each kind, and what it was asked."""
+    """A real backend of each kind."""
     made: Backend = MemoryBackend()
     if request.param == "sqlite":
         made = SqliteBackend(str(tmp_path / "records.db"), synchronous="normal", timeout=9)
@@ -83,13 +83,13 @@ class Shop:
         await send({"type": "http.response.body", "body": b"charged"})
 
     async def post(self) -> httpx.Response:
-        """The same request each time."""
+        """Send the same request."""
         transport = httpx.ASGITransport(self._app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.post("/charges", content=b"{}", headers={"Idempotency-Key": self._key})
 
     async def fail_and_claim(self) -> Lease:
-        """Run it once, so that there is a record; a lease on that, of another worker."""
+        """Run the request once, so that there is a record; the lease of another worker on it."""
         self.backend.commands.clear()
         assert (await self.post()).status_code == 500
         claim = next(command for command in self.backend.commands if isinstance(command, Claim))
@@ -98,7 +98,7 @@ class Shop:
         return leased.lease
 
     def record(self, lease: Lease) -> Record:
-        """What is stored."""
+        """The stored record."""
         record = self.backend.inner.get(Get(lease.record_id))
         assert record is not None
         return record
@@ -120,7 +120,7 @@ def assert_unreadable(response: httpx.Response) -> None:
 @bounded
 @given(frame=st.binary(max_size=80) | damaged(RESPONSE, TOMBSTONE))
 def test_any_bytes_as_a_stored_response_never_run_again(backend: WatchedBackend, frame: bytes) -> None:
-    """B-08b: what is no response is 503 `record-unreadable`, and stays as it is."""
+    """B-08b: invalid bytes are 503 `record-unreadable`, and stay as they are."""
 
     async def check() -> None:
         shop = Shop(backend)
@@ -146,7 +146,7 @@ def test_any_bytes_as_a_stored_response_never_run_again(backend: WatchedBackend,
 @bounded
 @given(frames=st.lists(st.binary(max_size=40) | damaged(STAGE, ERROR) | st.just(STAGE), min_size=1, max_size=3))
 def test_any_bytes_as_a_stage_never_run_again(backend: WatchedBackend, frames: list[bytes]) -> None:
-    """B-08b: the claim is given back, so that the next request is told the same; stages that are good run."""
+    """B-08b: the claim is released, so that the next request gets the same error; valid stages are used."""
 
     async def check() -> None:
         shop = Shop(backend)

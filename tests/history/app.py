@@ -1,6 +1,6 @@
-"""The application under test: ``uvicorn tests.history.app:app``. Each of its runs leaves lines in an effect file.
+"""The application under test: ``uvicorn tests.history.app:app``. Each run appends lines to an effect file.
 
-The file is the oracle: outside of the system, append-only, one whole line for each thing that happened.
+The file is the oracle: outside of the system, append-only, one whole line for each event.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _record(**line: Any) -> None:
 
 
 async def handle(scope: Any, receive: Any, send: Any) -> None:
-    """Begin, do something once, and respond with the token of the attempt that did it."""
+    """Begin, have one effect, and respond with the token of this attempt."""
     if scope["type"] != "http":
         return
     headers = dict(scope["headers"])

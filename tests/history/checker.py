@@ -1,9 +1,9 @@
-"""Is a history of one key possible? A search for a linearization where few clients met, the order of tokens else.
+"""Checks histories of one key: a search for a linearization for few clients, the order of tokens for many.
 
 An operation is a request as its client saw it: when it was called, when it returned, and with what. A history is
 linearizable if each operation can be given moments between its call and its return (the claim, and the completion of
-one that ran) so that, moment by moment, one record explains every response. What a client was never told may have
-happened or not.
+one that ran) so that, moment by moment, one record explains every response. An operation without a reported outcome
+may have happened or not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NEVER = float("inf")
 
 
 class Result(Enum):
-    """What a client was told."""
+    """What the response reported to the client."""
 
     RAN = "ran"
     REPLAYED = "replayed"
@@ -41,7 +41,7 @@ class Operation:
     called: float
     returned: float
     result: Result
-    answer: int = 0
+    response: int = 0
     run: int = 0
     ran_at: float = NEVER
 
@@ -55,16 +55,16 @@ class NotLinearizable(AssertionError):
 
 
 class _Record(NamedTuple):
-    """The one record: nobody's at first; ``owner`` is the index of an operation, -1 for none."""
+    """The one record, at first without an owner; ``owner`` is the index of an operation, -1 for none."""
 
     request: str = ""
     owner: int = -1
-    answer: int = 0
+    response: int = 0
     token: int = 0
 
 
 class _Step(NamedTuple):
-    """The operations that have had their claim, and those that are over."""
+    """The operations that have claimed, and those that have ended."""
 
     claimed: frozenset[int]
     over: frozenset[int]
@@ -91,7 +91,7 @@ def check_linearizable(operations: Sequence[Operation]) -> None:
 
 
 def _following(operations: Sequence[Operation], step: _Step) -> Iterator[_Step]:
-    # What has returned already happened before whatever is called later.
+    # An operation that has returned happened before every later call.
     horizon = min((o.returned for i, o in enumerate(operations) if i not in step.over), default=NEVER)
     for index, operation in enumerate(operations):
         if index not in step.over and operation.called <= horizon:
@@ -111,13 +111,13 @@ def _moments(operations: Sequence[Operation], step: _Step, index: int) -> Iterat
         taken = _claim(operations, operation, record, index)
         if taken is not None:
             yield _Step(step.claimed | {index}, step.over, taken)
-    if _is_told_the_truth(operation, record, index):
+    if _explains(operation, record, index):
         yield step._replace(over=step.over | {index})
 
 
 def _claim(operations: Sequence[Operation], operation: Operation, record: _Record, index: int) -> _Record | None:
-    """The record after a claim that succeeds; None where it cannot."""
-    if record.answer or (record.request and record.request != operation.request):
+    """The record after a successful claim; None if the claim cannot succeed."""
+    if record.response or (record.request and record.request != operation.request):
         return None
     if record.owner >= 0 and not _may_be_dead(operations[record.owner]):
         return None
@@ -127,7 +127,7 @@ def _claim(operations: Sequence[Operation], operation: Operation, record: _Recor
 
 
 def _may_be_dead(owner: Operation) -> bool:
-    """Whether an owner may have lost its lease: its client was not told that it ran."""
+    """Whether an owner may have lost its lease: its client did not get the response of its own run."""
     return owner.result is not Result.RAN
 
 
@@ -136,21 +136,23 @@ def _endings(operation: Operation, step: _Step, index: int) -> Iterator[_Step]:
     if record.owner != index:
         return
     if operation.result in (Result.RAN, Result.UNKNOWN) and operation.run:
-        completed = record._replace(owner=-1, answer=operation.run)
+        completed = record._replace(owner=-1, response=operation.run)
         yield _Step(step.claimed, step.over | {index}, completed)
     if operation.result in (Result.FAILED, Result.UNKNOWN):
         yield _Step(step.claimed, step.over | {index}, record._replace(owner=-1))
-        # Its end did not get on record, so that its lease has to end.
+        # Its end was not recorded, so its lease has to end.
         yield _Step(step.claimed, step.over | {index}, record)
-        # Given back, which leaves nothing behind where there was nothing before.
+        # It was released, and no record was there before.
         if operation.result is Result.UNKNOWN:
             yield _Step(step.claimed, step.over | {index}, record._replace(owner=-1, request=""))
 
 
-def _is_told_the_truth(operation: Operation, record: _Record, index: int) -> bool:
+def _explains(operation: Operation, record: _Record, index: int) -> bool:
     match operation.result:
         case Result.REPLAYED:
-            return bool(record.answer) and record.answer == operation.answer and record.request == operation.request
+            return (
+                bool(record.response) and record.response == operation.response and record.request == operation.request
+            )
         case Result.BUSY:
             return record.owner >= 0 and record.owner != index and record.request == operation.request
         case Result.MISMATCH:
@@ -160,19 +162,21 @@ def _is_told_the_truth(operation: Operation, record: _Record, index: int) -> boo
 
 
 def check_token_order(operations: Sequence[Operation]) -> None:
-    """What holds however many clients there were; necessary, and quick. Raises ``NotLinearizable``."""
+    """Check what holds for any number of clients: necessary conditions only, but fast. Raises ``NotLinearizable``."""
     runs = sorted((o for o in operations if o.run), key=lambda o: o.run)
-    answered = [o for o in operations if o.result in (Result.RAN, Result.REPLAYED)]
+    responded = [o for o in operations if o.result in (Result.RAN, Result.REPLAYED)]
     _refuse(len({o.run for o in runs}) < len(runs), "one token for two runs", runs)
-    _refuse(len({o.answer for o in answered}) > 1, "two different answers", answered)
-    _refuse(len({o.request for o in [*runs, *answered]}) > 1, "two requests under one key", [*runs, *answered])
-    _refuse(not {o.answer for o in answered} <= {o.run for o in runs}, "an answer that nobody made", answered)
-    _refuse(sum(o.result is Result.RAN for o in operations) > 1, "two were told that they ran", answered)
+    _refuse(len({o.response for o in responded}) > 1, "two different responses", responded)
+    _refuse(len({o.request for o in [*runs, *responded]}) > 1, "two requests under one key", [*runs, *responded])
+    _refuse(not {o.response for o in responded} <= {o.run for o in runs}, "a response that no run made", responded)
+    _refuse(
+        sum(o.result is Result.RAN for o in operations) > 1, "two clients got the response of their own run", responded
+    )
     for earlier, later in pairwise(runs):
         _refuse(later.returned < earlier.called, "a token that is smaller than an earlier one", [earlier, later])
-    for answer in answered:
-        late = [o for o in runs if o.ran_at > answer.returned or o.run > answer.answer]
-        _refuse(bool(late), "ran again after its answer", [answer, *late])
+    for replied in responded:
+        late = [o for o in runs if o.ran_at > replied.returned or o.run > replied.response]
+        _refuse(bool(late), "ran again after its response", [replied, *late])
 
 
 def _refuse(wrong: bool, why: str, operations: Sequence[Operation]) -> None:

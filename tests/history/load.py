@@ -1,4 +1,4 @@
-"""Clients that write down what they see, servers that are killed under them, and the histories that come of it."""
+"""Clients that record what they see, servers that are killed meanwhile, and the histories of both."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.history.checker import NEVER, Operation, Result
 
 LEASE = 2.0
 #: seconds for which a client waits for its response, and for which the whole load may take
-ANSWER_WITHIN, LOAD_WITHIN = 5.0, 60.0
+RESPONSE_WITHIN, LOAD_WITHIN = 5.0, 60.0
 BODIES = ("mug", "mug", "mug", "mug", "mug", "mug", "mug", "cup")
 
 
 class Servers:
-    """Processes that share one backend; each is killed and started again where it stood."""
+    """Processes that share one backend; each is killed and restarted on the same folder."""
 
     def __init__(self, folder: Path, backend: str, count: int) -> None:
         self._folder = folder
@@ -48,11 +48,11 @@ class Servers:
 
     @property
     def ports(self) -> list[int]:
-        """Where they serve at this moment."""
+        """The current ports."""
         return [worker.port for worker in self._running if worker.port]
 
     async def kill_one(self, random: Random) -> None:
-        """SIGKILL, and another one in its place."""
+        """Kill one server with SIGKILL, and start another one in its place."""
         place = random.randrange(len(self._running))
         self._running[place].stop()
         self.kills += 1
@@ -72,7 +72,7 @@ class Servers:
 
 @contextmanager
 def serving(folder: Path, backend: str, count: int = 2) -> Iterator[Servers]:
-    """Servers for the length of a block."""
+    """Run servers within a block."""
     servers = Servers(folder, backend, count)
     try:
         servers.start()
@@ -90,7 +90,10 @@ class Seen:
 
 
 class Load:
-    """All clients of one run. ``keys``: how many keys; ``clients``: how many ask with each at the same time."""
+    """All clients of one run.
+
+    ``keys``: the number of keys; ``clients``: the number of concurrent clients of each key.
+    """
 
     def __init__(self, servers: Servers, random: Random, keys: int, clients: int, rounds: int) -> None:
         self.seen: list[Seen] = []
@@ -103,7 +106,7 @@ class Load:
         self._run = uuid4().hex[:8]
 
     async def run(self, kills: int) -> None:
-        """Let the clients come, while servers die."""
+        """Run the clients while servers are killed."""
         clients = [self._client(key) for key in self._keys for _ in range(self._clients)]
         await asyncio.wait_for(asyncio.gather(self._kill(kills), *clients), LOAD_WITHIN)
 
@@ -122,18 +125,18 @@ class Load:
         self._count += 1
         name = f"{self._run}-{self._count}"
         # Some clients do not wait for their response.
-        patience = self._random.uniform(0.005, 0.1) if self._random.random() < 0.15 else ANSWER_WITHIN
+        patience = self._random.uniform(0.005, 0.1) if self._random.random() < 0.15 else RESPONSE_WITHIN
         called = time.monotonic()
         try:
             reply = await asyncio.wait_for(self._send(key, body, name), patience)
         except (OSError, EOFError, asyncio.TimeoutError, ValueError):
             reply = None
         returned = time.monotonic()
-        result, answer = Result.UNKNOWN, 0
+        result, response = Result.UNKNOWN, 0
         if reply is not None:
-            result, answer = _read(*reply)
+            result, response = _read(*reply)
         end = NEVER if result is Result.UNKNOWN else returned
-        self.seen.append(Seen(key, Operation(name, body, called, end, result, answer)))
+        self.seen.append(Seen(key, Operation(name, body, called, end, result, response)))
 
     async def _send(self, key: str, body: str, name: str) -> tuple[int, bytes, bytes]:
         port = self._random.choice(self._servers.ports)
@@ -153,7 +156,7 @@ class Load:
             (int(line[15:]) for line in header.split(b"\r\n") if line.lower().startswith(b"content-length:")), None
         )
         if not status or (length is not None and len(content) < length):
-            raise EOFError("the connection broke in the middle of the answer")
+            raise EOFError("the connection broke in the middle of the response")
         return status, header.lower(), content
 
 
@@ -172,7 +175,7 @@ def _read(status: int, header: bytes, body: bytes) -> tuple[Result, int]:
 
 
 def histories(seen: Sequence[Seen], effects: Sequence[dict[str, object]]) -> dict[str, list[Operation]]:
-    """By key, what clients saw, with what the effect file knows of each operation's own run."""
+    """The operations of each key: what clients saw, and what the effect file says of each operation's run."""
     runs = {str(line["operation"]): line for line in effects if "token" in line}
     found: dict[str, list[Operation]] = defaultdict(list)
     for one in seen:
@@ -180,7 +183,7 @@ def histories(seen: Sequence[Seen], effects: Sequence[dict[str, object]]) -> dic
         if line is not None:
             operation = replace(operation, run=int(str(line["token"])), ran_at=float(str(line["at"])))
             if operation.result is Result.BUSY:
-                # It ran, so this 409 is that of a superseded owner, which tells nothing of the record.
+                # It ran, so this 409 is that of a superseded owner, which says nothing about the record.
                 operation = replace(operation, result=Result.UNKNOWN, returned=NEVER)
         found[one.key].append(operation)
     return found

@@ -1,4 +1,4 @@
-"""Real clients, real servers and SIGKILL: what the clients saw has to be a possible history of each key."""
+"""Real clients, real servers and SIGKILL: the clients' observations are a possible history of each key."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.history.load import Load, Servers, histories, serving
 
 # A load lasts a few seconds; the long form has many of them.
 pytestmark = pytest.mark.timeout(120 + times(60))
-#: of each kind: one takes so long that the short form has no less
+#: runs of each kind; the short form has one
 HISTORIES = max(1, times(1) // 2)
 
 
 @pytest.fixture(scope="module", params=["sqlite", "valkey"])
 def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """Two processes over each backend that processes can share."""
+    """Two processes for each backend that processes can share."""
     folder = tmp_path_factory.mktemp("history")
     if request.param == "sqlite":
         url = f"sqlite:///{folder}/records.db?timeout=0.6"
@@ -43,7 +43,7 @@ def _results(found: dict[str, list[Operation]]) -> set[Result]:
 
 
 def _effects(servers: Servers, found: dict[str, list[Operation]], what: str) -> dict[tuple[str, str], list[object]]:
-    """What the effect file says, by key and request."""
+    """The runs in the effect file, by key and request."""
     asked = {o.name: (key, o.request) for key, operations in found.items() for o in operations}
     effects: dict[tuple[str, str], list[object]] = defaultdict(list)
     for line in servers.effects():
@@ -53,7 +53,7 @@ def _effects(servers: Servers, found: dict[str, list[Operation]], what: str) -> 
 
 
 def test_each_keys_history_is_linearizable_while_servers_are_killed(servers: Servers) -> None:
-    """I1, I2, I4, I7: a few clients for each key, so that every order of moments can be tried."""
+    """I1, I2, I4, I7: with few clients for each key, so that every order of moments can be searched."""
     for seed in range(HISTORIES):
         found = _loaded(servers, Load(servers, Random(seed), keys=12, clients=5, rounds=3), kills=2)
         for operations in found.values():
@@ -76,7 +76,7 @@ def test_a_storm_on_few_keys_is_ordered_by_its_tokens(servers: Servers) -> None:
 
 
 def test_servers_that_do_not_share_their_records_are_found_out(tmp_path: Path) -> None:
-    """I2: a real history can be impossible, and then the checker says so."""
+    """I2: the checker refuses the history of a wrong setup."""
     with serving(tmp_path, "memory://") as apart:
         found = _loaded(apart, Load(apart, Random(0), keys=6, clients=4, rounds=1), kills=0)
     refused = 0

@@ -1,4 +1,4 @@
-"""One view in three frameworks: an order and its response in one transaction, with a plain stage before it if asked."""
+"""One view in three frameworks: an order and its response in one transaction, optionally after a plain stage."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ PLACED = {"order": "placed"}
 
 
 class Result(NamedTuple):
-    """What a client got."""
+    """Status and body of a response."""
 
     status: int
     body: bytes
 
     @property
     def problem(self) -> str:
-        """Of a problem: its name."""
+        """The name of the problem, if the body is one."""
         return str(json.loads(self.body)["type"]).rpartition(":")[2]
 
 
 class Application(NamedTuple):
-    """One that runs: ``send(body)`` makes a request, always with the same key. Its records are in memory."""
+    """A running application: ``send(body)`` makes a request, always with the same key. Its records are in memory."""
 
     send: Callable[[bytes], Result]
     backend: MemoryBackend
 
     def lose(self) -> None:
-        """The cache was flushed."""
+        """Delete every record, as a flushed cache does."""
         for record in list(self.backend.scan()):
             self.backend.delete(record.record_id)
 
     def records(self) -> int:
-        """How many there are."""
+        """The number of records."""
         return len(list(self.backend.scan()))
 
 
@@ -54,7 +54,7 @@ Make = Callable[..., AbstractContextManager[Application]]
 
 @contextmanager
 def in_flask(database: Database, notifies: bool = False, **fields: Any) -> Iterator[Application]:
-    """``idem.atomic`` with a session."""
+    """A Flask view that uses ``idem.atomic`` with a session."""
     import flask
 
     from open_idempotency.flask import Idempotency
@@ -73,8 +73,8 @@ def in_flask(database: Database, notifies: bool = False, **fields: Any) -> Itera
     Idempotency(app, backend, **fields)
 
     def send(body: bytes) -> Result:
-        answer = app.test_client().post("/", headers={"Idempotency-Key": KEY}, data=body)
-        return Result(answer.status_code, answer.data)
+        response = app.test_client().post("/", headers={"Idempotency-Key": KEY}, data=body)
+        return Result(response.status_code, response.data)
 
     yield Application(send, backend)
     engine.dispose()
@@ -82,7 +82,7 @@ def in_flask(database: Database, notifies: bool = False, **fields: Any) -> Itera
 
 @contextmanager
 def in_fastapi(database: Database, notifies: bool = False, **fields: Any) -> Iterator[Application]:
-    """``idem.atomic`` with an awaited session."""
+    """A FastAPI view that uses ``idem.atomic`` with an async session."""
     from fastapi import FastAPI
     from fastapi.responses import JSONResponse
     from httpx import ASGITransport, AsyncClient
@@ -106,15 +106,15 @@ def in_fastapi(database: Database, notifies: bool = False, **fields: Any) -> Ite
 
     async def asend(body: bytes) -> Result:
         async with AsyncClient(transport=ASGITransport(app), base_url="http://shop") as client:
-            answer = await client.post("/", content=body, headers={"Idempotency-Key": KEY})
-        return Result(answer.status_code, answer.content)
+            response = await client.post("/", content=body, headers={"Idempotency-Key": KEY})
+        return Result(response.status_code, response.content)
 
     yield Application(lambda body: anyio.run(asend, body), backend)
 
 
 @contextmanager
 def in_django(database: Database, notifies: bool = False, **fields: Any) -> Iterator[Application]:
-    """``@idempotent(atomic=...)``."""
+    """A Django view under ``@idempotent(atomic=...)``."""
     from django.db import connections
     from django.http import HttpRequest, JsonResponse
     from django.test import Client
@@ -135,8 +135,8 @@ def in_django(database: Database, notifies: bool = False, **fields: Any) -> Iter
             return order(request)
 
         def send(body: bytes) -> Result:
-            answer = post(Client(raise_request_exception=False), data=body.decode(), content_type="text/plain")
-            return Result(answer.status_code, answer.content)
+            response = post(Client(raise_request_exception=False), data=body.decode(), content_type="text/plain")
+            return Result(response.status_code, response.content)
 
         backend = MemoryBackend()
         settings = {f"IDEMPOTENCY_{name.upper()}": value for name, value in fields.items()}

@@ -1,4 +1,4 @@
-"""Fixtures: a database of its own for each test, behind each kind of ``tx=``; a client that retries."""
+"""Fixtures: a database for each test, for each kind of ``tx=``; a client that retries."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ django_project.set_up()
 
 @pytest.fixture(autouse=True)
 def _nothing_purges_in_passing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which entry purges depends on the process; ``test_purging.py`` has each of them do so."""
+    """Disable purges by entries, which depend on the process; ``test_purging.py`` enables them."""
     monkeypatch.setattr(steps, "_PURGED_EVERY", math.inf)
 
 
 @pytest.fixture
 def client() -> Client:
-    """Sends one request again and again; its records are in memory, whatever holds the ledger."""
+    """A client that sends one request again and again; its records are in memory, wherever the ledger is."""
     return Client()
 
 
 @pytest.fixture(params=BLOCKING)
 def kind(request: pytest.FixtureRequest) -> str:
-    """Each kind of blocking transaction."""
+    """Each kind of sync transaction."""
     name: str = request.param
     return name
 
 
 @pytest.fixture(params=AWAITED)
 def awaited_kind(request: pytest.FixtureRequest) -> str:
-    """Each kind of awaited transaction."""
+    """Each kind of async transaction."""
     name: str = request.param
     return name
 
 
 @pytest.fixture(scope="session")
 def application_url(postgres18: PostgresServer) -> str:
-    """An application's database, beside the one where records are."""
+    """The URL of the application's database, which is not the database of the records."""
     return postgres18.create_database("application")
 
 

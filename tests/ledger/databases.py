@@ -1,6 +1,6 @@
 """An application's database behind each kind of ``tx=``: the ledger's tables, and one table of orders.
 
-``transaction()`` commits at its end and rolls back where its block raises. The awaited kinds have the same two verbs as
+``transaction()`` commits at its end and rolls back where its block raises. The async kinds have the same two verbs as
 coroutines, so a test is written once, sync and async. MySQL and MariaDB are there where ``tests.mariadb_server`` has a
 server.
 """
@@ -31,7 +31,7 @@ COUNT = "SELECT count(*) FROM orders"
 
 
 class Open(NamedTuple):
-    """A transaction: what goes into ``tx=``, and what runs a statement in it."""
+    """A transaction: the object for ``tx=``, and a function that runs a statement in it."""
 
     tx: Any
     execute: Callable[[str], Any]
@@ -45,7 +45,7 @@ class Database:
         self.dialect = DIALECTS[url.partition(":")[0]]
 
     def make_tables(self, ledger: bool = True) -> None:
-        """Run the script as an operator would."""
+        """Run the ledger's script as an operator would."""
         script = (self.dialect.schema() if ledger else "") + ORDERS
         for statement in script.split(";"):
             self.query(statement)
@@ -56,7 +56,7 @@ class Database:
         return self.url.removeprefix("sqlite:///")
 
     def query(self, statement: str) -> list[Any]:
-        """What is committed."""
+        """The rows of a query on another connection, which sees committed data only."""
         with contextlib.closing(_CONNECT[self.dialect](self)) as connection:
             cursor = connection.cursor()
             cursor.execute(statement)
@@ -65,7 +65,7 @@ class Database:
             return rows
 
     def orders(self) -> int:
-        """How many orders are committed."""
+        """The number of committed orders."""
         return int(self.query(COUNT)[0][0])
 
 
@@ -88,26 +88,26 @@ _CONNECT: dict[Dialect, Callable[[Database], Any]] = {
 
 @contextlib.contextmanager
 def sqlite3_(database: Database) -> Iterator[Open]:
-    """A plain connection of the standard library."""
+    """A plain connection of the standard library's ``sqlite3``."""
     with contextlib.closing(sqlite3.connect(database.path, timeout=20)) as connection, connection:
         yield Open(connection, connection.execute)
 
 
 @contextlib.contextmanager
 def psycopg_(database: Database) -> Iterator[Open]:
-    """A connection that begins by itself."""
+    """A psycopg connection that begins a transaction implicitly."""
     with psycopg.connect(database.url) as connection:
         yield Open(connection, connection.execute)
 
 
 @contextlib.contextmanager
 def psycopg_block(database: Database) -> Iterator[Open]:
-    """An autocommit connection in a block."""
+    """An autocommit psycopg connection in a ``transaction()`` block."""
     with psycopg.connect(database.url, autocommit=True) as connection, connection.transaction():
         yield Open(connection, connection.execute)
 
 
-#: by dialect: SQLAlchemy's drivers, blocking and awaited
+#: by dialect: SQLAlchemy's drivers, sync and async
 _DRIVERS = {
     SQLITE: ("sqlite", "sqlite+aiosqlite"),
     POSTGRESQL: ("postgresql+psycopg", "postgresql+psycopg"),
@@ -130,7 +130,7 @@ def _engine(database: Database) -> Iterator[sqlalchemy.Engine]:
 
 @contextlib.contextmanager
 def session(database: Database) -> Iterator[Open]:
-    """SQLAlchemy's session, which begins with the first statement."""
+    """A SQLAlchemy session, which begins with the first statement."""
     with _engine(database) as engine, Session(engine) as opened:
         yield Open(opened, lambda statement: opened.execute(sqlalchemy.text(statement)))
         opened.commit()
@@ -138,14 +138,14 @@ def session(database: Database) -> Iterator[Open]:
 
 @contextlib.contextmanager
 def connection(database: Database) -> Iterator[Open]:
-    """SQLAlchemy's connection."""
+    """A SQLAlchemy connection."""
     with _engine(database) as engine, engine.begin() as opened:
         yield Open(opened, lambda statement: opened.execute(sqlalchemy.text(statement)))
 
 
 @contextlib.contextmanager
 def django_alias(database: Database) -> Iterator[str]:
-    """An alias of Django's for the database."""
+    """A Django alias for the database."""
     from django.db import connections
 
     alias = f"ledger{secrets.token_hex(4)}"
@@ -161,7 +161,7 @@ def django_alias(database: Database) -> Iterator[str]:
 
 @contextlib.contextmanager
 def django(database: Database) -> Iterator[Open]:
-    """An alias of Django's, in an atomic block."""
+    """A Django alias in an atomic block."""
     from django.db import connections, transaction
 
     with django_alias(database) as alias, transaction.atomic(alias):
@@ -195,14 +195,14 @@ def _in_cursor(opened: Any, statement: str) -> None:
 
 @contextlib.asynccontextmanager
 async def async_psycopg(database: Database) -> AsyncIterator[Open]:
-    """psycopg's awaited connection."""
+    """psycopg's async connection."""
     async with await psycopg.AsyncConnection.connect(database.url) as opened:
         yield Open(opened, opened.execute)
 
 
 @contextlib.asynccontextmanager
 async def async_session(database: Database, driver: str | None = None) -> AsyncIterator[Open]:
-    """SQLAlchemy's awaited session. ``driver``: another than the usual one of the dialect."""
+    """SQLAlchemy's async session. ``driver``: replaces the usual driver of the dialect."""
     url = _engine_url(database, asynchronous=True)
     engine = create_async_engine(make_url(url).set(drivername=driver) if driver else url)
     try:
@@ -215,7 +215,7 @@ async def async_session(database: Database, driver: str | None = None) -> AsyncI
 
 @contextlib.asynccontextmanager
 async def async_connection(database: Database) -> AsyncIterator[Open]:
-    """SQLAlchemy's awaited connection."""
+    """SQLAlchemy's async connection."""
     engine = create_async_engine(_engine_url(database, asynchronous=True))
     try:
         async with engine.begin() as opened:
@@ -255,7 +255,7 @@ if mariadb_server.IN_USE:
 
 
 def database_of(dialect: str, folder: Path, url: Callable[[], str]) -> Database:
-    """A database without any table of ours. ``url``: of the PostgreSQL one that the tests of a process share."""
+    """A database without the ledger's tables. ``url``: the PostgreSQL database that the tests of a process share."""
     if dialect == "sqlite":
         return Database(f"sqlite:///{folder}/application.db")
     database = Database(_mysql_of_this_process() if dialect == "mysql" else url())

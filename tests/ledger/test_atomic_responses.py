@@ -1,4 +1,7 @@
-"""The whole response in the application's transaction (S-06), for each kind of ``tx=``. More: in unit and proof."""
+"""A whole response in the application's transaction (S-06), for each kind of ``tx=``.
+
+See also the unit and proof tests.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,15 @@ from tests.unit.stages.stage_client import Client
 RESPONSE = Response(201, [(b"content-type", b"text/plain")], b"placed")
 
 
-def answer_order(opened: Open, answer: Response = RESPONSE) -> None:
-    """One order, and its response."""
+def order(opened: Open, response: Response = RESPONSE) -> None:
+    """Insert one order and respond, in one atomic block."""
     with idem.atomic(opened.tx) as block:
         opened.execute(INSERT)
-        block.respond(answer)
+        block.respond(response)
 
 
 def lose_record(client: Client, attempt: object) -> None:
-    """The cache is flushed."""
+    """Delete the record, as a flushed cache does."""
     lease = getattr(attempt, "lease", None)
     assert lease is not None
     client.engine.backend.delete(lease.record_id)
@@ -29,19 +32,19 @@ def lose_record(client: Client, attempt: object) -> None:
 def test_a_committed_response_is_the_response_although_the_record_is_lost(
     client: Client, kind: str, database: Database
 ) -> None:
-    """S-06: nothing runs again."""
+    """S-06: the retry gets the committed response, and nothing runs again."""
     with client.request() as attempt, BLOCKING[kind][1](database) as opened:
-        answer_order(opened)
+        order(opened)
     lose_record(client, attempt)
     with client.request(), pytest.raises(AlreadyCommitted), BLOCKING[kind][1](database) as opened:
-        answer_order(opened)
+        order(opened)
     assert database.orders() == 1
 
 
 def test_a_stage_in_a_transaction_notices_the_response_too(client: Client, kind: str, database: Database) -> None:
-    """S-06: what is around the atomic block need not run in between."""
+    """S-06: a stage with ``tx=`` stops the retry before the view comes to its atomic block."""
     with client.request() as attempt, BLOCKING[kind][1](database) as opened:
-        answer_order(opened)
+        order(opened)
     lose_record(client, attempt)
     with client.request(), pytest.raises(AlreadyCommitted), BLOCKING[kind][1](database) as opened:
         idem.run("notify", lambda: opened.execute(INSERT), tx=opened.tx)
@@ -49,25 +52,25 @@ def test_a_stage_in_a_transaction_notices_the_response_too(client: Client, kind:
 
 
 def test_the_attempt_that_responded_may_go_on(client: Client, kind: str, database: Database) -> None:
-    """S-06: its own response does not stop it."""
+    """S-06: a committed response does not stop the attempt that made it."""
     with client.request():
         with BLOCKING[kind][1](database) as opened:
-            answer_order(opened)
+            order(opened)
         with BLOCKING[kind][1](database) as opened, idem.stage("notify", tx=opened.tx) as stage:
             stage.save("done")
         assert stage.value == "done"
 
 
 def test_a_rolled_back_response_is_none(client: Client, kind: str, database: Database) -> None:
-    """S-06: the retry runs."""
+    """S-06: after a rollback the retry runs."""
 
     def fail(_: object) -> None:
         raise ValueError
 
     with client.request(), pytest.raises(ValueError), BLOCKING[kind][1](database) as opened:
-        fail(answer_order(opened))
+        fail(order(opened))
     with client.request(), BLOCKING[kind][1](database) as opened:
-        answer_order(opened)
+        order(opened)
     assert database.orders() == 1
 
 
@@ -75,7 +78,7 @@ def test_a_response_that_is_not_kept_is_not_in_the_ledger(client: Client, kind: 
     """S-06: 409 is never stored, so the retry runs."""
     for _ in range(2):
         with client.request(), BLOCKING[kind][1](database) as opened:
-            answer_order(opened, Response(409, [], b"not now"))
+            order(opened, Response(409, [], b"not now"))
     assert database.orders() == 2
 
 
@@ -83,7 +86,7 @@ def test_a_response_that_is_not_kept_is_not_in_the_ledger(client: Client, kind: 
 def test_a_stale_worker_that_commits_in_the_middle_does_not_keep_its_response(
     client: Client, kind: str, database: Database
 ) -> None:
-    """S-05, I3: the fence went with the first commit, so the token is compared once more."""
+    """S-05, I3: the first commit releases the fence's lock, so the token is compared once more."""
     with client.request() as stale:
         pass
 
@@ -91,7 +94,7 @@ def test_a_stale_worker_that_commits_in_the_middle_does_not_keep_its_response(
         with idem.atomic(opened.tx) as block:
             opened.tx.commit()
             with client.request(), BLOCKING[kind][1](database) as other:
-                answer_order(other)
+                order(other)
             opened.execute(INSERT)
             block.respond(Response(201, [], b"stale"))
 
@@ -105,13 +108,13 @@ def test_a_stale_worker_that_commits_in_the_middle_does_not_keep_its_response(
 def test_a_block_that_a_frozen_worker_enters_asks_whose_the_lease_is(
     client: Client, kind: str, database: Database
 ) -> None:
-    """S-07, L-03: the ledger knows nothing yet of the attempt that has taken over."""
+    """S-07, L-03: the block checks the lease, since the ledger has no entry of the attempt that took over."""
     with client.request() as stale:
         pass
     with client.request():
         stale.sure_until = 0.0
         with client.bound(stale), pytest.raises(LeaseLost), BLOCKING[kind][1](database) as opened:
-            answer_order(opened)
+            order(opened)
     assert database.orders() == 0
 
 
@@ -139,7 +142,7 @@ async def test_awaited_a_committed_response_is_the_response(
 
 
 def silent(opened: Open) -> None:
-    """As a view does that returns early."""
+    """A view that returns before it responds in its block."""
     with idem.atomic(opened.tx):
         opened.execute(INSERT)
 
@@ -148,7 +151,7 @@ def silent(opened: Open) -> None:
 def test_a_block_that_ends_without_a_response_is_reported_before_the_commit(
     client: Client, kind: str, database: Database, key: bytes
 ) -> None:
-    """S-06: its rows would commit alone, and a retry would make them again. Told at the first trial, key or none."""
+    """S-06: its rows would commit alone, and a retry would insert them again. Raised with and without a key."""
     reported = pytest.raises(ConfigurationError, match=r"block\.respond\(response\)")
     with client.request(key=key), reported, BLOCKING[kind][1](database) as opened:
         silent(opened)
@@ -156,13 +159,13 @@ def test_a_block_that_ends_without_a_response_is_reported_before_the_commit(
 
 
 def test_a_block_without_a_response_may_discard_it(client: Client, kind: str, database: Database) -> None:
-    """S-06: said aloud, it is no mistake."""
+    """S-06: ``discard`` ends a block without a response, and without an error."""
     with client.request(), BLOCKING[kind][1](database) as opened, idem.atomic(opened.tx):
         idem.discard()
 
 
 def test_what_a_block_raises_is_what_is_raised(client: Client, kind: str, database: Database) -> None:
-    """S-06: not that it has no response."""
+    """S-06: the view's own error is raised, not the one for a missing response."""
 
     def fail(opened: Open) -> None:
         with idem.atomic(opened.tx):

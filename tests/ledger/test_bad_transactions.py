@@ -1,4 +1,4 @@
-"""What ``tx=`` refuses: each time with what to do, and before any effect."""
+"""Objects that ``tx=`` refuses: before any effect, with an error that says what to do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.unit.stages.stage_client import Client
 
 
 def refuses(client: Client, tx: Any, message: str) -> None:
-    """The stage is not entered."""
+    """Assert that a stage with this transaction raises and its block does not run."""
     with client.request(), pytest.raises(ConfigurationError, match=message), idem.stage("order", tx=tx):
         raise AssertionError("not reached")
 
@@ -46,13 +46,13 @@ def test_an_alias_that_is_in_no_atomic_block(client: Client) -> None:
 
 
 def test_another_alias_than_that_of_the_view(client: Client, new_database: Callable[[str], Database]) -> None:
-    """Bad input: S-05; which one has a transaction is said."""
+    """Bad input: S-05; the error names the alias that has a transaction."""
     with django_alias(new_database("sqlite")) as alias, transaction.atomic(alias):
         refuses(client, "default", rf"'default', unlike '{alias}', is in no transaction")
 
 
 def test_the_blocks_of_a_testcase_are_not_the_views(client: Client, new_database: Callable[[str], Database]) -> None:
-    """Bad input: a view without ``atomic`` fails in its tests as it does in production."""
+    """Bad input: a view without ``atomic`` fails under a TestCase as it does in production."""
     database = new_database("sqlite")
     database.make_tables()
     with django_alias(database) as alias:
@@ -73,7 +73,7 @@ def test_the_blocks_of_a_testcase_are_not_the_views(client: Client, new_database
 
 
 def test_a_sqlite3_connection_that_commits_each_statement(client: Client, tmp_path: Path) -> None:
-    """Bad input: S-05; it is taken inside of BEGIN."""
+    """Bad input: S-05; after BEGIN the same connection is accepted."""
     with contextlib.closing(sqlite3.connect(tmp_path / "a.db", isolation_level=None)) as connection:
         refuses(client, connection, "execute BEGIN first")
 
@@ -125,7 +125,7 @@ def test_a_connection_in_autocommit(client: Client, tmp_path: Path) -> None:
 
 
 def test_a_session_whose_connection_is_in_autocommit(client: Client, tmp_path: Path) -> None:
-    """Bad input: S-05; its engine is not."""
+    """Bad input: S-05; the connection is in autocommit, its engine is not."""
     engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path}/a.db")
     with Session(engine) as session:
         session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
@@ -136,7 +136,7 @@ def test_a_session_whose_connection_is_in_autocommit(client: Client, tmp_path: P
 def test_a_session_that_begins_on_an_engine_in_autocommit(
     client: Client, new_database: Callable[[str], Database]
 ) -> None:
-    """S-05: what the session has asked for counts."""
+    """S-05: the isolation level of the session overrides that of its engine."""
     database = new_database("sqlite")
     database.make_tables()
     engine = sqlalchemy.create_engine(database.url, isolation_level="AUTOCOMMIT")
@@ -151,7 +151,7 @@ def test_a_session_that_begins_on_an_engine_in_autocommit(
 
 @pytest.mark.parametrize("maker", [sessionmaker(), async_sessionmaker()])
 def test_what_makes_sessions(client: Client, maker: Any) -> None:
-    """Bad input: S-05; called for a decorator it would make a session that nobody commits."""
+    """Bad input: S-05; a decorator would call the sessionmaker, and nobody would commit the new session."""
     refuses(client, maker, "makes another session each time")
     refused = pytest.raises(ConfigurationError, match="makes another session each time")
     with client.request(), refused:
@@ -160,6 +160,6 @@ def test_what_makes_sessions(client: Client, maker: Any) -> None:
 
 @pytest.mark.parametrize("terms", [{"external": True}, {"reconcile": print}, {"memo_errors": (ValueError,)}])
 def test_terms_that_do_not_fit_a_transaction(client: Client, terms: dict[str, Any]) -> None:
-    """Bad input: what is rolled back is not on record, so there is nothing to be in doubt about."""
+    """Bad input: a rollback leaves no intent on record, so a stage with ``tx=`` is never in doubt."""
     with client.request(), pytest.raises(TypeError, match="tx="), idem.stage("order", tx="default", **terms):
         raise AssertionError("not reached")

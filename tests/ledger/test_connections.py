@@ -1,4 +1,4 @@
-"""The application's own settings of its connections: the ledger does not stumble over them, and tells nothing on."""
+"""The ledger works with any settings of the application's connections, and its errors disclose no values."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ SECRET = "4111 1111 1111 1111"
 
 
 def place(tx: Any, value: Any = "placed") -> Any:
-    """One stage that does nothing else; its value on record."""
+    """Run one stage without any work; its recorded value."""
     with idem.stage("order", tx=tx) as stage:
         stage.save(value)
     return stage.value
 
 
 def place_another(opened: Open) -> None:
-    """Another stage, of the attempt that came since."""
+    """Run another stage in the attempt that took over."""
     with idem.stage("another", tx=opened.tx) as stage:
         stage.save("done")
 
 
 def refuse(database: Database, message: str) -> None:
-    """Let no stage into a SQLite ledger."""
+    """Make a SQLite ledger reject every stage."""
     database.query(
         "CREATE TRIGGER refuse BEFORE INSERT ON open_idempotency_ledger_stages "
         f"BEGIN SELECT RAISE(ABORT, '{message}'); END"
@@ -45,7 +45,7 @@ def refuse(database: Database, message: str) -> None:
 
 
 def as_dictionary(cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> dict[str, Any]:
-    """The row factory of the standard library's own manual."""
+    """The row factory of the ``sqlite3`` manual."""
     return {column[0]: value for column, value in zip(cursor.description, row, strict=True)}
 
 
@@ -53,7 +53,7 @@ def as_dictionary(cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> dict[str, Any
 def test_a_sqlite3_connection_whose_rows_are_something_else(
     client: Client, new_database: Callable[[str], Database], factory: Any
 ) -> None:
-    """S-05."""
+    """S-05: with any row factory."""
     database = new_database("sqlite")
     database.make_tables()
     with contextlib.closing(sqlite3.connect(database.path)) as connection:
@@ -67,7 +67,7 @@ def test_a_sqlite3_connection_whose_rows_are_something_else(
 def test_a_psycopg_connection_whose_cursors_are_something_else(
     client: Client, new_database: Callable[[str], Database], factory: Any
 ) -> None:
-    """S-05: the one has no binary results, the other another style of parameters."""
+    """S-05: raw cursors have other placeholders, client cursors no binary results."""
     database = new_database("postgresql")
     database.make_tables()
     with psycopg.connect(database.url, cursor_factory=factory, row_factory=dict_row) as connection:
@@ -88,7 +88,7 @@ def test_a_psycopg_connection_in_pipeline_mode_is_refused(
 
 @pytest.mark.parametrize("kind", ["session on SQLite"])
 def test_an_error_of_sqlalchemys_has_no_value_in_it(client: Client, kind: str, database: Database) -> None:
-    """No bodies in errors; and its cause is the driver's error, not itself."""
+    """Errors contain no bodies: the cause is the driver's error, not SQLAlchemy's."""
     refuse(database, "full")
     engine = sqlalchemy.create_engine(database.url)
     with Session(engine) as session, client.request(), pytest.raises(sqlalchemy.exc.IntegrityError) as raised:
@@ -101,28 +101,28 @@ def test_an_error_of_sqlalchemys_has_no_value_in_it(client: Client, kind: str, d
 
 @pytest.mark.parametrize("kind", ["session on SQLite"])
 def test_only_a_missing_table_is_called_missing(client: Client, kind: str, database: Database) -> None:
-    """S-05: the statement, which SQLAlchemy repeats in every error, has the table's name in it in any case."""
+    """S-05: every SQLAlchemy error repeats the statement, and so contains the table's name."""
     refuse(database, "the auditor does not exist")
     with client.request(), pytest.raises(sqlalchemy.exc.IntegrityError), BLOCKING[kind][1](database) as opened:
         place(opened.tx)
 
 
 def test_missing_tables_are_known_in_any_language() -> None:
-    """S-05: as the server's ``lc_messages`` has it."""
+    """S-05: the check does not depend on the server's ``lc_messages``."""
     error = psycopg.errors.UndefinedTable("FEHLER: Relation »open_idempotency_ledger« existiert nicht")
     with pytest.raises(LedgerMissing, match="open-idempotency ledger postgresql"):
         explain(error, error, POSTGRESQL)
 
 
 def rolled_back(opened: Open) -> None:
-    """As a view does that catches an error of its database in the middle."""
+    """Roll back, as a view does that catches a database error."""
     opened.tx.rollback()
     opened.execute(INSERT)
 
 
 @pytest.mark.parametrize("kind", ["sqlite3", "psycopg", "session on SQLite", "session on PostgreSQL"])
 def test_a_rollback_within_a_stage_is_reported(client: Client, kind: str, database: Database) -> None:
-    """S-05: the fence is gone, and what came after it would commit without a stage that lasts."""
+    """S-05: the fence is gone; later statements would commit without the stage."""
 
     def roll_back(opened: Open) -> None:
         with idem.stage("order", tx=opened.tx):
@@ -153,7 +153,7 @@ def test_a_rollback_within_an_atomic_block_is_reported(client: Client, kind: str
 def test_a_stale_worker_that_commits_within_a_stage_does_not_record_it(
     client: Client, kind: str, database: Database
 ) -> None:
-    """S-05, I3: the fence went with the commit, so the token is compared once more."""
+    """S-05, I3: the commit releases the fence's lock, so the token is compared once more."""
     with client.request() as stale:
         pass
 
@@ -172,7 +172,7 @@ def test_a_stale_worker_that_commits_within_a_stage_does_not_record_it(
 
 @pytest.mark.parametrize("kind", ["sqlite3", "psycopg"])
 def test_a_worker_that_the_ledger_refuses_is_reported_once(kind: str, database: Database) -> None:
-    """S-05, L-03: an operator sees it as he sees every lost lease."""
+    """S-05, L-03: an operator sees the same event as for every lost lease."""
     reported = list[events.Event]()
     client = Client(on_event=reported.append)
     with client.request() as stale:
@@ -189,7 +189,7 @@ def test_a_worker_that_the_ledger_refuses_is_reported_once(kind: str, database: 
 def test_a_stage_that_the_record_has_is_not_run_again_for_its_new_tx(
     client: Client, kind: str, database: Database
 ) -> None:
-    """S-01, B-06: the attempt before was of a release in which the stage had no ``tx=`` yet."""
+    """S-01, B-06: an earlier release recorded the stage without ``tx=``; it does not run again."""
     with client.request():
         idem.save_stage("order", "by the release before")
     with client.request(), BLOCKING[kind][1](database) as opened:

@@ -1,4 +1,4 @@
-"""``tx=`` of a decorated function: it has no transaction when the module is imported, so each call brings its own."""
+"""``tx=`` of a decorated function: a callable that finds the transaction of each call."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ current: ContextVar[Any] = ContextVar("current")
 
 @idem.stage("order", tx=lambda opened, number: opened.tx, key=lambda opened, number: "k")
 def place(opened: Open, number: int) -> int:
-    """An order, in the transaction that it is given."""
+    """Insert an order in the given transaction."""
     opened.execute(INSERT)
     return number
 
 
 @idem.stage("order", tx=lambda opened, number: opened.tx)
 async def place_awaited(opened: Open, number: int) -> int:
-    """The same, awaited."""
+    """Insert an order in the given async transaction."""
     await opened.execute(INSERT)
     return number
 
 
 @idem.stage("order", tx=lambda *_: current.get())
 def place_here(execute: Callable[[str], Any]) -> None:
-    """In the transaction of the context."""
+    """Insert an order in the transaction of the context."""
     execute(INSERT)
 
 
 def test_each_call_has_its_own_transaction(client: Client, kind: str, database: Database) -> None:
-    """S-05: made of the call's arguments, as a ``key`` is."""
+    """S-05: ``tx=`` is a function of the call's arguments, as ``key=`` is."""
     for number in range(2):
         with client.request(), BLOCKING[kind][1](database) as opened:
             assert place(opened, number) == 0
@@ -60,7 +60,7 @@ async def test_awaited_each_call_has_its_own_transaction(
 
 @pytest.mark.parametrize("kind", ["session on SQLite"])
 def test_a_transaction_of_the_context(client: Client, kind: str, database: Database) -> None:
-    """S-05: the callable may leave the arguments alone."""
+    """S-05: the callable may ignore its arguments."""
     for _ in range(2):
         with client.request(), BLOCKING[kind][1](database) as opened:
             current.set(opened.tx)
@@ -70,7 +70,7 @@ def test_a_transaction_of_the_context(client: Client, kind: str, database: Datab
 
 @pytest.fixture
 def sessions(new_database: Callable[[str], Database]) -> Iterator[tuple[Database, scoped_session[Session]]]:
-    """A registry, which can be called as well."""
+    """A ``scoped_session``, which is a transaction and a callable."""
     database = new_database("sqlite")
     database.make_tables()
     engine = sqlalchemy.create_engine(database.url)
@@ -83,7 +83,7 @@ def sessions(new_database: Callable[[str], Database]) -> Iterator[tuple[Database
 def test_a_registry_is_a_transaction_and_not_called(
     client: Client, sessions: tuple[Database, scoped_session[Session]]
 ) -> None:
-    """S-05: ``scoped_session`` stands for the session of this thread."""
+    """S-05: a ``scoped_session`` stands for the session of this thread."""
     database, registry = sessions
 
     @idem.stage("order", tx=registry)
@@ -99,7 +99,7 @@ def test_a_registry_is_a_transaction_and_not_called(
 
 
 def test_a_callable_that_returns_none_is_reported(client: Client) -> None:
-    """Bad input: elsewhere ``tx=None`` means a stage beside the transaction, which would be silent."""
+    """Bad input: ``tx=None`` means a stage outside of the transaction, so None is not accepted silently."""
 
     @idem.stage("order", tx=lambda: None)
     def insert() -> None:
@@ -110,13 +110,13 @@ def test_a_callable_that_returns_none_is_reported(client: Client) -> None:
 
 
 def test_a_callable_is_for_decorators(client: Client) -> None:
-    """Bad input: a block has its transaction at hand."""
+    """Bad input: a block takes the transaction itself."""
     refused = pytest.raises(ConfigurationError, match="in a decorator also a callable")
     with client.request(), refused, idem.stage("order", tx=lambda: None):
         raise AssertionError("not reached")
 
 
 def test_a_decorator_refuses_what_does_not_go_with_a_transaction() -> None:
-    """Bad input: at import, not at the first request."""
+    """Bad input: raised at import, not at the first request."""
     with pytest.raises(TypeError, match="tx="):
         idem.stage("order", tx=lambda: None, external=True)

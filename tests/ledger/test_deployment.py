@@ -1,4 +1,4 @@
-"""The ledger's tables as a deployment makes them, and its purge."""
+"""How a deployment creates and purges the ledger's tables."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ TABLES = ["open_idempotency_ledger", "open_idempotency_ledger_stages"]
 
 
 def place(opened: Open) -> None:
-    """One order, in one stage."""
+    """Insert one order in one stage."""
     with idem.stage("order", tx=opened.tx):
         opened.execute(INSERT)
 
 
 def shape(url: str) -> dict[str, list[tuple[str, str, bool]]]:
-    """The columns of both tables: name, type, whether it may be null; and the primary key."""
+    """The columns of both tables: name, type and nullability; and the primary key."""
     engine = sqlalchemy.create_engine(url)
     try:
         looked = sqlalchemy.inspect(engine)
@@ -46,7 +46,7 @@ def shape(url: str) -> dict[str, list[tuple[str, str, bool]]]:
 def test_the_metadata_makes_the_tables_that_the_script_makes(
     dialect: str, new_database: Callable[[str], Database]
 ) -> None:
-    """S-05: Alembic-friendly metadata, or ``.sql``."""
+    """S-05: SQLAlchemy metadata (for Alembic) and the ``.sql`` script create the same tables."""
     database = new_database(dialect)
     url = database.url.replace("postgresql:", "postgresql+psycopg:")
     database.make_tables()
@@ -60,7 +60,7 @@ def test_the_metadata_makes_the_tables_that_the_script_makes(
 
 
 def test_the_metadata_may_be_the_applications_own() -> None:
-    """S-05: and is added to once."""
+    """S-05: the tables are added to the application's metadata, once."""
     own = sqlalchemy.MetaData()
     sqlalchemy.Table("orders", own)
     assert ledger.metadata(own) is own
@@ -68,7 +68,7 @@ def test_the_metadata_may_be_the_applications_own() -> None:
 
 
 def test_the_metadata_does_not_go_into_a_schema_of_the_applications() -> None:
-    """S-05: the ledger's statements name none, and look where a connection looks by itself."""
+    """S-05: the ledger's statements name no schema, so its tables are in the default one."""
     own = sqlalchemy.MetaData(schema="shop")
     sqlalchemy.Table("orders", own)
     assert ledger.metadata(ledger.metadata(own)) is own
@@ -77,7 +77,7 @@ def test_the_metadata_does_not_go_into_a_schema_of_the_applications() -> None:
 
 @pytest.mark.parametrize("dialect", ["mysql", "mariadb"])
 def test_the_metadata_makes_tables_that_roll_back(dialect: str) -> None:
-    """S-05: whatever the server's engine and the database's characters are by default."""
+    """S-05: on any default engine and character set of the server."""
     speaks = sqlalchemy.create_mock_engine(f"{dialect}+pymysql://", lambda *_: None).dialect
     for table in ledger.metadata().tables.values():
         script = str(sqlalchemy.schema.CreateTable(table).compile(dialect=speaks))
@@ -95,14 +95,14 @@ def test_the_command_prints_the_script(capsys: pytest.CaptureFixture[str], tmp_p
 
 
 def test_the_command_refuses_a_dialect_that_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
-    """Bad input: the message names those that it knows."""
+    """Bad input: the message lists the supported dialects."""
     with pytest.raises(SystemExit):
         main(["ledger", "oracle"])
     assert "postgresql" in capsys.readouterr().err
 
 
 def test_what_has_expired_is_purged_in_batches(client: Client, kind: str, database: Database) -> None:
-    """S-05: with its stages; what has not stays."""
+    """S-05: expired responses are deleted with their stages; others remain."""
     for number in range(5):
         with client.request(key=b"0123456789abcde%d" % number), BLOCKING[kind][1](database) as opened:
             place(opened)
@@ -117,7 +117,7 @@ def test_what_has_expired_is_purged_in_batches(client: Client, kind: str, databa
 
 
 def test_no_stage_outlives_its_record_in_a_purge(client: Client, kind: str, database: Database) -> None:
-    """S-05, I7: a key that comes back after its purge finds nothing of the request before, whatever that had."""
+    """S-05, I7: a purged key that is used again finds nothing of the earlier request."""
     keys = [b"0123456789abcde%d" % number for number in range(4)]
     for key in keys:
         with client.request(key=key), BLOCKING[kind][1](database) as opened:

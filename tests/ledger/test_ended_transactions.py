@@ -1,4 +1,4 @@
-"""A block that ends the transaction of its own stage or response is reported, since that would commit separately."""
+"""A block that ends the transaction of its own stage or response is reported: the rest would commit separately."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from open_idempotency._core.models import Response
 from tests.ledger.databases import AWAITED, BLOCKING, INSERT, Database, Open
 from tests.unit.stages.stage_client import Client
 
-#: those that let a block commit; Django and a psycopg block refuse it themselves
+#: kinds that allow a commit within a block; Django and a psycopg block refuse it
 COMMIT = ["sqlite3", "psycopg", "session on SQLite", "session on PostgreSQL"]
-#: those that know one transaction from the next
+#: kinds that distinguish one transaction from the next
 KNOW = COMMIT[1:]
 STAGES = "SELECT count(*) FROM open_idempotency_ledger_stages WHERE frame IS NOT NULL"
-ANSWERS = "SELECT count(*) FROM open_idempotency_ledger WHERE response IS NOT NULL"
+RESPONSES = "SELECT count(*) FROM open_idempotency_ledger WHERE response IS NOT NULL"
 
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """By an error, where the block ends."""
+    """Expect the error that the block raises at its end."""
     with pytest.raises(ConfigurationError, match="committed or rolled back within the block"):
         yield
 
 
 def in_a_stage(opened: Open, work: Callable[[], None]) -> None:
-    """The work as a stage."""
+    """Do the work in a stage."""
     with idem.stage("order", tx=opened.tx):
         work()
 
 
 def in_an_atomic_block(opened: Open, work: Callable[[], None]) -> None:
-    """The work, and a response."""
+    """Do the work in an atomic block, and respond."""
     with idem.atomic(opened.tx) as block:
         work()
         block.respond(Response(201, [], b"placed"))
@@ -46,7 +46,7 @@ FORMS = pytest.mark.parametrize("form", [in_a_stage, in_an_atomic_block])
 
 
 def ordered(opened: Open) -> Callable[[], None]:
-    """Place an order and commit it, as many do at the end of their work."""
+    """Place an order and commit it, as many functions do at their end."""
 
     def work() -> None:
         opened.execute(INSERT)
@@ -58,10 +58,10 @@ def ordered(opened: Open) -> Callable[[], None]:
 @FORMS
 @pytest.mark.parametrize("kind", COMMIT)
 def test_a_commit_at_the_end_of_a_block_is_reported(client: Client, kind: str, form: Any, database: Database) -> None:
-    """S-05, S-06: stage and response would go into the next transaction, which nobody may ever commit."""
+    """S-05, S-06: stage and response would go into the next transaction, which may never commit."""
     with client.request(), reported(), BLOCKING[kind][1](database) as opened:
         form(opened, ordered(opened))
-    assert database.query(STAGES) == database.query(ANSWERS) == [(0,)]
+    assert database.query(STAGES) == database.query(RESPONSES) == [(0,)]
 
 
 @FORMS
@@ -69,7 +69,7 @@ def test_a_commit_at_the_end_of_a_block_is_reported(client: Client, kind: str, f
 def test_a_commit_in_the_middle_of_a_block_is_reported(
     client: Client, kind: str, form: Any, database: Database
 ) -> None:
-    """S-05, S-06: although there is a transaction again where the block ends."""
+    """S-05, S-06: even if a new transaction is open where the block ends."""
 
     def committed_in_the_middle(opened: Open) -> Callable[[], None]:
         def work() -> None:
@@ -80,14 +80,14 @@ def test_a_commit_in_the_middle_of_a_block_is_reported(
 
     with client.request(), reported(), BLOCKING[kind][1](database) as opened:
         form(opened, committed_in_the_middle(opened))
-    assert database.query(STAGES) == database.query(ANSWERS) == [(0,)]
+    assert database.query(STAGES) == database.query(RESPONSES) == [(0,)]
     assert database.orders() == 1
 
 
 @FORMS
 @pytest.mark.parametrize("kind", ["psycopg", "session on SQLite", "session on PostgreSQL", "connection on PostgreSQL"])
 def test_a_savepoint_within_a_block_ends_nothing(client: Client, kind: str, form: Any, database: Database) -> None:
-    """S-05, S-06: neither one that is kept nor one that is rolled back."""
+    """S-05, S-06: whether it is released or rolled back."""
 
     def in_savepoints(opened: Open) -> Callable[[], None]:
         def work() -> None:
@@ -101,11 +101,11 @@ def test_a_savepoint_within_a_block_ends_nothing(client: Client, kind: str, form
     with client.request(), BLOCKING[kind][1](database) as opened:
         form(opened, in_savepoints(opened))
     assert database.orders() == 1
-    assert sorted(database.query(kept) for kept in (STAGES, ANSWERS)) == [[(0,)], [(1,)]]
+    assert sorted(database.query(kept) for kept in (STAGES, RESPONSES)) == [[(0,)], [(1,)]]
 
 
 def test_a_savepoint_around_a_block_ends_nothing(client: Client, new_database: Callable[[str], Database]) -> None:
-    """S-05: and takes the stage away with its rows, where it is rolled back."""
+    """S-05: rolling it back removes the stage with its rows."""
     database = new_database("postgresql")
     database.make_tables()
     found = []
@@ -154,7 +154,7 @@ async def test_awaited_a_commit_in_the_middle_of_a_block_is_reported(
 
 
 def broken(opened: Open) -> None:
-    """As in a view that goes on after an error of its database."""
+    """A view that goes on after a database error."""
     with pytest.raises(Exception, match="nowhere"):
         opened.execute("SELECT * FROM nowhere")
 
@@ -164,7 +164,7 @@ FAILED = ["psycopg", "session on PostgreSQL", "connection on PostgreSQL", "Djang
 
 @pytest.mark.parametrize("kind", FAILED[1:])
 def test_a_block_in_a_transaction_that_has_failed_is_reported(client: Client, kind: str, database: Database) -> None:
-    """Bad input: SQLAlchemy and Django do not know it of their connections."""
+    """Bad input: SQLAlchemy and Django do not detect it."""
     failed = pytest.raises(ConfigurationError, match="transaction has failed; roll it back")
 
     def enter(opened: Open) -> None:
@@ -194,11 +194,11 @@ def test_a_transaction_that_fails_within_a_block_is_reported(client: Client, kin
 
 
 class _Left(Exception):
-    """The view gives up."""
+    """Raised by the view to give up."""
 
 
 @contextmanager
 def rolled_back() -> Iterator[None]:
-    """Where the view's transaction ends with an exception."""
+    """Expect that the view's transaction ends with an exception."""
     with pytest.raises(_Left):
         yield

@@ -1,4 +1,4 @@
-"""A block that is entered again in the attempt that responded asks the ledger whether that was committed (S-06a)."""
+"""An atomic block that is entered again after its response asks the ledger whether that was committed (S-06a)."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ FIRST, SECOND = Response(201, [], b"first"), Response(201, [], b"second")
 
 
 class LostError(Exception):
-    """The COMMIT counted, and its reply did not arrive."""
+    """A COMMIT succeeded, and its reply was lost."""
 
 
-def order(opened: Open, answer: Response) -> None:
-    """An order and its response."""
+def order(opened: Open, response: Response) -> None:
+    """Insert an order and respond."""
     with idem.atomic(opened.tx) as block:
         opened.execute(INSERT)
-        block.respond(answer)
+        block.respond(response)
 
 
 def replayed(client: Client, attempt: Any, error: BaseException) -> bytes | None:
-    """The body that the client of a view gets which was stopped by this error."""
+    """The body that the client gets when this error stops its view."""
     found = client.engine.sync.run(abort(attempt, error))
     assert isinstance(found, Response), found
     return found.body
 
 
 def test_a_block_after_a_commit_does_not_run_again(client: Client, kind: str, database: Database) -> None:
-    """S-06a: as a view does that tries again after an error which came behind its COMMIT."""
+    """S-06a: a view may try again on an error that was raised after its COMMIT."""
     with client.request() as attempt:
         with BLOCKING[kind][1](database) as opened:
             order(opened, FIRST)
@@ -53,7 +53,7 @@ def test_a_block_after_a_commit_does_not_run_again(client: Client, kind: str, da
 
 
 def test_a_block_after_a_rollback_runs_again(client: Client, kind: str, database: Database) -> None:
-    """S-06a: and its response is the one that counts."""
+    """S-06a: and the response of the second run counts."""
 
     def place_and_fail(opened: Open) -> None:
         order(opened, FIRST)
@@ -72,7 +72,7 @@ def test_a_block_after_a_rollback_runs_again(client: Client, kind: str, database
 
 
 def test_a_stage_whose_commit_counted_is_found(client: Client, kind: str, database: Database) -> None:
-    """S-06a: in the attempt that committed it, too."""
+    """S-06a: even in the attempt that committed it."""
     found = []
     with client.request():
         for _ in range(2):
@@ -84,7 +84,7 @@ def test_a_stage_whose_commit_counted_is_found(client: Client, kind: str, databa
     assert database.orders() == 1
 
 
-#: a second block in one transaction, whose kind lets it be committed after an error
+#: kinds whose transaction may be committed after an error in a second block
 OPEN = ["sqlite3", "psycopg", "session on SQLite", "session on PostgreSQL", "connection on PostgreSQL"]
 
 
@@ -92,7 +92,7 @@ OPEN = ["sqlite3", "psycopg", "session on SQLite", "session on PostgreSQL", "con
 def test_a_second_block_in_one_transaction_that_is_rolled_back_leaves_no_record(
     client: Client, kind: str, database: Database
 ) -> None:
-    """S-06a: what it sees there is not committed, so that it proves nothing; a retry runs."""
+    """S-06a: a response in the same transaction is not committed and proves nothing; a retry runs."""
 
     def twice(opened: Open) -> None:
         order(opened, FIRST)
@@ -128,10 +128,10 @@ async def test_awaited_a_block_after_a_commit_does_not_run_again(
 ) -> None:
     """S-06a."""
 
-    async def once(answer: Response) -> None:
+    async def once(response: Response) -> None:
         async with AWAITED[awaited_kind][1](awaited_database) as opened, idem.atomic(opened.tx) as block:
             await opened.execute(INSERT)
-            block.respond(answer)
+            block.respond(response)
 
     with client.request() as attempt:
         await once(FIRST)
@@ -150,11 +150,11 @@ async def test_awaited_a_block_after_a_rollback_runs_again(
 ) -> None:
     """S-06a."""
 
-    async def once(answer: Response, fails: bool) -> None:
+    async def once(response: Response, fails: bool) -> None:
         async with AWAITED[awaited_kind][1](awaited_database) as opened:
             async with idem.atomic(opened.tx) as block:
                 await opened.execute(INSERT)
-                block.respond(answer)
+                block.respond(response)
             if fails:
                 raise ZeroDivisionError
 
@@ -171,7 +171,7 @@ async def test_awaited_a_block_after_a_rollback_runs_again(
 
 @contextmanager
 def losing(owner: Any, name: str) -> Iterator[None]:
-    """The next call of this method does its work, and raises."""
+    """The next call of this method succeeds, and then raises."""
     kept = getattr(owner, name)
 
     def lost(*arguments: Any) -> None:
@@ -184,13 +184,13 @@ def losing(owner: Any, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def session_that_loses(database: Database, answer: Response) -> Iterator[Any]:
-    """A session of SQLAlchemy's."""
+def session_that_loses(database: Database, response: Response) -> Iterator[Any]:
+    """A SQLAlchemy session whose COMMIT loses its reply."""
     engine = sqlalchemy.create_engine(database.url.replace("postgresql:", "postgresql+psycopg:"))
 
     def place() -> None:
         with Session(engine) as session, session.begin():
-            order(Open(session, lambda statement: session.execute(sqlalchemy.text(statement))), answer)
+            order(Open(session, lambda statement: session.execute(sqlalchemy.text(statement))), response)
 
     try:
         with losing(engine.dialect, "do_commit"):
@@ -200,13 +200,13 @@ def session_that_loses(database: Database, answer: Response) -> Iterator[Any]:
 
 
 @contextmanager
-def psycopg_that_loses(database: Database, answer: Response) -> Iterator[Any]:
-    """Two connections of psycopg's, the first of which breaks."""
+def psycopg_that_loses(database: Database, response: Response) -> Iterator[Any]:
+    """Two psycopg connections; the first one breaks at its COMMIT."""
     broken = []
 
     def place() -> None:
         with psycopg.connect(database.url) as connection:
-            order(Open(connection, connection.execute), answer)
+            order(Open(connection, connection.execute), response)
             if not broken:
                 broken.append(connection)
                 connection.commit()
@@ -216,14 +216,14 @@ def psycopg_that_loses(database: Database, answer: Response) -> Iterator[Any]:
 
 
 @contextmanager
-def sqlite3_that_loses(database: Database, answer: Response) -> Iterator[Any]:
-    """The same with files."""
+def sqlite3_that_loses(database: Database, response: Response) -> Iterator[Any]:
+    """Two ``sqlite3`` connections; the first one breaks at its COMMIT."""
     broken = []
 
     def place() -> None:
         connection = sqlite3.connect(database.path)
         try:
-            order(Open(connection, connection.execute), answer)
+            order(Open(connection, connection.execute), response)
             connection.commit()
             if not broken:
                 broken.append(connection)
@@ -235,8 +235,8 @@ def sqlite3_that_loses(database: Database, answer: Response) -> Iterator[Any]:
 
 
 @contextmanager
-def django_that_loses(database: Database, answer: Response) -> Iterator[Any]:
-    """An alias of Django's."""
+def django_that_loses(database: Database, response: Response) -> Iterator[Any]:
+    """A Django alias whose COMMIT loses its reply."""
     from django.db import connections, transaction
 
     from tests.ledger.databases import django_alias
@@ -245,7 +245,7 @@ def django_that_loses(database: Database, answer: Response) -> Iterator[Any]:
 
         def place() -> None:
             with transaction.atomic(alias), connections[alias].cursor() as cursor:
-                order(Open(alias, cursor.execute), answer)
+                order(Open(alias, cursor.execute), response)
 
         with losing(connections[alias], "_commit"):
             yield place
@@ -261,7 +261,7 @@ LOSING = [
 def test_a_commit_whose_reply_was_lost_is_found_by_the_second_block(
     client: Client, dialect: str, opened: Any, new_database: Callable[[str], Database]
 ) -> None:
-    """S-06a: as for a view that tries again on ``OperationalError``."""
+    """S-06a: for a view that tries again on ``OperationalError``."""
     database = new_database(dialect)
     database.make_tables()
     with opened(database, FIRST) as place, client.request() as attempt:
@@ -278,7 +278,7 @@ def test_a_commit_whose_reply_was_lost_is_found_by_the_second_block(
 def test_a_strict_policy_keeps_a_response_whose_commit_was_not_acknowledged(
     dialect: str, opened: Any, policy: Any, new_database: Callable[[str], Database]
 ) -> None:
-    """S-06b: where the client library does not know, the database is asked before the attempt is taken for failed."""
+    """S-06b: if the driver does not know the outcome, the database is asked before the attempt is failed."""
     database = new_database(dialect)
     database.make_tables()
     client = Client(**policy)
@@ -319,7 +319,7 @@ async def test_awaited_a_strict_policy_keeps_a_response_whose_commit_was_not_ack
 def test_a_strict_policy_takes_no_rollback_for_a_commit(
     dialect: str, opened: Any, new_database: Callable[[str], Database]
 ) -> None:
-    """S-06b: what was rolled back is refused."""
+    """S-06b: a rolled-back response is refused."""
     database = new_database(dialect)
     database.make_tables()
     client = Client(on_failed="reject")

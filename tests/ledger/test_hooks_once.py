@@ -1,4 +1,4 @@
-"""Hooks of a response that goes into the ledger and into the record: each is asked once (S-06)."""
+"""The hooks of a response that is stored in the ledger and in the record: each is called once (S-06)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESPONSE = Response(201, [(b"content-type", b"text/plain"), (b"content-length", 
 
 
 class Hooks:
-    """``store``, ``redact`` and ``encryption``, which count how often they are asked."""
+    """``store``, ``redact`` and ``encryption`` hooks that count their calls."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -29,32 +29,32 @@ class Hooks:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Of a policy."""
+        """The policy's fields for these hooks."""
         return {"store": self.store, "redact": self.redact, "encryption": self}
 
     def store(self, response: Response) -> bool | None:
-        """As the policy would."""
+        """Decide as the default policy does."""
         self.asked.append("store")
         return None
 
-    def redact(self, answer: Response) -> Response:
-        """Nothing."""
+    def redact(self, response: Response) -> Response:
+        """Redact nothing."""
         self.asked.append("redact")
-        return answer
+        return response
 
     def seal(self, frame: bytes, place: bytes) -> bytes:
-        """With another nonce each time."""
+        """Encrypt with a new nonce each time."""
         self.asked.append("seal")
         return self._keys.seal(frame, place)
 
     def unseal(self, stored: bytes, place: bytes) -> bytes:
-        """The reverse."""
+        """Decrypt."""
         return self._keys.unseal(stored, place)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_each_hook_is_asked_once(framework: str, new_database: Callable[[str], Database]) -> None:
-    """S-06: and ledger and record have the very same bytes, so that either can stand for the other."""
+    """S-06: ledger and record have the same bytes, so each can replace the other."""
     make: Make = FRAMEWORKS[framework]
     database, hooks = new_database("sqlite"), Hooks()
     database.make_tables()
@@ -69,7 +69,7 @@ def test_each_hook_is_asked_once(framework: str, new_database: Callable[[str], D
 
 
 def kept(database: Database, hooks: Hooks, sent: Response) -> Response:
-    """What the record has of an attempt whose view responds with ``RESPONSE``, of which ``sent`` leaves."""
+    """The recorded response of an attempt whose view responds with ``RESPONSE`` and whose adapter sends ``sent``."""
     client = Client(**hooks.fields)
     with client.request() as attempt:
         with BLOCKING["sqlite3"][1](database) as opened, idem.atomic(opened.tx) as block:
@@ -83,7 +83,7 @@ def kept(database: Database, hooks: Hooks, sent: Response) -> Response:
 
 @pytest.mark.parametrize("kind", ["sqlite3"])
 def test_headers_outside_of_a_response_do_not_make_it_another_one(database: Database) -> None:
-    """R-02, R-13: such as a length, or the date that a server adds."""
+    """R-02, R-13: a Content-Length, or the Date that a server adds."""
     hooks = Hooks()
     dated = Response(201, [*RESPONSE.headers[:1], (b"date", b"now")], RESPONSE.body)
     assert kept(database, hooks, dated).body == b"placed"
@@ -92,7 +92,7 @@ def test_headers_outside_of_a_response_do_not_make_it_another_one(database: Data
 
 @pytest.mark.parametrize("kind", ["sqlite3"])
 def test_what_is_between_view_and_middleware_is_in_the_record(database: Database) -> None:
-    """R-01: what the client got is what a replay sends; so the hooks see that, too."""
+    """R-01: a replay sends what the client got, so the hooks see the changes of other middleware."""
     hooks = Hooks()
     changed = Response(201, [*RESPONSE.headers, (b"x-between", b"here")], b"PLACED")
     stored = kept(database, hooks, changed)
@@ -102,7 +102,7 @@ def test_what_is_between_view_and_middleware_is_in_the_record(database: Database
 
 @pytest.mark.parametrize("kind", ["sqlite3"])
 def test_another_status_is_another_decision(database: Database) -> None:
-    """R-13: ``store=`` says it of a response, whose status is a part of it."""
+    """R-13: ``store=`` is called again if other middleware has changed the status."""
     hooks = Hooks()
     assert kept(database, hooks, Response(202, RESPONSE.headers, RESPONSE.body)).status == 202
     assert hooks.asked == ["store", "redact", "seal", "store", "redact", "seal"]
@@ -110,7 +110,7 @@ def test_another_status_is_another_decision(database: Database) -> None:
 
 @pytest.mark.parametrize("kind", ["sqlite3"])
 def test_store_is_called_once_for_a_response_that_is_not_stored(database: Database) -> None:
-    """And nothing else."""
+    """``store`` is called once, and no other hook."""
     hooks, refused = Hooks(), Response(409, [], b"not now")
     client = Client(**hooks.fields)
     with client.request() as attempt:

@@ -1,4 +1,4 @@
-"""Two attempts at one stage under each isolation level of PostgreSQL: never twice, and an error is one to retry."""
+"""Two attempts at one stage under each isolation level of PostgreSQL: one order, and errors that may be retried."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SOON = 20.0
 
 @contextmanager
 def transaction(database: Database, level: psycopg.IsolationLevel) -> Iterator[psycopg.Connection[Any]]:
-    """Committed at its end."""
+    """A transaction that is committed at its end."""
     with psycopg.connect(database.url) as connection:
         connection.isolation_level = level
         yield connection
 
 
 def place(connection: psycopg.Connection[Any]) -> bool:
-    """One order in one stage; whether it was there."""
+    """Insert one order in one stage; whether the stage was found."""
     with idem.stage("order", tx=connection) as stage:
         if not stage.done:
             connection.execute(INSERT)
@@ -34,7 +34,7 @@ def place(connection: psycopg.Connection[Any]) -> bool:
 
 
 def meeting(client: Client, database: Database, level: psycopg.IsolationLevel) -> list[object]:
-    """What becomes of an attempt that meets an earlier one before its commit, and of the attempt after that."""
+    """The results of an attempt that runs before an earlier one has committed, and of the attempt after that."""
     with client.request() as slow:
         pass
     entered, may_commit, ends = threading.Event(), threading.Event(), list[object]()
@@ -69,7 +69,7 @@ def meeting(client: Client, database: Database, level: psycopg.IsolationLevel) -
 def test_an_attempt_that_meets_another_never_places_a_second_order(
     client: Client, new_database: Callable[[str], Database], level: psycopg.IsolationLevel
 ) -> None:
-    """S-05: it sees the result, or has to try again, and sees it then."""
+    """S-05: it sees the result, or fails with a serialization error and sees it when retried."""
     database = new_database("postgresql")
     database.make_tables()
     waits = level <= psycopg.IsolationLevel.READ_COMMITTED

@@ -1,4 +1,4 @@
-"""The longest names and keys of stages, on each database; what is longer is refused before any effect."""
+"""The longest names and keys of stages, on each database; longer ones are refused before any effect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WIDE = "\N{TEACUP WITHOUT HANDLE}"
 
 
 def test_the_longest_name_and_key_are_kept(client: Client, kind: str, database: Database) -> None:
-    """S-01: 200 characters, whatever their bytes; two that differ in the last one are two stages."""
+    """S-01: 200 characters of any width; names that differ in the last character are different stages."""
     keys = [WIDE * 199 + last for last in "ab"]
     for attempt in range(2):
         with client.request(), BLOCKING[kind][1](database) as opened:
@@ -34,7 +34,7 @@ def test_the_longest_name_and_key_are_kept(client: Client, kind: str, database: 
 def test_what_no_database_would_take_is_refused_before_any_effect(
     client: Client, kind: str, database: Database, name: str, key: str | None
 ) -> None:
-    """S-01, S-02: with the limit, and with ``tx`` as without."""
+    """S-01, S-02: the limits are those of stages without ``tx``; the error states them."""
     refused = pytest.raises(StageValueError, match="name")
     with client.request(), refused, BLOCKING[kind][1](database) as opened, idem.stage(name, key=key, tx=opened.tx):
         opened.execute(INSERT)
@@ -43,6 +43,6 @@ def test_what_no_database_would_take_is_refused_before_any_effect(
 
 
 def test_an_endless_number_is_no_key(client: Client) -> None:
-    """S-02: Python itself refuses to spell it."""
+    """S-02: Python refuses to format an integer of so many digits."""
     with client.request(), pytest.raises(StageValueError, match="200"), idem.stage("order", key=10**5000):
         raise AssertionError("not reached")

@@ -1,4 +1,4 @@
-"""The ledger where nobody purges it, and what a purge reads."""
+"""The ledger purges itself as entries are added; which rows a purge reads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXPIRE = "UPDATE open_idempotency_ledger SET expires_at = 1"
 
 @pytest.fixture(autouse=True)
 def _purging(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every entry purges, and not one in sixteen: which one that is depends on the process."""
+    """Let every entry purge, rather than one in sixteen."""
     monkeypatch.setattr(steps, "_PURGED_EVERY", 1)
 
 
@@ -32,7 +32,7 @@ def _key(number: int) -> bytes:
 
 
 def test_a_ledger_that_nothing_purges_stays_bounded(client: Client, kind: str, database: Database) -> None:
-    """B-23: the next entry takes the expired ones away, in its own transaction; not on MySQL."""
+    """B-23: an entry deletes expired ones in its own transaction; not on MySQL."""
     for number in range(3):
         with client.request(key=_key(number)), BLOCKING[kind][1](database) as opened:
             idem.run("charge", lambda: "done", tx=opened.tx)
@@ -45,7 +45,7 @@ def test_a_ledger_that_nothing_purges_stays_bounded(client: Client, kind: str, d
 
 
 def test_a_rollback_takes_the_purge_back(client: Client, kind: str, database: Database) -> None:
-    """B-23, S-05: nothing of the transaction counts, so nothing is deleted either."""
+    """B-23, S-05: a rollback undoes the purge of its transaction too."""
     with client.request(key=_key(0)), BLOCKING[kind][1](database) as opened:
         idem.run("charge", lambda: "done", tx=opened.tx)
     database.query(EXPIRE)
@@ -65,7 +65,7 @@ def test_a_rollback_takes_the_purge_back(client: Client, kind: str, database: Da
 async def test_awaited_transactions_purge_in_passing(
     client: Client, awaited_kind: str, awaited_database: Database
 ) -> None:
-    """B-23: the same for async callers."""
+    """B-23: also for async callers."""
     for number in range(2):
         with client.request(key=_key(number)):
             async with AWAITED[awaited_kind][1](awaited_database) as opened:
@@ -82,7 +82,7 @@ async def _done() -> str:
 def test_a_transaction_that_could_not_be_serialized_with_others_purges_nothing(
     client: Client, new_database: Callable[[str], Database]
 ) -> None:
-    """B-23: under REPEATABLE READ two that purge the same entries would fail, and with them what they are for."""
+    """B-23: under REPEATABLE READ, concurrent purges of the same entries would conflict and fail the work."""
     database = new_database("postgresql")
     database.make_tables()
     for number in range(2):
@@ -99,7 +99,7 @@ def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_a_purge_reads_no_entry_that_lives(new_database: Callable[[str], Database]) -> None:
-    """B-22: the index is read up to now, and not to its end."""
+    """B-22: the index is read up to the present time, not to its end."""
     database = new_database("postgresql")
     database.make_tables()
     with psycopg.connect(database.url, autocommit=True) as connection:
@@ -124,7 +124,7 @@ def test_a_purge_reads_no_entry_that_lives(new_database: Callable[[str], Databas
 def test_a_purge_deletes_nothing_that_lives_where_floats_have_few_digits(
     postgres18: PostgresServer, client: Client
 ) -> None:
-    """B-20: the time up to which it deletes is not rounded to the next billion."""
+    """B-20: the deadline of a purge is not rounded to few digits."""
     database = Database(postgres18.create_database("ledger_low_digits"))
     name = make_url(database.url).database
     database.query(f"ALTER DATABASE {name} SET extra_float_digits = -15")

@@ -1,4 +1,4 @@
-"""Sessions of SQLAlchemy's with several databases: the ledger is where the session writes (S-05, S-06)."""
+"""SQLAlchemy sessions with several databases: the ledger is in the database that the session writes to (S-05, S-06)."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ RESPONSE = Response(201, [], b"placed")
 
 
 class Base(DeclarativeBase):
-    """Of this module's tables."""
+    """The declarative base of this module."""
 
 
 class Order(Base):
-    """The application's row."""
+    """A row of the application."""
 
     __tablename__ = "orders"
     name: Mapped[str] = mapped_column(primary_key=True)
 
 
 class Engines:
-    """A leader, which has the tables, and a replica, on which every statement fails that is not the application's."""
+    """A leader with all tables, and a replica that rejects every statement except the application's."""
 
     def __init__(self, folder: Path) -> None:
         self.leader = Database(f"sqlite:///{folder}/leader.db")
@@ -42,13 +42,13 @@ class Engines:
         self._made: list[Any] = []
 
     def blocking(self) -> dict[bool, sqlalchemy.Engine]:
-        """By whether it is the leader."""
+        """Sync engines, by whether they are the leader."""
         made = {is_leader: sqlalchemy.create_engine(where.url) for is_leader, where in self._both()}
         self._made += made.values()
         return made
 
     def driven_by_aiosqlite(self) -> dict[bool, sqlalchemy.Engine]:
-        """The same for awaited sessions, of which SQLAlchemy wants the blocking side."""
+        """The same for async sessions, whose binds are the sync side of async engines."""
         urls = {is_leader: where.url.replace("sqlite:", "sqlite+aiosqlite:") for is_leader, where in self._both()}
         from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -61,21 +61,21 @@ class Engines:
         return (True, self.leader), (False, self.replica)
 
     def close(self) -> None:
-        """Of those that are not awaited."""
+        """Dispose of the sync engines."""
         for engine in self._made:
             engine.dispose()
 
 
 @pytest.fixture
 def engines(tmp_path: Path) -> Iterator[Engines]:
-    """Two databases."""
+    """A leader and a replica."""
     made = Engines(tmp_path)
     yield made
     made.close()
 
 
 def routing(engines: dict[bool, sqlalchemy.Engine]) -> type[Session]:
-    """Reads go to the replica, as SQLAlchemy's manual has it."""
+    """A session that reads from the replica, as in SQLAlchemy's manual."""
 
     class Routing(Session):
         def get_bind(self, mapper: Any = None, clause: Any = None) -> Any:
@@ -85,7 +85,7 @@ def routing(engines: dict[bool, sqlalchemy.Engine]) -> type[Session]:
 
 
 def place(session: Session, tx: Any = None) -> bool:
-    """One order in one stage; whether it was there."""
+    """Insert one order in one stage; whether the stage was found."""
     with idem.stage("order", tx=tx or session) as stage:
         was_there = stage.done
         if not was_there:
@@ -94,19 +94,19 @@ def place(session: Session, tx: Any = None) -> bool:
 
 
 def test_a_stage_commits_where_the_session_writes(client: Client, engines: Engines) -> None:
-    """S-05: not on the replica, which a statement in plain text is taken for."""
+    """S-05: not on the replica, to which a textual statement is routed."""
     session_class = routing(engines.blocking())
     found = []
     for _ in range(2):
         with client.request(), session_class() as session, session.begin():
-            assert session.scalars(sqlalchemy.select(Order)).all() == []  # of the replica, which is far behind
+            assert session.scalars(sqlalchemy.select(Order)).all() == []  # in the replica, which lags
             found.append(place(session))
     assert found == [False, True]
     assert (engines.leader.orders(), engines.replica.orders()) == (1, 0)
 
 
 def test_a_rollback_takes_the_stage_away_there(client: Client, engines: Engines) -> None:
-    """S-05: it is the very transaction of the rows."""
+    """S-05: rows and stage are in one transaction."""
     session_class = routing(engines.blocking())
     with client.request(), session_class() as session:
         place(session)
@@ -155,14 +155,14 @@ async def test_awaited_a_stage_commits_where_the_session_writes(client: Client, 
 
 
 def test_a_session_with_databases_only_for_models_is_refused_with_the_cure(client: Client, engines: Engines) -> None:
-    """Bad input: of which database the ledger is the session cannot know."""
+    """Bad input: the session cannot say which database has the ledger."""
     reported = pytest.raises(ConfigurationError, match=r"session\.connection\(bind_arguments")
     with Session(binds={Order: engines.blocking()[True]}) as session, client.request(), reported:
         place(session)
 
 
 def test_the_connection_of_a_model_is_a_transaction(client: Client, engines: Engines) -> None:
-    """S-05: what that message says to do; rows and stage are in one transaction."""
+    """S-05: the remedy of that error message; rows and stage are in one transaction."""
     engine, found = engines.blocking()[True], []
     for _ in range(2):
         with Session(binds={Order: engine}) as session, session.begin(), client.request():

@@ -1,4 +1,4 @@
-"""A response whose rows were rolled back is not recorded, and one whose rows a connection has committed is (S-05)."""
+"""A response is recorded if its rows were committed, also by the connection, and refused if they were not (S-05)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ORDER = sqlalchemy.text(INSERT)
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, new_database: Callable[[str], Database]) -> Database:
-    """Either has savepoints of its own kind."""
+    """SQLite and PostgreSQL, whose savepoints differ."""
     made = new_database(request.param)
     made.make_tables()
     return made
@@ -35,7 +35,7 @@ def database(request: pytest.FixtureRequest, new_database: Callable[[str], Datab
 
 @pytest.fixture
 def engine(database: Database) -> Iterator[Engine]:
-    """SQLAlchemy's."""
+    """A SQLAlchemy engine."""
     made = sqlalchemy.create_engine(database.url.replace("postgresql:", "postgresql+psycopg:"))
     yield made
     made.dispose()
@@ -43,7 +43,7 @@ def engine(database: Database) -> Iterator[Engine]:
 
 @asynccontextmanager
 async def awaited_engine(database: Database) -> AsyncIterator[AsyncEngine]:
-    """The awaited one."""
+    """An async SQLAlchemy engine."""
     drivers = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
     scheme, _, rest = database.url.partition(":")
     made = create_async_engine(f"{drivers[scheme]}:{rest}")
@@ -54,30 +54,30 @@ async def awaited_engine(database: Database) -> AsyncIterator[AsyncEngine]:
 
 
 def as_a_stage(tx: Any, run: Any = None) -> None:
-    """An order, as a stage."""
+    """Insert an order in a stage."""
     with idem.stage("order", tx=tx):
         (run or tx).execute(ORDER)
 
 
-def as_an_answer(tx: Any, run: Any = None) -> None:
-    """An order, and the response."""
+def as_a_response(tx: Any, run: Any = None) -> None:
+    """Insert an order and respond, in an atomic block."""
     with idem.atomic(tx) as block:
         (run or tx).execute(ORDER)
         block.respond(PLACED)
 
 
-FORMS = pytest.mark.parametrize("form", [as_a_stage, as_an_answer])
+FORMS = pytest.mark.parametrize("form", [as_a_stage, as_a_response])
 
 
-def verdict(client: Client, view: Callable[[], object], answer: Response = PLACED) -> Fate | Response:
-    """What becomes of a response that a view returns."""
+def verdict(client: Client, view: Callable[[], object], response: Response = PLACED) -> Fate | Response:
+    """The fate of the response that a view returns."""
     with client.request() as attempt:
         view()
-        return client.engine.sync.run(finish(attempt, answer))
+        return client.engine.sync.run(finish(attempt, response))
 
 
 def is_refused(found: Fate | Response) -> bool:
-    """With 500 ``not-committed``."""
+    """Whether it is a 500 ``not-committed``."""
     return isinstance(found, Response) and found.status == 500 and b"not-committed" in (found.body or b"")
 
 
@@ -86,14 +86,14 @@ def is_refused(found: Fate | Response) -> bool:
 
 @contextmanager
 def in_one_line(engine: Engine) -> Iterator[Session]:
-    """The connection has the transaction, and the session none of its own to commit."""
+    """The connection owns the transaction; the session has none to commit."""
     with engine.begin() as connection, Session(bind=connection) as session:
         yield session
 
 
 @contextmanager
 def in_a_block_of_its_own(engine: Engine) -> Iterator[Session]:
-    """A transaction that is begun by hand, and savepoints within it."""
+    """A transaction that the connection begins, with savepoints in it."""
     with engine.connect() as connection:
         transaction = connection.begin()
         with Session(bind=connection, join_transaction_mode="create_savepoint") as session:
@@ -107,7 +107,7 @@ def in_a_block_of_its_own(engine: Engine) -> Iterator[Session]:
 def test_what_the_connection_of_a_session_commits_counts(
     client: Client, form: Any, opened: Any, engine: Engine, database: Database
 ) -> None:
-    """S-05: whoever began the transaction commits it."""
+    """S-05: the owner of the transaction commits it."""
 
     def view() -> None:
         with opened(engine) as session:
@@ -134,7 +134,7 @@ def test_what_a_sessionmaker_commits_counts(client: Client, form: Any, engine: E
 def test_a_transaction_that_a_test_holds_open_around_a_session_does_not_count(
     client: Client, form: Any, mode: Any, engine: Engine
 ) -> None:
-    """S-05: the application has committed; its test suite rolls all of it back in the end."""
+    """S-05: the session has committed, although the test suite rolls back the outer transaction at the end."""
     with engine.connect() as connection, connection.begin():
         session = Session(bind=connection, join_transaction_mode=mode)
 
@@ -166,79 +166,79 @@ async def test_awaited_what_the_connection_of_a_session_commits_counts(client: C
 
 
 def by_the_session(engine: Engine) -> None:
-    """A rollback that somebody calls."""
+    """``rollback()`` of the session."""
     with Session(engine) as session:
-        as_an_answer(session)
+        as_a_response(session)
         session.rollback()
 
 
 def by_a_savepoint(engine: Engine) -> None:
-    """Of a savepoint around the block, in a transaction that commits."""
+    """Rollback of a savepoint around the block; the transaction commits."""
     with Session(engine) as session, session.begin():
         session.execute(sqlalchemy.text("DELETE FROM orders"))
         savepoint = session.begin_nested()
-        as_an_answer(session)
+        as_a_response(session)
         savepoint.rollback()
 
 
 def by_an_outer_savepoint(engine: Engine) -> None:
-    """Around one that is kept."""
+    """Rollback of a savepoint around a released one."""
     with Session(engine) as session, session.begin():
         session.execute(sqlalchemy.text("DELETE FROM orders"))
         with contextlib.suppress(ZeroDivisionError), session.begin_nested():
             with session.begin_nested():
-                as_an_answer(session)
+                as_a_response(session)
             raise ZeroDivisionError
 
 
 def by_closing(engine: Engine) -> None:
-    """Which rolls back without a word."""
+    """``close()`` of the session, which rolls back silently."""
     with Session(engine) as session:
-        as_an_answer(session)
+        as_a_response(session)
 
 
 def by_invalidating(engine: Engine) -> None:
-    """As after a timeout."""
+    """``invalidate()``, as after a timeout."""
     session = Session(engine)
-    as_an_answer(session)
+    as_a_response(session)
     session.invalidate()
 
 
 def by_the_connection(engine: Engine) -> None:
-    """Of which a session that has committed knows nothing."""
+    """Rollback of the connection, which a committed session does not notice."""
     with engine.connect() as connection:
         transaction = connection.begin()
         with Session(bind=connection, join_transaction_mode="create_savepoint") as session:
-            as_an_answer(session)
+            as_a_response(session)
             session.commit()
         transaction.rollback()
 
 
 def by_the_connection_alone(engine: Engine) -> None:
-    """Without a session."""
+    """Rollback of a connection without a session."""
     with engine.connect() as connection:
         transaction = connection.begin()
-        as_an_answer(connection)
+        as_a_response(connection)
         transaction.rollback()
 
 
 def by_closing_the_connection(engine: Engine) -> None:
-    """Without a session and without a word."""
+    """``close()`` of a connection without a session, which rolls back silently."""
     with engine.connect() as connection:
-        as_an_answer(connection)
+        as_a_response(connection)
 
 
 def by_a_savepoint_of_the_connection(engine: Engine) -> None:
-    """In a transaction that commits."""
+    """Rollback of a connection's savepoint; the transaction commits."""
     with engine.begin() as connection:
         connection.execute(sqlalchemy.text("DELETE FROM orders"))
         savepoint = connection.begin_nested()
-        as_an_answer(connection)
+        as_a_response(connection)
         savepoint.rollback()
 
 
 def by_a_second_session(engine: Engine) -> None:
-    """The first one commits, the second one, with the response, does not."""
+    """The first session commits; the second one, which has the response, does not."""
     with Session(engine) as first:
         with idem.stage("order", tx=first):
             pass
@@ -251,9 +251,9 @@ def _fail(connection: Connection) -> None:
 
 
 def by_a_commit_that_fails(engine: Engine) -> None:
-    """And a view that takes no notice."""
+    """A COMMIT fails, and the view ignores the error."""
     with Session(engine) as session:
-        as_an_answer(session)
+        as_a_response(session)
         dialect: Any = engine.dialect
         dialect.do_commit, kept = _fail, dialect.do_commit
         try:
@@ -276,7 +276,7 @@ WAYS = [
 def test_a_response_whose_rows_were_rolled_back_is_not_recorded(
     client: Client, way: Callable[[Engine], None], engine: Engine, database: Database
 ) -> None:
-    """S-05: its client would have a success without rows. A retry runs."""
+    """S-05: otherwise the client would get a success without rows. A retry runs."""
     if database.url.startswith("sqlite"):
         _begin_as_documented(engine)
     assert is_refused(verdict(client, lambda: way(engine)))
@@ -286,7 +286,7 @@ def test_a_response_whose_rows_were_rolled_back_is_not_recorded(
 
 
 def _begin_as_documented(engine: Engine) -> None:
-    """SQLite's driver begins with a write and not with a savepoint; SQLAlchemy's documentation has this cure."""
+    """SQLite's driver does not begin at a savepoint; this is the remedy of SQLAlchemy's documentation."""
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, record: object) -> None:
@@ -298,7 +298,7 @@ def _begin_as_documented(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         Response(201, [*PLACED.headers, (b"x-request", b"1")], b"placed"),
         Response(201, [(b"content-encoding", b"gzip")], b"\x1f\x8b"),
@@ -306,21 +306,21 @@ def _begin_as_documented(engine: Engine) -> None:
     ],
     ids=["with more headers", "encoded", "too long to be kept"],
 )
-def test_a_response_is_known_again_behind_other_middleware(client: Client, engine: Engine, answer: Response) -> None:
-    """S-05: whatever became of its headers and its encoding."""
-    assert is_refused(verdict(client, lambda: by_the_session(engine), answer))
+def test_a_response_is_known_again_behind_other_middleware(client: Client, engine: Engine, response: Response) -> None:
+    """S-05: other middleware may change its headers and its encoding."""
+    assert is_refused(verdict(client, lambda: by_the_session(engine), response))
 
 
 @pytest.mark.parametrize(
-    "answer", [Response(200, [], b"placed"), Response(201, [], b"another"), Response(404, [], b"placed")]
+    "response", [Response(200, [], b"placed"), Response(201, [], b"another"), Response(404, [], b"placed")]
 )
-def test_another_response_after_a_rollback_counts(client: Client, engine: Engine, answer: Response) -> None:
-    """S-05: a view may find at the commit that somebody else has placed the order, and say that."""
-    assert verdict(client, lambda: by_the_session(engine), answer) is Fate.KEPT
+def test_another_response_after_a_rollback_counts(client: Client, engine: Engine, response: Response) -> None:
+    """S-05: at its COMMIT a view may find the order placed by another request, and respond with that."""
+    assert verdict(client, lambda: by_the_session(engine), response) is Fate.KEPT
 
 
 def test_a_savepoint_within_a_block_may_be_rolled_back(client: Client, engine: Engine, database: Database) -> None:
-    """S-05: and one that follows it, too."""
+    """S-05: and another one after it."""
 
     def view() -> None:
         with Session(engine) as session, session.begin():
@@ -336,14 +336,14 @@ def test_a_savepoint_within_a_block_may_be_rolled_back(client: Client, engine: E
 
 
 def test_nothing_of_a_connection_is_kept_when_it_is_gone(client: Client, engine: Engine) -> None:
-    """S-05: what watches a transaction lives no longer than its connection."""
+    """S-05: the listeners of a transaction do not outlive its connection."""
     import gc
 
     from open_idempotency.ledger import on_sqlalchemy
 
     for _ in range(3):
         with client.request(), engine.connect() as connection:
-            as_an_answer(connection)
+            as_a_response(connection)
         del connection
     gc.collect()
     assert not [one for one in on_sqlalchemy._watched_on if one.engine is engine]
@@ -379,7 +379,7 @@ async def test_awaited_a_response_whose_rows_were_rolled_back_is_not_recorded(
 
 @pytest.fixture
 def on_sqlite(new_database: Callable[[str], Database]) -> Database:
-    """A file."""
+    """A SQLite database in a file."""
     made = new_database("sqlite")
     made.make_tables()
     return made
@@ -409,7 +409,7 @@ def test_sqlite3_is_asked_for_what_its_connection_does_not_report(
 
 
 def test_a_database_in_memory_reports_nothing(client: Client) -> None:
-    """S-05: no other connection sees it, so the view is believed."""
+    """S-05: no other connection can read it, so the view's response is recorded."""
     from open_idempotency import ledger
 
     connection = sqlite3.connect(":memory:")

@@ -1,4 +1,4 @@
-"""Stages that commit with the application's own rows (S-05), for each kind of ``tx=`` sync and async."""
+"""Stages that commit with the application's own rows (S-05), for each kind of ``tx=``, sync and async."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ SOON = 20.0
 
 
 class Crashed(Exception):
-    """The handler goes no further."""
+    """Raised in place of a crash."""
 
 
 def crash(_: object) -> None:
-    """Go no further."""
+    """Raise ``Crashed``."""
     raise Crashed
 
 
 def place_order(opened: Open, value: Any = "placed") -> Any:
-    """One stage: an order in the caller's transaction."""
+    """Insert an order in the caller's transaction, in one stage."""
     with idem.stage("order", tx=opened.tx) as stage:
         if not stage.done:
             opened.execute(INSERT)
@@ -36,7 +36,7 @@ def place_order(opened: Open, value: Any = "placed") -> Any:
 
 
 async def place_order_awaited(opened: Open) -> Any:
-    """The same, awaited."""
+    """Insert an order in the caller's async transaction, in one stage."""
     async with idem.stage("order", tx=opened.tx) as stage:
         if not stage.done:
             await opened.execute(INSERT)
@@ -45,7 +45,7 @@ async def place_order_awaited(opened: Open) -> Any:
 
 
 def test_what_was_committed_is_not_done_again(client: Client, kind: str, database: Database) -> None:
-    """S-05: the next attempt sees the stage's value."""
+    """S-05: the next attempt gets the committed stage's value."""
     for number in range(3):
         with client.request(), BLOCKING[kind][1](database) as opened:
             assert place_order(opened, {"number": number}) == {"number": 0}
@@ -53,7 +53,7 @@ def test_what_was_committed_is_not_done_again(client: Client, kind: str, databas
 
 
 def test_a_rollback_takes_the_stage_away(client: Client, kind: str, database: Database) -> None:
-    """S-05: neither the row nor the stage is there, so the next attempt does both."""
+    """S-05: a rollback removes row and stage, so the next attempt makes both."""
     with pytest.raises(Crashed), client.request(), BLOCKING[kind][1](database) as opened:
         crash(place_order(opened))
     assert database.orders() == 0
@@ -63,7 +63,7 @@ def test_a_rollback_takes_the_stage_away(client: Client, kind: str, database: Da
 
 
 def test_it_works_although_the_record_is_lost(client: Client, kind: str, database: Database) -> None:
-    """S-05: the cache was flushed between the commit and the completion; the stage is still known."""
+    """S-05: the record is deleted between commit and completion; the ledger still has the stage."""
     with client.request() as attempt, BLOCKING[kind][1](database) as opened:
         place_order(opened)
     assert attempt.lease is not None
@@ -90,7 +90,7 @@ def test_a_worker_that_was_superseded_cannot_commit(client: Client, kind: str, d
 def test_a_superseded_worker_cannot_overtake_one_that_has_not_come_to_its_stage(
     client: Client, kind: str, database: Database
 ) -> None:
-    """S-05: what the stale one commits first, the new one finds; nothing is done twice."""
+    """S-05: the new owner finds what the stale one commits first; nothing is done twice."""
     with client.request() as stale:
         pass
     with client.request():
@@ -133,7 +133,7 @@ def test_a_takeover_waits_for_the_transaction_before_it_and_sees_the_result(
 
 
 def test_without_a_key_the_stage_runs_plainly(client: Client, kind: str, database: Database) -> None:
-    """S-03: nothing is written into the ledger."""
+    """S-03: nothing is written to the ledger."""
     for _ in range(2):
         with client.request(key=b""), BLOCKING[kind][1](database) as opened:
             place_order(opened)
@@ -144,7 +144,7 @@ def test_without_a_key_the_stage_runs_plainly(client: Client, kind: str, databas
 def test_a_key_that_the_ledger_knows_from_another_request_runs_nothing(
     client: Client, kind: str, database: Database
 ) -> None:
-    """S-06, I7: the record is lost, and the key comes back with another body."""
+    """S-06, I7: the record is lost, and the key is used again with another body."""
     with client.request(body=b"one") as attempt, BLOCKING[kind][1](database) as opened:
         place_order(opened)
     assert attempt.lease is not None
@@ -155,7 +155,7 @@ def test_a_key_that_the_ledger_knows_from_another_request_runs_nothing(
 
 
 def test_what_has_expired_is_forgotten(client: Client, kind: str, database: Database) -> None:
-    """S-05: ledger rows have the record's retention."""
+    """S-05: ledger rows have the same retention as records."""
     with client.request(), BLOCKING[kind][1](database) as opened:
         place_order(opened)
     database.query("UPDATE open_idempotency_ledger SET expires_at = 1")
@@ -167,7 +167,7 @@ def test_what_has_expired_is_forgotten(client: Client, kind: str, database: Data
 def test_a_stage_may_be_tried_again_in_another_transaction_of_the_same_attempt(
     client: Client, kind: str, database: Database
 ) -> None:
-    """S-05: as after a serialization failure."""
+    """S-05: after a serialization failure, for example."""
     with client.request():
         with pytest.raises(Crashed), BLOCKING[kind][1](database) as opened:
             crash(place_order(opened))
@@ -191,7 +191,7 @@ def test_a_call_is_the_same_as_a_block(client: Client, kind: str, database: Data
 
 
 def test_an_exception_in_the_stage_saves_nothing(client: Client, kind: str, database: Database) -> None:
-    """S-05: even where the caller catches it and commits."""
+    """S-05: even if the caller catches it and commits."""
     with client.request(), BLOCKING[kind][1](database) as opened:
         stage = idem.stage("order", tx=opened.tx)
         with pytest.raises(Crashed), stage:
@@ -201,7 +201,7 @@ def test_an_exception_in_the_stage_saves_nothing(client: Client, kind: str, data
 
 
 def test_tables_that_are_missing_are_reported_before_any_effect(client: Client, kind: str, new_database: Any) -> None:
-    """Bad input: the message says how to make them."""
+    """Bad input: the message says how to create them."""
     database: Database = new_database(BLOCKING[kind][0])
     database.make_tables(ledger=False)
     reported = pytest.raises(LedgerMissing, match="open-idempotency ledger")
@@ -211,7 +211,7 @@ def test_tables_that_are_missing_are_reported_before_any_effect(client: Client, 
 
 
 def test_a_blocking_transaction_does_not_fit_an_awaited_block(client: Client, kind: str, database: Database) -> None:
-    """S-08: told before anything is written."""
+    """S-08: raised before anything is written."""
     import asyncio
 
     async def use(opened: Open) -> None:
@@ -272,7 +272,7 @@ async def test_awaited_a_worker_that_was_superseded_cannot_commit(
 async def test_awaited_transactions_do_not_fit_a_blocking_block(
     client: Client, awaited_kind: str, awaited_database: Database
 ) -> None:
-    """S-08: in a thread, where a blocking block is right for everything else."""
+    """S-08: raised in a worker thread too, where sync blocks are otherwise right."""
     import anyio.to_thread
 
     def use(opened: Open) -> None:
@@ -300,7 +300,7 @@ async def test_awaited_tables_that_are_missing_are_reported(
 
 @pytest.mark.parametrize("value", [object(), "x" * 70_000, SecretStr("4111")], ids=["object", "too long", "secret"])
 def test_a_value_that_cannot_be_kept_rolls_back(client: Client, kind: str, database: Database, value: Any) -> None:
-    """S-02a, S-09: its effect is in the transaction, so neither is there, and the next attempt does both."""
+    """S-02a, S-09: the rollback removes the effect too, so the next attempt does both."""
     for _ in range(2):
         with client.request():
             with pytest.raises(StageValueError, match="stage 'order'"), BLOCKING[kind][1](database) as opened:
@@ -313,7 +313,7 @@ def test_a_value_that_cannot_be_kept_rolls_back(client: Client, kind: str, datab
 
 
 def test_a_value_of_a_declared_type_comes_back_from_the_ledger(client: Client, kind: str, database: Database) -> None:
-    """S-02, S-05: as from the record."""
+    """S-02, S-05: with the same type as from the record."""
     for number in range(2):
         with client.request(), BLOCKING[kind][1](database) as opened:
             made = idem.run("order", lambda: Decimal(number), returns=Decimal, tx=opened.tx)  # noqa: B023 (called at once)

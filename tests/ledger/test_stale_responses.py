@@ -1,4 +1,4 @@
-"""A worker that wakes after it was taken over sends the response that it has committed, and not 409 (S-06c)."""
+"""A stale worker sends the response that it has committed, rather than 409 (S-06c)."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ PLACED = Response(201, [(b"x-order", b"1")], b"placed")
 
 
 class FailingBackend(MemoryBackend):
-    """Whose records cannot be read for a while."""
+    """A backend whose reads can be made to fail."""
 
     away = False
 
     def get(self, c: Any, /) -> Any:
-        """As it is asked for the new owner's response."""
+        """Fail when the new owner's response is read."""
         if self.away:
             raise BackendUnavailable("away")
         return super().get(c)
 
 
 class Site:
-    """A client, and a clock by which leases end."""
+    """A client, and a manual clock that ends leases."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -45,19 +45,19 @@ class Site:
         self.client = Client(backend=self.backend, lease=LEASE, record_within=0.01)
 
     def take_over(self) -> Attempt:
-        """A retry comes when the lease has ended; its attempt."""
+        """Let a retry take over after the lease; its attempt."""
         self.clock.now += LEASE + 1
         intake = Intake(request_of(), [(b"idempotency-key", KEY)], new_owner(), lambda: None, lambda: body_of(b"{}"))
         attempt = self.client.engine.sync.run(admit(intake, self.client.engine.policy))
         assert isinstance(attempt, Attempt)
         return attempt
 
-    def finish(self, attempt: Attempt, answer: Response = PLACED) -> Fate | Response:
-        """What becomes of its response."""
-        return self.client.engine.sync.run(finish(attempt, answer))
+    def finish(self, attempt: Attempt, response: Response = PLACED) -> Fate | Response:
+        """Finish an attempt with a response; its fate."""
+        return self.client.engine.sync.run(finish(attempt, response))
 
     def abort(self, attempt: Attempt, error: BaseException) -> Response:
-        """What is sent in place of its error."""
+        """Abort an attempt with an error; the response that is sent."""
         found = self.client.engine.sync.run(abort(attempt, error))
         assert isinstance(found, Response)
         return found
@@ -65,24 +65,24 @@ class Site:
 
 @pytest.fixture
 def site() -> Site:
-    """One for each test."""
+    """A site for each test."""
     return Site()
 
 
 def order(opened: Open) -> None:
-    """An order and its response."""
+    """Insert an order and respond."""
     with idem.atomic(opened.tx) as block:
         opened.execute(INSERT)
         block.respond(PLACED)
 
 
-def is_superseded(answer: Fate | Response) -> bool:
-    """As L-03 has it where nobody has responded."""
-    return isinstance(answer, Response) and answer.status == 409
+def is_superseded(response: Fate | Response) -> bool:
+    """Whether it is the 409 of L-03, which is sent if no attempt has responded."""
+    return isinstance(response, Response) and response.status == 409
 
 
 def test_a_stale_worker_whose_commit_counted_sends_its_response(site: Site, kind: str, database: Database) -> None:
-    """S-06c: as its view made it; the new owner finds that very response in the ledger, and replays it."""
+    """S-06c: the new owner finds the same response in the ledger and replays it."""
     with site.client.request() as stale:
         with BLOCKING[kind][1](database) as opened:
             order(opened)
@@ -99,33 +99,33 @@ def test_a_stale_worker_whose_commit_counted_sends_its_response(site: Site, kind
 def test_a_stale_worker_that_is_stopped_behind_its_commit_sends_its_response(
     site: Site, kind: str, database: Database
 ) -> None:
-    """S-06c, S-07: by the next stage, say."""
+    """S-06c, S-07: for example by its next stage."""
     with site.client.request() as stale:
         with BLOCKING[kind][1](database) as opened:
             order(opened)
         site.take_over()
         with pytest.raises(LeaseLost) as raised:
             idem.save_stage("notified")
-        answer = site.abort(stale, raised.value)
-    assert (answer.status, answer.body) == (201, b"placed")
+        response = site.abort(stale, raised.value)
+    assert (response.status, response.body) == (201, b"placed")
 
 
 def test_the_new_owners_response_comes_first(site: Site, kind: str, database: Database) -> None:
-    """L-03: where it is on record."""
+    """L-03: if it is recorded, the stale worker sends it."""
     with site.client.request() as stale:
         with BLOCKING[kind][1](database) as opened:
             order(opened)
         owner = site.take_over()
         assert site.finish(owner) is Fate.KEPT
-        answer = site.finish(stale)
-    assert isinstance(answer, Response)
-    assert (answer.status, (b"idempotent-replayed", b"true") in answer.headers) == (201, True)
+        response = site.finish(stale)
+    assert isinstance(response, Response)
+    assert (response.status, (b"idempotent-replayed", b"true") in response.headers) == (201, True)
 
 
 def test_a_stale_worker_whose_records_cannot_be_read_sends_its_response(
     site: Site, kind: str, database: Database
 ) -> None:
-    """S-06c: not 503."""
+    """S-06c: rather than 503."""
     with site.client.request() as stale:
         with BLOCKING[kind][1](database) as opened:
             order(opened)
@@ -140,7 +140,7 @@ REPORTED = [name for name in BLOCKING if "psycopg" not in name and "Django" not 
 
 @pytest.mark.parametrize("kind", REPORTED)
 def test_a_stale_worker_whose_rows_were_rolled_back_gets_409(site: Site, kind: str, database: Database) -> None:
-    """L-03: its response is not the one that will count."""
+    """L-03: its response will not be the final one."""
     with site.client.request() as stale:
         with BLOCKING[kind][1](database) as opened:
             order(opened)
@@ -153,16 +153,16 @@ def test_a_stale_worker_whose_rows_were_rolled_back_gets_409(site: Site, kind: s
 def test_a_stale_worker_that_returns_something_else_sends_what_it_has_committed(
     site: Site, new_database: Callable[[str], Database]
 ) -> None:
-    """S-06c: as a view does that makes an error of its own of ``LeaseLost``."""
+    """S-06c: a view may turn ``LeaseLost`` into an error response."""
     database = new_database("sqlite")
     database.make_tables()
     with site.client.request() as stale:
         with BLOCKING["session on SQLite"][1](database) as opened:
             order(opened)
         site.take_over()
-        answer = site.finish(stale, Response(500, [], b"error"))
-    assert isinstance(answer, Response)
-    assert (answer.status, answer.body) == (201, b"placed")
+        response = site.finish(stale, Response(500, [], b"error"))
+    assert isinstance(response, Response)
+    assert (response.status, response.body) == (201, b"placed")
 
 
 @pytest.mark.anyio
@@ -177,7 +177,7 @@ async def test_awaited_a_stale_worker_whose_commit_counted_sends_its_response(
             block.respond(PLACED)
         site.take_over()
         assert await site.client.engine.aio.run(finish(stale, PLACED)) is Fate.KEPT
-        answer = await site.client.engine.aio.run(abort(stale, LeaseLost("taken over")))
-    assert isinstance(answer, Response)
-    assert (answer.status, answer.body) == (201, b"placed")
+        response = await site.client.engine.aio.run(abort(stale, LeaseLost("taken over")))
+    assert isinstance(response, Response)
+    assert (response.status, response.body) == (201, b"placed")
     assert await asyncio.to_thread(awaited_database.orders) == 1

@@ -1,4 +1,4 @@
-"""A policy that refuses retries asks the ledger first: who chose strictness must not lose a known response (S-06b)."""
+"""A policy that refuses retries asks the ledger first, so that a committed response is not lost (S-06b)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SENT = {"Idempotency-Key": KEY.decode()}
 
 
 class Site:
-    """A client whose records are in memory, with a clock that is moved; and a worker that dies behind its COMMIT."""
+    """A client with records in memory, a manual clock, and a worker that dies after its COMMIT."""
 
     def __init__(self, database: Database, **policy: Any) -> None:
         self.database = database
@@ -51,7 +51,7 @@ class Site:
         self.client = Client(backend=MemoryBackend(clock=self.clock), lease=LEASE, on_event=self.seen, **policy)
 
     def die_after_the_commit(self, body: bytes = b"{}") -> None:
-        """An order is placed, its response is in the ledger, and nothing is recorded."""
+        """Commit an order and its response to the ledger; record nothing."""
         intake = Intake(request_of(), [(b"idempotency-key", KEY)], new_owner(), lambda: None, lambda: body_of(body))
         attempt = self.client.engine.sync.run(admit(intake, self.client.engine.policy))
         assert not isinstance(attempt, CoreResponse)
@@ -62,7 +62,7 @@ class Site:
         self.clock.now += LEASE + 1
 
     async def again(self) -> CoreResponse:
-        """What an event loop's adapter sends to a retry."""
+        """The response of an async adapter to a retry."""
 
         async def identify() -> None:
             return None
@@ -71,22 +71,25 @@ class Site:
             return body_of(b"{}")
 
         intake = Intake(request_of(), [(b"idempotency-key", KEY)], new_owner(), identify, receive)
-        answer = await self.client.engine.aio.run(admit(intake, self.client.engine.policy))
-        assert isinstance(answer, CoreResponse)
-        return answer
+        response = await self.client.engine.aio.run(admit(intake, self.client.engine.policy))
+        assert isinstance(response, CoreResponse)
+        return response
 
 
 @pytest.fixture
 def database(new_database: Callable[[str], Database]) -> Database:
-    """A file."""
+    """A SQLite database in a file."""
     made = new_database("sqlite")
     made.make_tables()
     return made
 
 
-def is_marked(answer: CoreResponse) -> bool:
-    """The response that was committed, replayed."""
-    return (answer.status, answer.body) == (201, b"placed") and (b"idempotent-replayed", b"true") in answer.headers
+def is_marked(response: CoreResponse) -> bool:
+    """Whether it is the committed response, marked as a replay."""
+    return (response.status, response.body) == (201, b"placed") and (
+        b"idempotent-replayed",
+        b"true",
+    ) in response.headers
 
 
 # What ledger= takes
@@ -94,7 +97,7 @@ def is_marked(answer: CoreResponse) -> bool:
 
 @contextmanager
 def by_an_engine(database: Database) -> Iterator[Any]:
-    """SQLAlchemy's."""
+    """``ledger=`` with a SQLAlchemy engine."""
     engine = sqlalchemy.create_engine(database.url)
     yield engine.begin
     engine.dispose()
@@ -102,7 +105,7 @@ def by_an_engine(database: Database) -> Iterator[Any]:
 
 @contextmanager
 def by_a_sessionmaker(database: Database) -> Iterator[Any]:
-    """SQLAlchemy's sessions."""
+    """``ledger=`` with a SQLAlchemy sessionmaker."""
     engine = sqlalchemy.create_engine(database.url)
     yield sessionmaker(engine).begin
     engine.dispose()
@@ -110,7 +113,7 @@ def by_a_sessionmaker(database: Database) -> Iterator[Any]:
 
 @contextmanager
 def by_a_connection(database: Database) -> Iterator[Any]:
-    """The standard library's."""
+    """``ledger=`` with a function that returns a ``sqlite3`` connection."""
     yield lambda: contextlib.closing(sqlite3.connect(database.path))
 
 
@@ -120,7 +123,7 @@ OPENED = [by_an_engine, by_a_sessionmaker, by_a_connection, django_alias]
 @pytest.mark.parametrize("policy", STRICT)
 @pytest.mark.parametrize("opened", OPENED)
 def test_a_retry_after_a_worker_died_gets_what_that_committed(database: Database, opened: Any, policy: Any) -> None:
-    """S-06b: not 409, although no attempt completed the record; so it is for each retry."""
+    """S-06b: every retry gets it rather than 409, although no attempt completed the record."""
     with opened(database) as ledger:
         site = Site(database, ledger=ledger, **policy)
         site.die_after_the_commit()
@@ -142,12 +145,12 @@ def test_on_an_event_loop_a_blocking_ledger_is_asked_in_a_thread(
 
 
 def test_on_an_event_loop_django_is_asked_in_its_own_thread(database: Database) -> None:
-    """S-06b: where it closes the connection when the request has ended."""
+    """S-06b: in Django's thread, which closes the connection at the end of the request."""
 
     async def again() -> CoreResponse:
-        answer = await site.again()
+        response = await site.again()
         await sync_to_async(lambda: connections[alias].close())()
-        return answer
+        return response
 
     with django_alias(database) as alias:
         site = Site(database, ledger=alias, on_abandoned="reject")
@@ -157,14 +160,14 @@ def test_on_an_event_loop_django_is_asked_in_its_own_thread(database: Database) 
 
 @asynccontextmanager
 async def awaited(database: Database) -> AsyncIterator[Any]:
-    """An awaited engine."""
+    """``ledger=`` with an async engine."""
     engine = create_async_engine(database.url.replace("sqlite:", "sqlite+aiosqlite:"))
     yield engine.begin
     await engine.dispose()
 
 
 def test_an_awaited_ledger_is_awaited(database: Database) -> None:
-    """S-06b: a blocking adapter refuses it."""
+    """S-06b: a sync adapter refuses an async ledger."""
     ledgers = []
     site = Site(database, ledger=lambda: ledgers[-1](), on_abandoned="reject")
     site.die_after_the_commit()
@@ -198,9 +201,9 @@ def test_a_server_is_asked_through_psycopg(new_database: Callable[[str], Databas
 # What it does not give
 
 
-def is_refused(answer: CoreResponse) -> bool:
-    """As the policy says."""
-    return answer.status == 409 and b"outcome-unknown" in (answer.body or b"")
+def is_refused(response: CoreResponse) -> bool:
+    """Whether it is the 409 of the policy."""
+    return response.status == 409 and b"outcome-unknown" in (response.body or b"")
 
 
 @pytest.mark.parametrize(
@@ -223,14 +226,14 @@ def test_where_the_ledger_has_no_response_the_retry_is_refused(database: Databas
 
 
 def test_without_a_ledger_the_retry_is_refused(database: Database) -> None:
-    """O-09: nobody has said where to look."""
+    """O-09: without ``ledger=`` there is nothing to ask."""
     site = Site(database, on_abandoned="reject")
     site.die_after_the_commit()
     assert is_refused(site.client.again())
 
 
 def test_a_ledger_that_cannot_be_asked_refuses_nothing_for_good(database: Database) -> None:
-    """S-06b: 503, and a retry asks again."""
+    """S-06b: 503, and the next retry asks again."""
     with by_an_engine(database) as ledger:
         down = [ConnectionError("the database is away")]
 
@@ -263,7 +266,7 @@ def test_an_unknown_alias_is_reported(database: Database) -> None:
 
 
 def test_a_lenient_policy_asks_nothing(database: Database) -> None:
-    """S-06: its retry runs, and asks the ledger itself."""
+    """S-06: its retry runs, and the view's atomic block asks the ledger."""
 
     def never() -> Any:
         raise AssertionError("not reached")
@@ -286,7 +289,7 @@ POLICIES = pytest.mark.parametrize(
 
 @POLICIES
 def test_flask_a_view_that_fails_behind_its_commit_leaves_the_response(database: Database, policy: Any) -> None:
-    """S-06b: its own client gets the 500, as ever; a retry gets what was committed, whatever the policy."""
+    """S-06b: its client gets a 500; a retry gets the committed response under any policy."""
     engine = sqlalchemy.create_engine(database.url)
     app = Flask("shop")
     Idempotency(app, MemoryBackend())
@@ -299,9 +302,9 @@ def test_flask_a_view_that_fails_behind_its_commit_leaves_the_response(database:
             block.respond(app.make_response(("placed", 201)))
         raise ZeroDivisionError
 
-    answers = [app.test_client().post("/", headers=SENT) for _ in range(3)]
-    assert [answer.status_code for answer in answers] == [500, 201, 201]
-    assert answers[1].data == b"placed"
+    responses = [app.test_client().post("/", headers=SENT) for _ in range(3)]
+    assert [response.status_code for response in responses] == [500, 201, 201]
+    assert responses[1].data == b"placed"
     assert database.orders() == 1
     engine.dispose()
 
@@ -312,7 +315,7 @@ def test_flask_a_view_that_fails_behind_its_commit_leaves_the_response(database:
 async def test_starlette_a_view_that_fails_behind_its_commit_leaves_the_response(
     database: Database, policy: Any
 ) -> None:
-    """S-06b: in a thread of the event loop's, and in a coroutine."""
+    """S-06b: for a sync endpoint and a coroutine."""
     engine = sqlalchemy.create_engine(database.url)
 
     def place(request: Any) -> Response:
@@ -331,8 +334,8 @@ async def test_starlette_a_view_that_fails_behind_its_commit_leaves_the_response
     app = IdempotencyMiddleware(Starlette(routes=routes), MemoryBackend(), scope_by_route=True, **policy)
     async with AsyncClient(transport=ASGITransport(app), base_url="http://shop") as client:
         for path in ("/", "/awaited"):
-            answers = [await client.post(path, headers=SENT) for _ in range(3)]
-            assert [answer.status_code for answer in answers] == [503, 201, 201]
-            assert answers[1].text == "placed"
+            responses = [await client.post(path, headers=SENT) for _ in range(3)]
+            assert [response.status_code for response in responses] == [503, 201, 201]
+            assert responses[1].text == "placed"
     assert database.orders() == 2
     engine.dispose()

@@ -1,4 +1,4 @@
-"""A view that responds and has forgotten to commit: its response must not go on record, since its rows are nowhere."""
+"""A view that responds and forgets to commit: its response is not recorded, since its rows do not exist."""
 
 from __future__ import annotations
 
@@ -50,29 +50,29 @@ def _as_a_stage(session: Any) -> None:
         session.execute(ORDER)
 
 
-def _as_an_answer(session: Any) -> None:
+def _as_a_response(session: Any) -> None:
     with idem.atomic(session) as block:
         session.execute(ORDER)
         block.respond(PLACED)
 
 
-FORMS = pytest.mark.parametrize("form", [_as_a_stage, _as_an_answer])
+FORMS = pytest.mark.parametrize("form", [_as_a_stage, _as_a_response])
 
 
 def _verdict(client: Client, view: Callable[[], Response]) -> Fate | Response:
-    """What becomes of a view's response."""
+    """The fate of a view's response."""
     with client.request() as attempt:
-        answer = view()
-        return client.engine.sync.run(finish(attempt, answer))
+        response = view()
+        return client.engine.sync.run(finish(attempt, response))
 
 
-def _is_told(verdict: Fate | Response) -> bool:
+def _is_reported(verdict: Fate | Response) -> bool:
     return isinstance(verdict, Response) and verdict.status == 500 and b"not-committed" in (verdict.body or b"")
 
 
 @FORMS
 def test_a_session_that_is_closed_without_a_commit_is_reported(client: Client, form: Any, on_sqlite: Database) -> None:
-    """S-05: both commit, or neither does."""
+    """S-05: rows and response commit together or not at all."""
     with _engine(on_sqlite) as engine:
 
         def view() -> Response:
@@ -80,20 +80,20 @@ def test_a_session_that_is_closed_without_a_commit_is_reported(client: Client, f
                 form(session)
             return PLACED
 
-        assert _is_told(_verdict(client, view))
+        assert _is_reported(_verdict(client, view))
     assert on_sqlite.orders() == 0
 
 
 @FORMS
 def test_a_session_that_is_still_open_is_reported(client: Client, form: Any, on_sqlite: Database) -> None:
-    """S-05: whoever commits it afterwards may die before."""
+    """S-05: the process may die before a later commit."""
     with _engine(on_sqlite) as engine, Session(engine) as session:
 
         def view() -> Response:
             form(session)
             return PLACED
 
-        assert _is_told(_verdict(client, view))
+        assert _is_reported(_verdict(client, view))
 
 
 def test_a_scoped_session_is_watched_too(client: Client, on_sqlite: Database) -> None:
@@ -106,7 +106,7 @@ def test_a_scoped_session_is_watched_too(client: Client, on_sqlite: Database) ->
             session.remove()
             return PLACED
 
-        assert _is_told(_verdict(client, view))
+        assert _is_reported(_verdict(client, view))
 
 
 def test_an_awaited_session_is_watched_too(client: Client, on_sqlite: Database) -> None:
@@ -124,7 +124,7 @@ def test_an_awaited_session_is_watched_too(client: Client, on_sqlite: Database) 
         await engine.dispose()
         return PLACED
 
-    assert _is_told(_verdict(client, lambda: anyio.run(view, True)))
+    assert _is_reported(_verdict(client, lambda: anyio.run(view, True)))
 
 
 def test_a_connection_that_is_still_in_its_transaction_is_reported(client: Client, on_sqlite: Database) -> None:
@@ -135,7 +135,7 @@ def test_a_connection_that_is_still_in_its_transaction_is_reported(client: Clien
             _as_a_stage(connection)
             return PLACED
 
-        assert _is_told(_verdict(client, view))
+        assert _is_reported(_verdict(client, view))
 
 
 def test_a_plain_connection_to_sqlite_that_is_still_in_its_transaction_is_reported(
@@ -149,12 +149,12 @@ def test_a_plain_connection_to_sqlite_that_is_still_in_its_transaction_is_report
             connection.execute(INSERT)
         return PLACED
 
-    assert _is_told(_verdict(client, view))
+    assert _is_reported(_verdict(client, view))
     connection.close()
 
 
 def test_a_savepoint_is_no_commit(client: Client, on_sqlite: Database) -> None:
-    """S-05: what is released is not committed yet."""
+    """S-05: releasing a savepoint commits nothing."""
     with _engine(on_sqlite) as engine:
 
         def view() -> Response:
@@ -162,12 +162,12 @@ def test_a_savepoint_is_no_commit(client: Client, on_sqlite: Database) -> None:
                 _as_a_stage(session)
             return PLACED
 
-        assert _is_told(_verdict(client, view))
+        assert _is_reported(_verdict(client, view))
 
 
 @FORMS
 def test_a_commit_is_enough(client: Client, form: Any, on_sqlite: Database) -> None:
-    """S-05: also where the session goes on to read afterwards."""
+    """S-05: even if the session reads afterwards."""
     with _engine(on_sqlite) as engine, Session(engine) as session:
 
         def view() -> Response:
@@ -181,7 +181,7 @@ def test_a_commit_is_enough(client: Client, form: Any, on_sqlite: Database) -> N
 
 
 def test_one_session_of_many_requests_is_watched_anew_each_time(client: Client, on_sqlite: Database) -> None:
-    """S-05: an earlier commit says nothing of this one."""
+    """S-05: the commit of an earlier request does not count for this one."""
     with _engine(on_sqlite) as engine, Session(engine) as session:
 
         def view(commits: bool) -> Response:
@@ -192,11 +192,11 @@ def test_one_session_of_many_requests_is_watched_anew_each_time(client: Client, 
 
         assert _verdict(client, lambda: view(True)) is Fate.KEPT
         with client.request(key=b"another-key-0123") as attempt:
-            assert _is_told(client.engine.sync.run(finish(attempt, view(False))))
+            assert _is_reported(client.engine.sync.run(finish(attempt, view(False))))
 
 
 def test_a_block_that_rolls_back_may_respond(client: Client, on_sqlite: Database) -> None:
-    """S-05: the rows and the stage are gone on purpose."""
+    """S-05: rows and stage are discarded on purpose."""
     with _engine(on_sqlite) as engine, Session(engine) as session:
 
         def view() -> Response:
@@ -208,7 +208,7 @@ def test_a_block_that_rolls_back_may_respond(client: Client, on_sqlite: Database
 
 
 def test_a_refusal_may_leave_its_rows_behind(client: Client, on_sqlite: Database) -> None:
-    """S-05: a view that raises closes its session without a commit, as it should."""
+    """S-05: a view that raises closes its session without a commit, which is right."""
     with _engine(on_sqlite) as engine:
 
         def view() -> Response:
@@ -223,7 +223,7 @@ def test_a_refusal_may_leave_its_rows_behind(client: Client, on_sqlite: Database
 def test_a_client_whose_view_commits_too_late_gets_the_response_with_its_retry(
     on_sqlite: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """S-06: from the ledger, where it is by then; and the log says what is wrong."""
+    """S-06: from the ledger, which has it by then; the problem is logged."""
     backend = MemoryBackend()
     app = Flask(__name__)
     Idempotency(app, backend=backend)

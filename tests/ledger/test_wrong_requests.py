@@ -1,4 +1,4 @@
-"""A key that comes back with another request after its record was lost: refused, and nothing is left of it (S-06)."""
+"""A lost record's key that comes back with another request is refused, and leaves no record behind (S-06)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ NewDatabase = Callable[[str], Database]
 
 @pytest.fixture(params=FRAMEWORKS)
 def make(request: pytest.FixtureRequest) -> Make:
-    """An application in each framework."""
+    """An application, in each framework."""
     return FRAMEWORKS[request.param]
 
 
 @pytest.mark.parametrize("notifies", [False, True], ids=["", "after a plain stage"])
 def test_the_right_request_is_let_in_after_a_wrong_one(make: Make, new_database: NewDatabase, notifies: bool) -> None:
-    """S-06, O-05: a record with the wrong fingerprint would refuse it for as long as records live."""
+    """S-06, O-05: a record with the wrong fingerprint would refuse the right request until it expires."""
     database = new_database("sqlite")
     database.make_tables()
     with make(database, notifies) as application:
@@ -43,7 +43,7 @@ def test_the_right_request_is_let_in_after_a_wrong_one(make: Make, new_database:
 
 
 def test_a_stage_of_another_database_refuses_an_atomic_view_in_django(new_database: NewDatabase, tmp_path: Any) -> None:
-    """S-05, S-06, O-05: raised by a ``tx`` stage in the middle of the view, whose own ledger knows nothing."""
+    """S-05, S-06, O-05: a ``tx`` stage raises in the middle of a view whose own ledger has no entry."""
     from django.db import connections, transaction
     from django.http import HttpRequest, HttpResponse
     from django.test import Client
@@ -84,16 +84,16 @@ def test_a_stage_of_another_database_refuses_an_atomic_view_in_django(new_databa
 
 
 def refused(*stages: Stage, attempt: int = 1) -> Attempt:
-    """An attempt that a ledger stopped, of a caller with a quota."""
+    """An attempt that the ledger refused, of a caller with a quota."""
     made = attempt_of(*stages, owned=lease_of(attempt=attempt))
     made.scope_id, made.interrupted = b"c" * 32, KeyReused("another request")
     return made
 
 
-def ended(attempt: Attempt, **answers: Any) -> Script:
-    """What is asked at its end."""
+def ended(attempt: Attempt, **results: Any) -> Script:
+    """The commands that the end of an attempt sends, for these results."""
     prepared = {Renew: [[Renewal.OWNED]], Forget: [True], Release: [None], Unreserve: [None], Get: [None]}
-    script = Script({**prepared, **{getattr(_COMMANDS, name): value for name, value in answers.items()}})
+    script = Script({**prepared, **{getattr(_COMMANDS, name): value for name, value in results.items()}})
     script.run(finish(attempt, Response(500, [], b"")))
     return script
 
@@ -106,13 +106,13 @@ STAGE = Stage("notify", "", b"done")
 
 
 def test_without_stages_it_is_a_release() -> None:
-    """As ever, one round trip."""
+    """A claim without stages is released in one round trip."""
     assert ended(refused()).names() == ["Release", "Unreserve"]
 
 
 @pytest.mark.parametrize("attempt", [refused(STAGE), refused(attempt=2)], ids=["stages", "an earlier attempt"])
 def test_what_a_release_would_leave_is_deleted(attempt: Attempt) -> None:
-    """S-06: once the owner has made sure that it is one; and the key counts no more."""
+    """S-06: the record is deleted once the owner is confirmed, and its quota slot is freed."""
     script = ended(attempt)
     assert script.names() == ["Renew", "Forget", "Unreserve"]
     assert script.asked[1] == Forget(RECORD)
@@ -125,7 +125,7 @@ def test_a_record_that_is_somebody_elses_by_now_is_not_deleted() -> None:
 
 @pytest.mark.parametrize("down", [{"renew": [BackendUnavailable("")]}, {"forget": [BackendUnavailable("")]}])
 def test_a_record_that_cannot_be_deleted_is_reported(down: dict[str, Any]) -> None:
-    """O-12: the client is refused all the same."""
+    """O-12: the client is refused nevertheless."""
     attempt = refused(STAGE)
     ended(attempt, **down)
     seen: Any = attempt.policy.on_event

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of operators: every backend in turn, and one in memory for what depends on none."""
+"""Fixtures for the operators' tests: every backend in turn, and a memory backend for tests that depend on none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from open_idempotency.conformance import ManualClock
 from tests.matrix import apart_from, thin_out
 from tests.operations.stores import STORES, Maker, opened
 
-#: what the stores of one server have in common is tested on one of them, which depends on the test
+#: what the stores of one server share is tested on one of them, depending on the test
 SERVERS = {
     "sqlite": "files",
     "sqlalchemy-sqlite": "files",
@@ -30,12 +30,12 @@ STORY = "test_a_stuck_client_is_freed_in_three_commands"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take out what ``OI_TEST_OPERATIONS=full`` alone runs."""
+    """Deselect what only ``OI_TEST_OPERATIONS=full`` runs."""
     thin_out(config, items, "operations", "OPERATIONS", cell, every_column=False)
 
 
 def cell(item: pytest.Item) -> tuple[str, str, str] | None:
-    """The server, the store and the rest of a test that runs on every store; None for any other."""
+    """The server, the store and the rest of the id, for a test that runs on every store; None for any other test."""
     if not isinstance(item, pytest.Function) or not hasattr(item, "callspec") or item.originalname == STORY:
         return None
     store = item.callspec.params.get("store")
@@ -51,7 +51,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def stored(store: str) -> Iterator[Backend]:
-    """The backend of each backend in turn."""
+    """Each backend in turn."""
     with open_backend(store) as backend:
         yield backend
 
@@ -64,7 +64,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def backend(clock: ManualClock) -> Backend:
-    """A backend in memory whose clock the test moves."""
+    """A memory backend with a manual clock."""
     return MemoryBackend(clock=clock)
 
 

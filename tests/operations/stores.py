@@ -1,4 +1,4 @@
-"""Stores for the tests of operators: each backend that a command can reach, by its URL, and records in each state."""
+"""Stores for the operators' tests: each backend that a command can reach, by its URL, and records in each state."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LONG = 600.0
 
 @contextmanager
 def opened(name: str, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of an empty backend, with its tables made."""
+    """The URL of an empty backend, with its tables."""
     folder: Path = request.getfixturevalue("tmp_path")
     fresh = f"{name.replace('-', '_')}_{secrets.token_hex(4)}"
     if name.startswith("django"):
@@ -95,11 +95,11 @@ class Maker:
         return claimed.lease
 
     def save(self, lease: Lease, stage: Stage) -> None:
-        """Save a stage without extending the lease by more than it has."""
+        """Save a stage with a lease no longer than its rest."""
         self.backend.save_stage(SaveStage(lease, stage))
 
     def await_end(self, lease: Lease) -> None:
-        """Return once the lease has ended on the backend's own clock."""
+        """Wait until the lease has ended by the backend's clock."""
         until = time.monotonic() + 30
         while time.monotonic() < until:
             record = self.backend.get(Get(lease.record_id))
@@ -109,13 +109,13 @@ class Maker:
         raise AssertionError("the lease did not end")
 
     def alive(self) -> Lease:
-        """An attempt that runs, with one stage done."""
+        """A running attempt with one completed stage."""
         lease = self.lease()
         self.save(lease, value("reserve", '{"seat": 12}'))
         return lease
 
     def in_doubt(self, seconds: float = ENDED) -> Lease:
-        """An abandoned attempt with a stage done and the stage ``charge`` begun."""
+        """An abandoned attempt with a completed stage, and the stage ``charge`` begun."""
         lease = self.lease(seconds)
         self.save(lease, value("reserve", '{"seat": 12}'))
         self.save(lease, begun("charge"))
@@ -131,7 +131,7 @@ class Maker:
         return lease
 
     def failed(self, *, final: bool = False) -> Lease:
-        """A failed attempt with a stage done."""
+        """A failed attempt with a completed stage."""
         lease = self.lease()
         self.save(lease, value("reserve", '{"seat": 12}'))
         self.backend.fail(Fail(lease, final))
@@ -139,10 +139,10 @@ class Maker:
 
 
 def value(name: str, text: str, key: str = "") -> Stage:
-    """A stage that is done."""
+    """A completed stage."""
     return Stage(name, key, encode_stage(StageKind.VALUE, text.encode()))
 
 
 def begun(name: str, key: str = "", number: int = 1) -> Stage:
-    """The intent of a stage, as a worker records it before an effect outside."""
+    """The intent of a stage, as a worker records it before an external effect."""
     return Stage(name, f"{key}\x1f{number}", encode_stage(StageKind.BEGUN, b"1"))

@@ -1,4 +1,4 @@
-"""What operators change never harms an attempt that they have not seen."""
+"""Operators' changes never affect an attempt that they have not seen."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def read(backend: Backend, record_id: bytes) -> Record:
 
 
 def next_claim(backend: Backend, record_id: bytes, **fields: Any) -> ClaimResult:
-    """What the next request gets under the strictest policy."""
+    """The result of the next request's claim under the strictest policy."""
     strict = {"resume_failed": False, "resume_abandoned": False, "max_attempts": 1, **fields}
     return backend.claim(Claim(record_id, b"f", b"n" * 16, 30.0, 3600.0, **strict))
 
 
 def test_a_released_record_is_free_at_once_and_its_worker_is_fenced(stored: Backend) -> None:
-    """P-14: on each backend; the stages stay, and a worker that lives after all changes nothing."""
+    """P-14: on each backend; the stages stay, and a worker that is still alive changes nothing."""
     maker = Maker(stored)
     lease = maker.alive()
     operations.release(stored, read(stored, lease.record_id))
@@ -57,7 +57,7 @@ def test_a_released_record_is_free_at_once_and_its_worker_is_fenced(stored: Back
 
 
 def test_a_completed_record_is_not_released(backend: Backend, maker: Maker) -> None:
-    """P-14: nothing holds its key, and its response would be lost."""
+    """P-14: its key is not held, and its response would be lost."""
     lease = maker.completed()
     seen = read(backend, lease.record_id)
     with pytest.raises(operations.OperationRefused, match="completed"):
@@ -66,7 +66,7 @@ def test_a_completed_record_is_not_released(backend: Backend, maker: Maker) -> N
 
 
 def test_a_release_spares_the_attempt_that_came_after(backend: Backend, maker: Maker, clock: ManualClock) -> None:
-    """P-14: the operator has seen attempt 1, and attempt 2 runs by now."""
+    """P-14: the operator has seen attempt 1, and attempt 2 is running."""
     first = maker.lease(10.0)
     seen = read(backend, first.record_id)
     clock.advance(11)
@@ -77,7 +77,7 @@ def test_a_release_spares_the_attempt_that_came_after(backend: Backend, maker: M
 
 
 def test_a_release_of_which_the_reply_was_lost_succeeds_again(backend: Backend, maker: Maker) -> None:
-    """P-14: the key is free, which is what was asked for."""
+    """P-14: the key is free, as requested."""
     seen = read(backend, maker.alive().record_id)
     operations.release(backend, seen)
     operations.release(backend, seen)
@@ -95,7 +95,7 @@ def test_a_live_record_is_forgotten_with_force_alone(backend: Backend, maker: Ma
 
 
 def test_a_forgotten_record_runs_anew(stored: Backend) -> None:
-    """P-13: on each backend; a second forgetting of the same record is no error."""
+    """P-13: on each backend; forgetting it twice is no error."""
     lease = Maker(stored).completed()
     seen = read(stored, lease.record_id)
     for _ in range(2):
@@ -106,7 +106,7 @@ def test_a_forgotten_record_runs_anew(stored: Backend) -> None:
 
 
 def test_a_forget_spares_a_response_that_came_after(backend: Backend, maker: Maker, clock: ManualClock) -> None:
-    """P-13: the attempt was seen abandoned, and its worker has completed it since."""
+    """P-13: the operator saw the attempt abandoned, and its worker completed it afterwards."""
     lease = maker.lease(10.0)
     clock.advance(11)
     seen = read(backend, lease.record_id)
@@ -118,7 +118,7 @@ def test_a_forget_spares_a_response_that_came_after(backend: Backend, maker: Mak
 
 @pytest.mark.parametrize("found", [{"id": "ch_1"}, "ch_1", None, 0])
 def test_a_stage_that_has_happened_gets_its_value(stored: Backend, found: Any) -> None:
-    """P-15: on each backend; the next request, whatever its policy, has the value and does not run the stage."""
+    """P-15: on each backend; under any policy the next request has the value and does not run the stage."""
     lease = Maker(stored).in_doubt()
     operations.resolve(stored, read(stored, lease.record_id), "charge", found=found)
     claimed = next_claim(stored, lease.record_id)
@@ -155,7 +155,7 @@ def test_a_stage_with_a_key_is_resolved_by_both(backend: Backend, maker: Maker, 
 
 
 def test_nothing_is_resolved_beside_a_running_attempt(backend: Backend, maker: Maker) -> None:
-    """P-15: it may record the stage itself."""
+    """P-15: the attempt may record the stage itself."""
     lease = maker.in_doubt(LONG)
     before = read(backend, lease.record_id)
     with pytest.raises(operations.RecordAlive):
@@ -164,7 +164,7 @@ def test_nothing_is_resolved_beside_a_running_attempt(backend: Backend, maker: M
 
 
 class _Late(MemoryBackend):
-    """Something happens between what the operator reads and what he claims."""
+    """Runs a function between the operator's read and claim."""
 
     meanwhile: Callable[[], object] = staticmethod(lambda: None)
 
@@ -175,7 +175,7 @@ class _Late(MemoryBackend):
 
 
 def test_nothing_is_resolved_if_an_attempt_begins_meanwhile(clock: ManualClock) -> None:
-    """P-15: the claim decides, and not what was read before it."""
+    """P-15: the claim decides, not the earlier read."""
     backend = _Late(clock=clock)
     maker = Maker(backend)
     lease = maker.in_doubt(10.0)
@@ -188,7 +188,7 @@ def test_nothing_is_resolved_if_an_attempt_begins_meanwhile(clock: ManualClock) 
 
 
 def test_nothing_is_resolved_if_an_attempt_ran_meanwhile(clock: ManualClock) -> None:
-    """P-15: the doubt may be that of an attempt that the operator knows nothing of. The key is not held afterwards."""
+    """P-15: the doubt may be that of a newer attempt. The key is not held afterwards."""
     backend = _Late(clock=clock)
     maker = Maker(backend)
     lease = maker.in_doubt(10.0)
@@ -208,7 +208,7 @@ def test_nothing_is_resolved_if_an_attempt_ran_meanwhile(clock: ManualClock) -> 
 
 
 def test_nothing_is_resolved_if_the_stage_ends_meanwhile(clock: ManualClock) -> None:
-    """P-15: the worker that was taken for dead has recorded it; the key is not held by the operator afterwards."""
+    """P-15: the worker that seemed dead has recorded it; the operator does not hold the key afterwards."""
     backend = _Late(clock=clock)
     maker = Maker(backend)
     lease = maker.in_doubt(10.0)
@@ -226,7 +226,7 @@ def test_nothing_is_resolved_if_the_stage_ends_meanwhile(clock: ManualClock) -> 
 
 
 class _Breaking(MemoryBackend):
-    """Cannot save a stage."""
+    """A backend that cannot save a stage."""
 
     def save_stage(self, c: SaveStage, /) -> StageSaved:
         if c.lease.owner != self.worker:
@@ -237,7 +237,7 @@ class _Breaking(MemoryBackend):
 
 
 def test_a_resolution_that_fails_leaves_the_key_to_others(clock: ManualClock) -> None:
-    """P-15: the operator's claim is given back, and the record is as it was but for its token."""
+    """P-15: the operator's claim is released, and only the record's token has changed."""
     backend = _Breaking(clock=clock)
     maker = Maker(backend)
     lease = maker.lease(10.0)
@@ -252,7 +252,7 @@ def test_a_resolution_that_fails_leaves_the_key_to_others(clock: ManualClock) ->
 
 
 class _Stalled(MemoryBackend):
-    """The operator's process stands still before it saves."""
+    """Delays the operator's process before it saves."""
 
     meanwhile: Callable[[], object] = staticmethod(lambda: None)
 
@@ -262,7 +262,7 @@ class _Stalled(MemoryBackend):
 
 
 def test_an_operator_that_was_overtaken_changes_nothing(clock: ManualClock) -> None:
-    """P-15: after a minute another attempt may claim the record; its stage is its own to record."""
+    """P-15: after a minute another attempt may claim the record, and record the stage."""
     backend = _Stalled(clock=clock)
     maker = Maker(backend)
     lease = maker.in_doubt(10.0)
@@ -280,7 +280,7 @@ def test_an_operator_that_was_overtaken_changes_nothing(clock: ManualClock) -> N
 
 
 def test_a_record_that_is_gone_is_not_made_anew(backend: Backend, maker: Maker, clock: ManualClock) -> None:
-    """P-15: it was forgotten after it was read."""
+    """P-15: it was forgotten after the read."""
     lease = maker.in_doubt(10.0)
     clock.advance(11)
     seen = read(backend, lease.record_id)
@@ -292,7 +292,7 @@ def test_a_record_that_is_gone_is_not_made_anew(backend: Backend, maker: Maker, 
 
 @pytest.mark.parametrize("state", ["completed", "final"])
 def test_a_record_that_has_ended_is_not_resolved(backend: Backend, maker: Maker, state: str) -> None:
-    """P-15: with what to do."""
+    """P-15: the error says what to do."""
     lease = maker.completed() if state == "completed" else maker.failed(final=True)
     with pytest.raises(operations.OperationRefused, match="completed" if state == "completed" else "release it first"):
         operations.resolve(backend, read(backend, lease.record_id), "charge", found=1)
@@ -302,7 +302,7 @@ def test_a_record_that_has_ended_is_not_resolved(backend: Backend, maker: Maker,
 def test_what_is_no_json_is_refused_before_any_claim(
     backend: Backend, maker: Maker, clock: ManualClock, found: Any
 ) -> None:
-    """P-15: and so is a value over ``max_stage_bytes``."""
+    """P-15: also a value over ``max_stage_bytes``."""
     lease = maker.in_doubt(10.0)
     clock.advance(11)
     before = read(backend, lease.record_id)

@@ -1,4 +1,4 @@
-"""The doctor says what is right with each backend, and what endangers its records."""
+"""The doctor reports what is right with each backend, and what endangers its records."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _one(findings: Sequence[Finding], check: str) -> Finding:
     return finding
 
 
-#: what the doctor looks at, beside the package, the clock and how long a call takes
+#: what the doctor checks besides the package, the clock and the duration of a call
 LOOKED_AT = {
     "sqlite": {"server", "disk", "integrity", "purging"},
     "valkey": {"server", "eviction", "memory", "persistence", "replicas"},
@@ -48,7 +48,7 @@ LOOKED_AT = {
 
 @pytest.mark.parametrize("name", LOOKED_AT)
 def test_each_backend_is_looked_at(name: str, request: pytest.FixtureRequest) -> None:
-    """P-17: with the versions of both sides, and the difference of the clocks."""
+    """P-17: with the versions of client and server, and the difference of their clocks."""
     with opened(name, request) as url, open_backend(url) as backend:
         Maker(backend).completed()
         found = operations.examine(backend)
@@ -63,7 +63,7 @@ def test_each_backend_is_looked_at(name: str, request: pytest.FixtureRequest) ->
 def test_missing_tables_are_a_problem_with_the_command_that_makes_them(
     name: str, tmp_path: Path, postgres18: PostgresServer
 ) -> None:
-    """P-17: and no error, as it is the doctor's work."""
+    """P-17: reported as a finding, not as an error."""
     url = postgres18.create_database(f"bare_{name.replace('-', '_')}")
     if name == "sqlalchemy-sqlite":
         (tmp_path / "bare.db").touch()
@@ -77,7 +77,7 @@ def test_missing_tables_are_a_problem_with_the_command_that_makes_them(
 
 
 def test_missing_migrations_of_django_are_a_problem(tmp_path: Path) -> None:
-    """P-17: with the command of Django."""
+    """P-17: with Django's command."""
     without = on_django.aliased(on_django.sqlite(tmp_path), migrated=False)
     with without as alias, open_backend(f"django://{alias}") as backend:
         finding = _one(operations.examine(backend), "migrations")
@@ -119,7 +119,7 @@ def test_memory_that_is_nearly_full_is_reported() -> None:
 
 
 def test_a_server_that_loses_writes_in_a_crash_is_reported() -> None:
-    """P-17: by appendonly."""
+    """P-17: by its appendonly setting."""
     with _valkey("--appendonly", "no") as (backend, _):
         assert _one(operations.examine(backend), "persistence").level is Level.WARNING
     with _valkey("--appendonly", "yes") as (backend, _):
@@ -135,7 +135,7 @@ def test_replicas_that_are_missing_are_a_problem() -> None:
 
 
 def test_what_the_user_may_not_see_is_unknown_and_not_fine() -> None:
-    """P-17: INFO needs a permission of its own."""
+    """P-17: INFO needs a permission."""
     with _valkey() as (_, server):
         with server.connect() as client:
             client.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all", "-info")
@@ -154,7 +154,7 @@ def test_each_primary_of_a_cluster_is_looked_at(cluster: Cluster) -> None:
 
 
 def test_privileges_and_settings_of_postgresql_are_looked_at(postgres18: PostgresServer) -> None:
-    """P-17: as the application's user has them."""
+    """P-17: those of the application's user."""
     url = postgres18.create_database("settings_of_doctor")
     with open_backend(url) as backend:
         backend.migrate()
@@ -192,7 +192,7 @@ def test_purging_that_is_behind_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_file_that_everybody_may_read_is_reported(tmp_path: Path) -> None:
-    """P-17: stored responses are in it."""
+    """P-17: it contains stored responses."""
     with open_backend(f"sqlite:///{tmp_path}/records.db") as backend:
         backend.migrate()
         assert _of(operations.examine(backend), "permissions") == []
@@ -201,7 +201,7 @@ def test_a_file_that_everybody_may_read_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_is_a_problem(tmp_path: Path) -> None:
-    """P-17: as far as SQLite finds it."""
+    """P-17: as far as SQLite detects it."""
     path = tmp_path / "records.db"
     with open_backend(f"sqlite:///{path}") as backend:
         maker = Maker(backend)
@@ -218,7 +218,7 @@ def test_a_damaged_file_is_a_problem(tmp_path: Path) -> None:
 
 
 def test_a_clock_that_differs_is_reported() -> None:
-    """P-17: leases go by the backend's, so it is a warning."""
+    """P-17: leases use the backend's clock, so it is a warning."""
     backend = MemoryBackend(clock=ManualClock())
     finding = _one(operations.examine(backend), "clock")
     assert finding.level is Level.WARNING
@@ -226,7 +226,7 @@ def test_a_clock_that_differs_is_reported() -> None:
 
 
 def test_the_lease_of_the_policy_is_compared_with_the_slowest_call(tmp_path: Path) -> None:
-    """P-17: renewals need room."""
+    """P-17: renewals need time."""
     with open_backend(f"sqlite:///{tmp_path}/records.db?timeout=4") as backend:
         backend.migrate()
         short = operations.examine(backend, policy=IdempotencyPolicy(lease=20))
@@ -235,13 +235,13 @@ def test_the_lease_of_the_policy_is_compared_with_the_slowest_call(tmp_path: Pat
 
 
 def test_a_store_that_is_down_is_an_error_and_no_finding() -> None:
-    """P-17: nothing can be said of it."""
+    """P-17: nothing is known about it."""
     with open_backend("redis://127.0.0.1:1") as backend, pytest.raises(BackendUnavailable):
         operations.examine(backend)
 
 
 class _Own(MemoryBackend):
-    """A backend of another package, which knows ``health`` alone."""
+    """A backend of another package, with ``health`` only."""
 
     def health(self) -> Health:
         return Health(("the disk is old",))

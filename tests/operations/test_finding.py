@@ -1,4 +1,4 @@
-"""Records are found by their ids, listed with the oldest first, and counted."""
+"""Records are found by their ids, listed from the oldest on, and counted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.operations.stores import Maker
 
 
 def _age(maker: Maker, clock: ManualClock) -> dict[str, str]:
-    """One record in each state, a minute apart: names by record id."""
+    """Make one record in each state, a minute apart; their names by record id."""
     made: dict[str, str] = {}
     for name, make in (
         ("completed", maker.completed),
@@ -53,7 +53,7 @@ def test_filters_let_through_what_their_names_say(
 
 
 def test_a_limit_keeps_the_oldest_and_counts_all(backend: Backend, maker: Maker, clock: ManualClock) -> None:
-    """P-10: so that nobody takes the first page for everything."""
+    """P-10: so that the first page is not taken for the whole list."""
     made = _age(maker, clock)
     listing = operations.list_records(backend, limit=2)
     assert [made[view.record] for view in listing.records] == ["completed", "failed"]
@@ -61,7 +61,7 @@ def test_a_limit_keeps_the_oldest_and_counts_all(backend: Backend, maker: Maker,
 
 
 def test_each_backend_lists_and_counts(stored: Backend) -> None:
-    """P-10, P-16: on each backend, with the route and the worker that holds a record."""
+    """P-10, P-16: on each backend, with each record's route and worker."""
     maker = Maker(stored)
     doubtful, alive = maker.in_doubt(), maker.alive()
     maker.completed()
@@ -81,7 +81,7 @@ def test_each_backend_lists_and_counts(stored: Backend) -> None:
 
 
 def test_each_backend_finds_a_record_by_its_beginning(stored: Backend) -> None:
-    """P-11: in upper case too, with an odd number of digits, and whole."""
+    """P-11: in upper case too, with an odd number of digits, and by the whole id."""
     record_id = Maker(stored).alive().record_id
     for text in (record_id.hex(), record_id.hex()[:12], record_id.hex()[:13], f" {record_id.hex()[:12].upper()} "):
         assert operations.find_record(stored, text).record_id == record_id
@@ -90,7 +90,7 @@ def test_each_backend_finds_a_record_by_its_beginning(stored: Backend) -> None:
 
 
 def test_a_beginning_of_several_records_names_them(backend: Backend, maker: Maker) -> None:
-    """P-11: with more digits one of them is found."""
+    """P-11: more digits identify one of them."""
     first, second = b"\xab" * 31 + b"\x01", b"\xab" * 31 + b"\x02"
     for record_id in (first, second):
         maker.lease(record_id=record_id)
@@ -102,7 +102,7 @@ def test_a_beginning_of_several_records_names_them(backend: Backend, maker: Make
 
 @pytest.mark.parametrize("text", ["", "abc", "order-42", "0" * 65, "xyzxyz"])
 def test_what_is_no_record_id_is_refused_before_any_call(text: str) -> None:
-    """P-11: the message says what one looks like."""
+    """P-11: the message shows an example."""
 
     class NoCalls(MemoryBackend):
         def ids(self, prefix: bytes = b"") -> None:  # type: ignore[override]  # it is never called
@@ -113,7 +113,7 @@ def test_what_is_no_record_id_is_refused_before_any_call(text: str) -> None:
 
 
 class _OneUnreadable(MemoryBackend):
-    """One record is of a newer version."""
+    """A backend with one record of a newer version."""
 
     newer = b""
 
@@ -131,7 +131,7 @@ class _OneUnreadable(MemoryBackend):
 
 
 def test_a_record_of_a_newer_version_hides_no_other(clock: ManualClock) -> None:
-    """P-10, P-16: it is counted, and the rest is listed once."""
+    """P-10, P-16: it is counted, and the others are listed once."""
     backend = _OneUnreadable(clock=clock)
     maker = Maker(backend)
     leases = [maker.alive() for _ in range(3)]

@@ -1,4 +1,4 @@
-"""From a key and what is known of its caller to the record: by policies, by rules of routes, and in the backend."""
+"""From a key and its caller to the record: by policies, by rules of routes, and in the backend."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _id(
     path: bytes = b"/",
     method: str = "POST",
 ) -> str:
-    """The id that a request has."""
+    """The id of the record that a request makes."""
     request = Request(method, path, b"", headers, None)
     return record_id(caller_scope(request, identity, KEY, policy), KEY, request, policy).hex()
 
@@ -70,14 +70,14 @@ CALLERS: dict[str, tuple[dict[str, Any], dict[str, Any], Identity, tuple[tuple[b
 
 @pytest.mark.parametrize("name", CALLERS)
 def test_a_record_is_located_as_a_request_locates_it(name: str) -> None:
-    """P-03, O-14: every kind of caller, in tenants, on hosts, with a name and a secret."""
+    """P-03, O-14: every kind of caller, with tenants, hosts, application names and secrets."""
     fields, who, identity, headers = CALLERS[name]
     policy = IdempotencyPolicy(**fields)
     assert _ids(policy, **who)[0] == _id(policy, identity, *headers)
 
 
 def test_the_result_of_a_scope_callable_names_the_caller() -> None:
-    """P-03: it is not called, since there is no request."""
+    """P-03: the callable is not called, since there is no request."""
     policy = IdempotencyPolicy(scope=lambda request: "org-1")
     assert _ids(policy, scope="org-1") == [_id(policy, Identity(None))]
     with pytest.raises(operations.CallerNeeded, match="scope=") as refused:
@@ -88,7 +88,7 @@ def test_the_result_of_a_scope_callable_names_the_caller() -> None:
 
 
 def test_a_user_may_be_known_by_the_session_alone() -> None:
-    """P-03: so those records are named as well, after that of the framework's user."""
+    """P-03: those records are listed too, after that of the framework's user."""
     located = operations.locate(IdempotencyPolicy(session_identity=("uid",)), KEY, user="7")
     assert [each.caller for each in located] == ["user", "session uid"]
     policy = IdempotencyPolicy(session_identity=("uid",))
@@ -96,7 +96,7 @@ def test_a_user_may_be_known_by_the_session_alone() -> None:
 
 
 def test_another_application_name_may_be_given() -> None:
-    """P-03: of a service whose policy is not at hand."""
+    """P-03: for a service whose policy cannot be imported."""
     assert _ids(IdempotencyPolicy(), user="7", application="shop") == [
         each.record for each in operations.locate(IdempotencyPolicy(application="shop"), KEY, user="7")
     ]
@@ -104,7 +104,7 @@ def test_another_application_name_may_be_given() -> None:
 
 @pytest.mark.parametrize(("key", "words"), [("", "empty"), ("k" * 300, "255"), ('"a', "RFC 9651"), ("short", "16")])
 def test_what_is_no_key_is_refused(key: str, words: str) -> None:
-    """P-03: as a request with it is, and an anonymous caller has no short one."""
+    """P-03: as in a request; a short key needs a caller."""
     with pytest.raises(KeyRejected, match=words):
         operations.locate(IdempotencyPolicy(), key)
 
@@ -186,7 +186,7 @@ PLAIN, PAYMENTS = IdempotencyPolicy(), IdempotencyPolicy(application="payments")
 
 @pytest.mark.parametrize("name", APPLICATIONS)
 def test_the_rule_of_a_route_counts_where_its_path_is_given(name: str) -> None:
-    """P-03: and without a path each route's record may be the one."""
+    """P-03: without a path, each route's record is a candidate."""
     app = APPLICATIONS[name]()
     credentials = {"authorization": "Bearer a"}
     sent = (b"authorization", b"Bearer a")
@@ -199,7 +199,7 @@ def test_the_rule_of_a_route_counts_where_its_path_is_given(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["starlette", "fastapi", "flask"])
 def test_a_path_that_no_route_covers_is_an_error(name: str) -> None:
-    """P-03: it says which."""
+    """P-03: the error names the path."""
     with pytest.raises(ConfigurationError, match="POST /api/nothing is covered by no route"):
         operations.locate(APPLICATIONS[name](), KEY, method="POST", path="/api/nothing")
 
@@ -219,12 +219,12 @@ def test_an_applications_object_in_django_is_its_handler() -> None:
 
 
 def test_an_adapters_object_is_an_application_too() -> None:
-    """P-03: of a framework that has no adapter here."""
+    """P-03: for a framework without an adapter of its own."""
     assert _ids(adapter.Adapter("memory://", application="payments"), user="7")[0] == _id(PAYMENTS, Identity("7"))
 
 
 def test_what_is_not_protected_is_an_error() -> None:
-    """P-03: it says what to name, and two middlewares are not one."""
+    """P-03: the error says what to name; two middlewares are ambiguous."""
     with pytest.raises(ConfigurationError, match="object is protected by no"):
         operations.locate(object(), KEY)
     twice = Starlette(routes=[Mount("/a", _asgi()), Mount("/b", _asgi())])
@@ -238,7 +238,7 @@ def test_what_is_not_protected_is_an_error() -> None:
 def _claimed(
     backend: MemoryBackend, number: int, caller: str, key: str = KEY, policy: IdempotencyPolicy = PLAIN
 ) -> bytes:
-    """A record of a caller, made as a request makes it."""
+    """A record of a caller, as a request makes it."""
     from open_idempotency._core.keys import key_of
 
     request = Request("POST", b"/", b"", [], None)
@@ -250,7 +250,7 @@ def _claimed(
 
 
 def test_a_key_that_one_caller_used_is_found_by_itself() -> None:
-    """P-04: nobody has to know the caller."""
+    """P-04: without knowing the caller."""
     backend = MemoryBackend()
     mine = _claimed(backend, 1, "user:7")
     _claimed(backend, 2, "user:8", key="another key of at least 16")
@@ -271,7 +271,7 @@ def test_a_key_that_several_callers_used_lists_them_and_asks_whose() -> None:
 
 
 def test_a_key_without_a_record_is_an_error_that_says_where_it_was_looked_for() -> None:
-    """P-04: with the beginning of each id that was tried."""
+    """P-04: with the beginning of each candidate id."""
     with pytest.raises(operations.RecordUnknown, match=r"looked for [0-9a-f]{12} \(credentials\)"):
         operations.find_key(MemoryBackend(), PLAIN, KEY, authorization="Bearer a")
     with pytest.raises(operations.RecordUnknown, match="never used"):
@@ -279,7 +279,7 @@ def test_a_key_without_a_record_is_an_error_that_says_where_it_was_looked_for() 
 
 
 def test_a_record_of_an_earlier_version_is_found_by_its_anonymous_caller() -> None:
-    """P-04: it does not say which key it stands for."""
+    """P-04: such a record does not contain its key."""
     backend = MemoryBackend()
     located = operations.locate(PLAIN, KEY)[0]
     backend.claim(Claim(located.record_id, b"f", b"o" * 16, 30.0, 60.0))
@@ -287,7 +287,7 @@ def test_a_record_of_an_earlier_version_is_found_by_its_anonymous_caller() -> No
 
 
 def test_the_records_of_a_caller_are_found_by_what_names_it() -> None:
-    """P-05: whatever the key, and no other caller's."""
+    """P-05: for all keys, and no other caller's records."""
     backend = MemoryBackend()
     mine = {_claimed(backend, number, "user:7", f"key number {number:08}") for number in range(3)}
     _claimed(backend, 9, "user:8")
@@ -298,6 +298,6 @@ def test_the_records_of_a_caller_are_found_by_what_names_it() -> None:
 
 
 def test_what_is_known_of_a_caller_is_not_shown() -> None:
-    """P-05: credentials stay out of what prints or logs it."""
+    """P-05: no output or log contains credentials."""
     who = operations.Who(authorization="Bearer secret", headers={"X-API-Key": "secret"})
     assert "secret" not in repr(who)

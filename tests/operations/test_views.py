@@ -1,4 +1,4 @@
-"""A view explains a record, and shows nothing that a client has sent or was sent unless it is asked for."""
+"""A view explains a record, and shows clients' data only on request."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read(backend: Backend, lease: Lease) -> Record:
 
 
 def test_bodies_are_shown_only_where_they_are_asked_for(backend: Backend, maker: Maker, clock: ManualClock) -> None:
-    """P-12: neither the response, nor its headers, nor the values of stages."""
+    """P-12: the response, its headers, and the values of stages."""
     lease = maker.lease()
     maker.save(lease, value("token", f'"{SECRET}"'))
     frame = encode_response(Response(201, [(b"x-token", SECRET.encode())], SECRET.encode()))
@@ -51,12 +51,12 @@ def test_a_body_that_is_no_text_is_base64(backend: Backend, maker: Maker, clock:
 
 @pytest.fixture
 def policy() -> IdempotencyPolicy:
-    """A policy that encrypts."""
+    """A policy with encryption."""
     return IdempotencyPolicy(encryption=EncryptionKeys({"2026": new_key()}))
 
 
 def _sealed(maker: Maker, policy: IdempotencyPolicy) -> Lease:
-    """An abandoned record with a stage done and one begun, all encrypted."""
+    """An abandoned record with one stage completed and one begun, all encrypted."""
     lease = maker.lease(10.0)
     for stage in (value("token", f'"{SECRET}"'), begun("charge")):
         maker.save(lease, seal_stage(stage, lease, policy))
@@ -66,7 +66,7 @@ def _sealed(maker: Maker, policy: IdempotencyPolicy) -> Lease:
 def test_encrypted_bodies_are_never_shown_without_the_keys(
     backend: Backend, maker: Maker, clock: ManualClock, policy: IdempotencyPolicy
 ) -> None:
-    """P-12: with another key, and with a policy that has none, it is an error that says what to give."""
+    """P-12: with another key or without any, the error says what to provide."""
     lease = maker.lease()
     frame = encode_response(Response(201, [], SECRET.encode()))
     backend.complete(Complete(lease, seal(frame, RESPONSE, lease, policy)))
@@ -89,7 +89,7 @@ def test_encrypted_bodies_are_never_shown_without_the_keys(
 def test_an_encrypted_stage_is_in_doubt_until_the_keys_say_otherwise(
     backend: Backend, maker: Maker, clock: ManualClock, policy: IdempotencyPolicy
 ) -> None:
-    """P-12, P-15: the worse case is shown; it is resolved with the keys alone, and encrypted again."""
+    """P-12, P-15: the worse case is shown; resolving needs the keys, and encrypts the value again."""
     lease = _sealed(maker, policy)
     clock.advance(11)
     record = read(backend, lease)
@@ -122,7 +122,7 @@ def test_each_state_says_what_a_retry_gets(backend: Backend, maker: Maker, clock
 
 
 def test_the_policy_decides_where_it_is_known(backend: Backend, maker: Maker, clock: ManualClock) -> None:
-    """P-11: so the sentence has no "unless"."""
+    """P-11: then the sentence has no "unless"."""
     lease = maker.failed()
     assert "The next retry runs as attempt 2, with 1 stage done." in _explained(
         backend, clock, lease, on_failed="resume"

@@ -1,4 +1,4 @@
-"""The benchmark suite runs and reports; what it measures is asserted nowhere."""
+"""The benchmark suite runs and reports; no measured value is asserted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def test_a_quick_run_of_one_row_prints_its_table_and_writes_its_results(tmp_path: Path) -> None:
-    """One command: the floor, the layer and ours side by side, with the circumstances."""
+    """One command prints the floor, the layer and this package side by side, with the circumstances."""
     command = ["-m", "benchmarks", "--quick", "--rows", "new-key", "--only", "memory", "--out", str(tmp_path)]
     ended = subprocess.run(
         [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
@@ -26,7 +26,7 @@ def test_a_quick_run_of_one_row_prints_its_table_and_writes_its_results(tmp_path
 
 
 def test_expensive_bodies_have_a_table_of_their_own(tmp_path: Path) -> None:
-    """R-10: what a body costs that was made for it is measured with everything else."""
+    """R-10: the cost of a body is measured with everything else."""
     command = ["-m", "benchmarks", "--quick", "--rows", "expensive-bodies", "--out", str(tmp_path)]
     ended = subprocess.run(
         [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False

@@ -1,4 +1,4 @@
-"""What the pages say of the benchmarks is what they measured; the yardstick does its work."""
+"""The pages report the measured benchmark results, and the floor does the whole work."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.docs.pages import ROOT
 
 @pytest.mark.parametrize("page", report.PAGES, ids=lambda page: page.stem)
 def test_the_tables_of_a_page_are_what_the_results_say(page: Path) -> None:
-    """No figure is typed by hand, and none is missing: ``python -m benchmarks.report`` changes nothing."""
+    """The tables on the pages are generated: ``python -m benchmarks.report`` changes nothing."""
     text = page.read_text(encoding="utf-8")
     assert report.written(text, results.FOLDER) == text
     assert "Not measured yet" not in text
 
 
 def test_a_curve_is_drawn_between_its_points() -> None:
-    """Logarithmic axes: equal factors are equal distances."""
+    """On logarithmic axes: equal factors are equal distances."""
     points = [svg.Point(x, y, y, y) for x, y in ((1, 10), (10, 100), (100, 1_000))]
     drawn = svg.curves("title", "x", "y", [svg.Curve("ours", points, 0)])
     line = drawn.split('polyline points="')[1].split('"')[0]
@@ -35,7 +35,7 @@ def test_a_curve_is_drawn_between_its_points() -> None:
 
 @pytest.mark.parametrize("backend", ["memory", "sqlite-full"])
 def test_the_floor_runs_a_request_once(backend: BackendName, tmp_path: Path) -> None:
-    """A yardstick that did less than the work would flatter nobody but itself."""
+    """The floor does the work of the package, so that comparing with it is fair."""
     calls = calls_for(backend, f"sqlite:///{tmp_path}/floor.db?synchronous=full")
     record_id, first, other = b"r" * 32, b"f" * 32, b"g" * 32
     assert calls.claim(record_id, first, b"one") is None
@@ -49,7 +49,7 @@ def test_the_floor_runs_a_request_once(backend: BackendName, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("word", [r"\b[Cc]olou?r(s|ed|less)?\b", r"(?i)answer", r"\btold\b|\btells?\b"])
 def test_the_benchmarks_keep_away_from_the_words_that_were_taken_out_of_them(word: str) -> None:
-    """sync and async; response; report, log: as in the package."""
+    """The standard terms are sync and async, response, report and log, as in the package."""
     found = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
         for path in sorted((ROOT / "benchmarks").rglob("*.py"))

@@ -1,4 +1,4 @@
-"""The comparison finds the faults that an application has, and none in this package; its page and its results agree."""
+"""The comparison finds faults in wrong applications, and none in this package; its page agrees with its results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _verdicts(make: str, *names: str, style: Style = "wsgi") -> dict[str, str]:
 
 @pytest.mark.parametrize(("framework", "style"), [("flask", "wsgi"), ("fastapi", "asgi")])
 def test_this_package_passes_in_every_scenario_but_those_that_need_a_server(framework: str, style: Style) -> None:
-    """The same questions as for the peers; the whole run asks them on Redis, with a killed worker."""
+    """The same scenarios as for other packages; the whole run uses Redis and kills a worker."""
     replayed = "status, bytes, headers; marked `idempotent-replayed`"
     expected = {
         "replay": replayed,
@@ -80,13 +80,13 @@ _FAULTS: Mapping[str, Mapping[str, str]] = {
 
 @pytest.mark.parametrize("name", _FAULTS)
 def test_the_scenarios_find_the_faults_of_an_application_that_is_protected_wrongly(name: str) -> None:
-    """A verdict that nothing could change would say nothing."""
+    """The scenarios can fail."""
     expected = _FAULTS[name]
     assert _verdicts(f"tests.support.wrong_apps:{name}", *expected) == expected
 
 
 def test_a_scenario_that_cannot_be_asked_says_why() -> None:
-    """Without starting anything."""
+    """Without starting a server."""
     make = "tests.support.wrong_apps:does_not_start"
     subject = Subject("open-idempotency", "Flask", make, "wsgi", "memory", not_applicable={"streamed": "no body"})
     with Rig(subject) as rig:
@@ -94,7 +94,7 @@ def test_a_scenario_that_cannot_be_asked_says_why() -> None:
 
 
 def test_the_results_have_every_subject_and_every_scenario_and_none_that_did_not_run() -> None:
-    """``tox -e compare`` writes them; the page is held against them with the other pages of figures."""
+    """``tox -e compare`` writes them; another test compares them with the page."""
     stored = results.read(results.FOLDER, "comparison")
     assert stored is not None
     rows = stored["results"]
@@ -107,7 +107,7 @@ def test_the_results_have_every_subject_and_every_scenario_and_none_that_did_not
 
 
 def test_the_results_are_those_of_the_versions_that_are_pinned() -> None:
-    """A peer's new release is a new run."""
+    """A new release of a package needs a new run."""
     stored = results.read(results.FOLDER, "comparison")
     assert stored is not None
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("bench-peers = [")[2].partition("\n]")[0]
@@ -118,7 +118,7 @@ def test_the_results_are_those_of_the_versions_that_are_pinned() -> None:
 
 
 def test_the_page_describes_every_peer_with_its_version_and_says_when_it_was_measured() -> None:
-    """A row that has no peer, or a peer without a paragraph, is one that somebody forgot."""
+    """Each package has a row and a paragraph."""
     stored = results.read(results.FOLDER, "comparison")
     assert stored is not None
     page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")

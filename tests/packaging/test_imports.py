@@ -1,4 +1,4 @@
-"""What importing costs: the package alone loads nothing optional, and every module can be imported by itself."""
+"""The cost of imports: the package loads nothing optional, and every module can be imported by itself."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest
 
 import open_idempotency
 
-#: optional or costly: none of them may come with the package, nor with its core
+#: optional or slow to import: the package and its core must import none of them
 OPTIONAL = {
     "asyncio", "trio", "anyio", "redis", "sqlite3", "pydantic", "starlette", "fastapi", "flask", "werkzeug", "django",
     "sqlalchemy", "cryptography", "prometheus_client", "opentelemetry", "orjson", "multiprocessing",
     "tempfile", "ssl", "socket",
 }  # fmt: skip
-#: what a module needs besides the base install; it may load that and nothing else of this list
+#: packages outside of the base install; a module may load only its own ones (``ALLOWED``)
 FRAMEWORKS = (
     "redis",
     "starlette",
@@ -46,7 +46,7 @@ ALLOWED = {
     "open_idempotency.ledger.on_psycopg": {"psycopg"},
     "open_idempotency.ledger.on_sqlalchemy": {"sqlalchemy"},
     "open_idempotency.starlette": {"starlette", "anyio"},
-    # FastAPI does so with OpenTelemetry
+    # FastAPI imports OpenTelemetry by itself too
     "open_idempotency.fastapi": {"fastapi", "starlette", "anyio", "pydantic", "opentelemetry"},
     "open_idempotency.flask": {"flask"},
     "open_idempotency._flask": {"flask"},
@@ -57,11 +57,11 @@ ALLOWED = {
     "open_idempotency.telemetry._opentelemetry": {"opentelemetry"},
     "open_idempotency.telemetry._prometheus": {"prometheus_client"},
 }
-#: run by an installed server or framework, or started as a program; not importable modules of ours
+#: loaded by an installed server or framework, or run as programs; not for import
 PROGRAMS = {"open_idempotency.__main__"}
 #: Django reads its settings while these are imported
 NEEDS_SETTINGS = "open_idempotency.django"
-# pytest is what the shipped suite is for
+# the contract suite needs pytest
 SUITE = "open_idempotency.conformance"
 
 MODULES = sorted(
@@ -72,7 +72,7 @@ MODULES = sorted(
 
 
 def group_of(module: str) -> str:
-    """The part of the package that a module belongs to: one that needs an extra, a subpackage, or the top."""
+    """The part of the package of a module: one with an extra, a subpackage, or the top."""
     for prefix in (*ALLOWED, SUITE):
         if f"{module}.".startswith(f"{prefix}."):
             return prefix
@@ -81,7 +81,7 @@ def group_of(module: str) -> str:
 
 
 def loaded_by(statement: str) -> set[str]:
-    """The top-level modules that a fresh interpreter has loaded after a statement."""
+    """The top-level modules that a statement loads in a new interpreter."""
     code = f"{statement}\nimport json, sys\nprint(json.dumps(sorted({{m.partition('.')[0] for m in sys.modules}})))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -109,7 +109,7 @@ for name in sys.argv[1:]:
 
 
 def loaded_by_each(setup: str, modules: Sequence[str]) -> dict[str, set[str]]:
-    """For each module what an interpreter has loaded that imported it alone, after ``setup``."""
+    """For each module, what importing it alone loads after ``setup``."""
     command = [sys.executable, "-c", f"{setup}\n{EACH}", *modules]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -120,31 +120,31 @@ def loaded_by_each(setup: str, modules: Sequence[str]) -> dict[str, set[str]]:
 
 @pytest.fixture(scope="module")
 def bare() -> set[str]:
-    """What an interpreter loads by itself, ``json`` and the environment's start-up files included."""
+    """What an interpreter loads at its start, with ``json`` and the environment's start-up files."""
     return loaded_by("")
 
 
 def test_the_package_loads_no_framework_client_library_or_event_loop(bare: set[str]) -> None:
-    """Speed and size: ``__init__`` imports nothing optional."""
+    """``__init__`` imports nothing optional."""
     assert (loaded_by("import open_idempotency") - bare) & OPTIONAL == set()
 
 
 def test_an_engine_over_the_memory_backend_loads_no_framework_or_event_loop(bare: set[str]) -> None:
-    """An adapter costs what it uses."""
+    """A sync engine needs neither."""
     engine = "from open_idempotency._engine.engine import Engine\nEngine('memory://', None, {}, threads=True)"
     assert (loaded_by(engine) - bare) & OPTIONAL == set()
 
 
 def test_asking_for_the_running_loop_loads_none(bare: set[str]) -> None:
-    """A blocking stage in a process without an event loop."""
+    """A sync stage in a process without an event loop."""
     ask = "from open_idempotency._runtime.loops import current_library\nassert current_library() is None"
     assert (loaded_by(ask) - bare) & {"asyncio", "trio"} == set()
 
 
 @pytest.mark.parametrize("group", sorted({group_of(name) for name in MODULES} - {NEEDS_SETTINGS, SUITE}))
 def test_each_module_can_be_imported_by_itself_and_loads_no_other_framework(group: str) -> None:
-    """Backends and adapters never import each other; no import cycle depends on who comes first."""
-    # What a module may load is loaded once for its whole group, to save time.
+    """Backends and adapters never import each other; there is no import cycle."""
+    # The packages that a group may load are loaded once for the group, to save time.
     setup = "".join(f"import {name}\n" for name in ALLOWED.get(group, ()))
     loaded = loaded_by_each(setup, [name for name in MODULES if group_of(name) == group])
     surplus = {name: (frameworks & set(FRAMEWORKS)) - ALLOWED.get(group, set()) for name, frameworks in loaded.items()}
@@ -152,7 +152,7 @@ def test_each_module_can_be_imported_by_itself_and_loads_no_other_framework(grou
 
 
 def test_each_django_module_can_be_imported_by_itself_once_there_are_settings() -> None:
-    """The names that users import."""
+    """The modules that users import."""
     apps = [*(f"django.contrib.{name}" for name in ("contenttypes", "auth", "admin")), "open_idempotency.django"]
     settings = f"INSTALLED_APPS={apps}, IDEMPOTENCY_BACKEND='memory://'"
     setup = f"import django\nfrom django.conf import settings\nsettings.configure({settings})\ndjango.setup()"
@@ -165,14 +165,14 @@ def test_each_django_module_can_be_imported_by_itself_once_there_are_settings() 
 
 @pytest.mark.parametrize("name", open_idempotency.__all__)
 def test_every_public_name_is_there_and_documented(name: str) -> None:
-    """Docstrings on all public things."""
+    """Every public name has a docstring."""
     public = getattr(open_idempotency, name)
     assert (public.__doc__ or type(public).__doc__ or "").strip()
 
 
 @pytest.mark.parametrize("name", ["idem", "IdempotencyPolicy", "open_backend"])
 def test_the_names_that_users_import_are_public(name: str) -> None:
-    """ "keep these names"."""
+    """These names must not change."""
     assert name in open_idempotency.__all__
 
 
@@ -186,13 +186,13 @@ ADAPTERS: Sequence[tuple[str, Sequence[str]]] = [
 
 @pytest.mark.parametrize(("module", "names"), ADAPTERS, ids=[row[0] for row in ADAPTERS])
 def test_the_names_that_users_import_are_in_each_adapter(module: str, names: Sequence[str]) -> None:
-    """ "keep these names"."""
+    """These names must not change."""
     adapter = importlib.import_module(module)
     assert [name for name in names if not hasattr(adapter, name)] == []
 
 
 def test_the_names_that_users_import_are_in_the_django_adapter() -> None:
-    """ "keep these names"; in a process of its own, since settings are made once."""
+    """These names must not change. In a separate process, since settings are made once."""
     names = "IdempotencyMiddleware, idempotent, exempt"
     assert "django" in loaded_by(
         "from django.conf import settings\nsettings.configure(IDEMPOTENCY_BACKEND='memory://')\n"
@@ -201,7 +201,7 @@ def test_the_names_that_users_import_are_in_the_django_adapter() -> None:
 
 
 def test_all_modules_were_found() -> None:
-    """The tests above stand on it."""
+    """The tests above depend on the list of modules."""
     assert {"open_idempotency.idem", "open_idempotency._core.decisions", "open_idempotency.backends.redis.backend"} < {
         *MODULES
     }
@@ -240,7 +240,7 @@ def _said(code: str, module: str, words: str) -> str:
 def test_a_library_that_lacks_something_of_its_own_is_reported_with_what_to_do(
     url: str, module: str, words: str, hint: str
 ) -> None:
-    """Bad input: a missing extra names the install command, whatever is missing of it."""
+    """Bad input: a missing extra names the install command, even if only a dependency is missing."""
     code = f"""
 from open_idempotency import ConfigurationError, open_backend
 try:

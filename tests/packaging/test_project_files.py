@@ -1,4 +1,4 @@
-"""The files around the code agree with each other: workflows, classifiers, tox, the lock file, the README's links."""
+"""The project files agree with each other: workflows, classifiers, tox, the lock file, the README's links."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.docs.pages import REPOSITORY, ROOT, links
 
 if sys.version_info >= (3, 11):
     import tomllib
-else:  # the standard library has none there; pytest needs this one
+else:  # pytest needs it where the standard library has no tomllib
     import tomli as tomllib
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 YAML = [*(ROOT / ".github").rglob("*.yml"), ROOT / ".pre-commit-config.yaml", ROOT / ".readthedocs.yaml"]
-#: where the lock file may say that files come from
+#: the only address of files in the lock file
 PUBLIC = re.compile(r"https://files\.pythonhosted\.org/packages/")
 
 
@@ -64,12 +64,12 @@ def _supported() -> list[str]:
 
 @pytest.mark.parametrize("path", YAML, ids=lambda path: path.name)
 def test_every_yaml_file_can_be_read(path: Path) -> None:
-    """A file with a mistake would be ignored by who reads it, in silence."""
+    """A file with a syntax error would be ignored silently."""
     assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
 
 
 def test_the_workflows_run_environments_that_tox_has() -> None:
-    """They run all that a change has to pass: both parts of what ``tox`` does, in jobs of their own, and more."""
+    """CI runs both parts of ``tox`` in separate jobs, and more."""
     tox = _tox()
     known = {name.partition(":")[2] for name in tox.sections() if name.startswith("testenv:")} | {"py"}
     run = {name for _, job in _jobs() for name in _environments(job)}
@@ -78,14 +78,14 @@ def test_the_workflows_run_environments_that_tox_has() -> None:
 
 
 def test_the_pythons_of_the_workflow_are_those_of_the_classifiers() -> None:
-    """One that the classifiers do not name is an experiment, and its failure does not fail the run."""
+    """A version outside of the classifiers is an experiment, whose failure does not fail the run."""
     matrix = _workflow(ROOT / ".github" / "workflows" / "ci.yml")["jobs"]["tests"]["strategy"]["matrix"]
     assert matrix["python"] == _supported()
     assert all(extra["experimental"] and extra["python"] not in _supported() for extra in matrix["include"])
 
 
 def test_the_oldest_python_is_said_once() -> None:
-    """In requires-python, the classifiers, and what ruff, mypy and pyright check for."""
+    """requires-python, the classifiers, ruff, mypy and pyright agree."""
     project = _project()
     oldest = _supported()[0]
     assert project["project"]["requires-python"] == f">={oldest}"
@@ -95,7 +95,7 @@ def test_the_oldest_python_is_said_once() -> None:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_a_workflow_may_only_read(path: Path) -> None:
-    """What a job needs more it asks for itself; none but the one that publishes does."""
+    """A job requests further permissions itself; only the publishing one does."""
     workflow = _workflow(path)
     assert workflow["permissions"] == {"contents": "read"}
     asking = {name: job["permissions"] for name, job in workflow["jobs"].items() if "permissions" in job}
@@ -110,7 +110,7 @@ def test_every_action_is_pinned_by_commit() -> None:
 
 
 def test_what_publishes_runs_none_of_our_code_and_has_no_secret() -> None:
-    """The job that may publish takes files that another job built, in an environment that a person opens."""
+    """The publishing job takes files that another job built, in an environment that a person approves."""
     publish = _workflow(ROOT / ".github" / "workflows" / "release.yml")["jobs"]["publish"]
     assert publish["environment"]["name"] == "pypi"
     assert set(publish["needs"]) == {"ci", "build"}
@@ -119,7 +119,7 @@ def test_what_publishes_runs_none_of_our_code_and_has_no_secret() -> None:
 
 
 def test_the_lock_file_names_public_files_with_their_hashes() -> None:
-    """Nothing in it is from an index that others do not have."""
+    """Every file is on a public index."""
     lock = tomllib.loads((ROOT / "pylock.toml").read_text(encoding="utf-8"))
     for package in lock["packages"]:
         files = [*package.get("wheels", []), *([package["sdist"]] if "sdist" in package else [])]
@@ -130,7 +130,7 @@ def test_the_lock_file_names_public_files_with_their_hashes() -> None:
 
 @pytest.mark.parametrize("group", ["test", "check", "docs"])
 def test_the_lock_file_has_what_a_group_asks_for(group: str) -> None:
-    """`tox -e lock` makes it anew after a change."""
+    """`tox -e lock` updates it after a change."""
     groups = _project()["dependency-groups"]
     lock = tomllib.loads((ROOT / "pylock.toml").read_text(encoding="utf-8"))
     locked = {package["name"] for package in lock["packages"]}
@@ -144,14 +144,14 @@ def test_the_lock_file_has_what_a_group_asks_for(group: str) -> None:
 
 
 def test_the_readme_has_no_relative_link() -> None:
-    """A package index shows it too, and knows nothing of the files beside it."""
+    """A package index shows it without the other files."""
     found = links((ROOT / "README.md").read_text(encoding="utf-8"))
     assert [link for link in found if not link.target.startswith(("https://", "#"))] == []
     assert any(link.target.startswith(REPOSITORY) for link in found)
 
 
 def test_the_addresses_of_the_project_are_one() -> None:
-    """In the metadata, in the README's links and in the templates."""
+    """The metadata, the README's links and the templates agree."""
     urls = _project()["project"]["urls"]
     assert urls["Source"] == REPOSITORY.partition("/blob/")[0]
     assert all(url.startswith(urls["Source"]) or "readthedocs.io" in url for url in urls.values())
@@ -163,7 +163,7 @@ def test_the_addresses_of_the_project_are_one() -> None:
 
 
 def test_the_lower_bounds_of_the_extras_are_what_is_tested() -> None:
-    """Each extra allows what `tox -e lowest` has, and nothing older; the docs have the same numbers."""
+    """Each extra allows the releases of `tox -e lowest`, and no older ones; the docs have the same numbers."""
     project = _project()
     pinned = dict(line.split("==") for line in project["dependency-groups"]["lowest"] if "==" in line)
     extras = [line for lines in project["project"]["optional-dependencies"].values() for line in lines]

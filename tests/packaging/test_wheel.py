@@ -1,4 +1,4 @@
-"""The built wheel: everything that is needed at run time is in it, and nothing else is asked for."""
+"""The built wheel: it has everything that is needed at run time, and requires nothing else."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def test_scripts_and_statements_are_in_the_wheel(wheel: zipfile.ZipFile, kind: s
 
 
 def test_nothing_but_the_package_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
-    """Tests, examples and benchmarks stay at home."""
+    """Tests, examples and benchmarks are not shipped."""
     tops = {name.partition("/")[0] for name in wheel.namelist()}
     assert tops == {"open_idempotency", next(top for top in tops if top.endswith(".dist-info"))}
 
 
 def test_the_base_install_depends_on_http_sf_alone(wheel: zipfile.ZipFile) -> None:
-    """RFC 9651 by its editor, and nothing else."""
+    """http-sf parses RFC 9651."""
     required = metadata(wheel).get_all("Requires-Dist") or []
     base = [line for line in required if "extra ==" not in line]
     assert [line.partition(">")[0].strip() for line in base] == ["http-sf"]
@@ -74,5 +74,5 @@ def test_the_oldest_python_and_the_licence_are_reported(wheel: zipfile.ZipFile) 
 
 
 def test_the_version_of_the_wheel_is_the_packages_own(wheel: zipfile.ZipFile) -> None:
-    """One version, said twice."""
+    """The two places of the version agree."""
     assert metadata(wheel)["Version"] == open_idempotency.__version__

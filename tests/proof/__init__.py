@@ -1,8 +1,8 @@
-"""The proof of S-05 and S-06: Valkey holds the records, PostgreSQL the rows, and workers die or freeze at every point.
+"""The proof of S-05 and S-06: records in Valkey, rows in PostgreSQL; workers die or freeze at every point.
 
-A cell is a point, what stops the worker there, and whether the records are lost as well. ``OI_TEST_PROOF=full``
-(``tox -e proof``) takes a thousand keys for each cell, which the six forms share; a number takes that many keys of each
-form; the default, which ``tox -e full`` runs, takes two.
+A cell is a point, what stops the worker there, and whether the records are lost as well. ``OI_TEST_PROOF=full`` (``tox
+-e proof``) takes a thousand keys for each cell, which the six forms share; a number takes that many keys of each form;
+the default, which ``tox -e full`` runs, takes two.
 """
 
 from __future__ import annotations

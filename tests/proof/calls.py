@@ -1,6 +1,6 @@
-"""One request to an application in this process, as a server makes it; and the client that retries until it is served.
+"""One request to an application in this process, as a server makes it; and a client that retries.
 
-A trap stands on the outer side of the application: before the claim, and where the response would leave.
+A trap is outside of the application: before the claim, and before the response is sent.
 """
 
 from __future__ import annotations

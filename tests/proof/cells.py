@@ -1,6 +1,6 @@
-"""The driver of the proof: it has workers die and freeze, flushes the records, retries, and counts what is there.
+"""The driver of the proof: it kills and freezes workers, flushes the records, retries, and counts the rows.
 
-A batch is proved at once. Its keys belong to cells, which are a point and what happens to the worker there.
+It proves a batch of keys at once. Each key belongs to a cell: a point, and what happens to the worker there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RETRIES = 64
 PROCESSES = 2
 #: requests that die or freeze together
 GROUP = 10
-#: requests that wait for their death at the same moment, each with a connection, of which PostgreSQL has a hundred
+#: concurrent requests that wait to be killed; each has one of PostgreSQL's hundred connections
 AT_ONCE = 30
 #: seconds for each step of a call; five of them have to fit into a lease
 TIMEOUT = 0.25
@@ -41,14 +41,14 @@ _ORDERS = "CREATE TABLE orders (name varchar(80) NOT NULL, number varchar(80) NO
 
 
 class Cell(NamedTuple):
-    """Where workers are stopped: SIGKILL, or SIGSTOP until a lease has passed."""
+    """Where and how workers are stopped: SIGKILL, or SIGSTOP until a lease has passed."""
 
     point: str
     stop: signal.Signals = signal.SIGKILL
 
 
 class Served(NamedTuple):
-    """What the clients of one key got: bodies of 201, and anything else."""
+    """The responses of one key's clients: the bodies of 201, and all others."""
 
     bodies: Counter[str]
     others: Counter[tuple[int, str]]
@@ -107,49 +107,49 @@ class Site:
         assert line, "the server of workers ended"
         reported = json.loads(line)
         assert "error" not in reported, f"{verb}: {reported['error']}"
-        return reported["answer"]
+        return reported["result"]
 
     def die(self, form: str, groups: list[tuple[Cell, list[str]]]) -> None:
-        """Have workers killed, each at its point with all its keys."""
+        """Kill workers, each at its point with all its keys."""
         for some in _shares(groups, AT_ONCE):
             pids = [self._start(form, keys, len(keys), cell=cell) for cell, keys in some]
             ends = self._ask("end", pids)
             assert ends == [signal.SIGKILL] * len(pids), "a worker did not come to its point"
 
     def freeze(self, form: str, groups: list[tuple[Cell, list[str]]]) -> list[int]:
-        """Have workers stop themselves, each at its point with all its keys."""
+        """Freeze workers, each at its point with all its keys."""
         pids = [self._start(form, keys, len(keys), cell=cell) for cell, keys in groups]
         self._ask("stopped", pids)
         return pids
 
     def thaw(self, pids: list[int]) -> None:
-        """Let them go on."""
+        """Continue frozen workers."""
         self._ask("thaw", pids)
 
     def served(self, pids: list[int], into: dict[str, Served]) -> None:
-        """Add what the clients of these workers got."""
-        for answers in self._ask("end", pids):
-            for key, status, body in answers:
+        """Add the responses of these workers' clients."""
+        for responses in self._ask("end", pids):
+            for key, status, body in responses:
                 if status == 201:
                     into[key].bodies[body] += 1
                 else:
                     into[key].others[status, body] += 1
 
     def storm(self, form: str, keys: list[str]) -> list[int]:
-        """Every key is retried ``RETRIES`` times at once."""
+        """Retry every key ``RETRIES`` times concurrently."""
         share = RETRIES // PROCESSES
         return [self._start(form, keys, share, share) for _ in range(PROCESSES)]
 
     # The servers
 
     def flush(self) -> None:
-        """Every record is lost."""
+        """Delete every record."""
         with self._records.connect() as client:
             client.flushall()
 
     @contextmanager
     def flushing(self) -> Iterator[None]:
-        """Records are lost again and again while the block runs."""
+        """Delete the records again and again within the block."""
         over = threading.Event()
 
         def flush() -> None:
@@ -169,7 +169,7 @@ class Site:
             thread.join(PATIENCE)
 
     def wait_for_the_frozen(self) -> None:
-        """Return when a retry waits for the row that a frozen worker has locked."""
+        """Wait until a retry waits for the row lock of a frozen worker."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             if self._rows.query(_WAITING[self._rows.dialect])[0][0]:
@@ -187,23 +187,23 @@ class Site:
 
 
 def new_served() -> dict[str, Served]:
-    """Nobody has got anything."""
+    """No responses yet."""
     return defaultdict(lambda: Served(Counter(), Counter()))
 
 
-def wrong(orders: dict[str, list[str]], served: dict[str, Served], answers: int) -> dict[str, str]:
-    """What does not hold, by key: one row, and for every client a response with its number, equal to the byte."""
+def wrong(orders: dict[str, list[str]], served: dict[str, Served], responses: int) -> dict[str, str]:
+    """Violations by key: not exactly one row, or a client without the response that has its number, byte for byte."""
     found: dict[str, str] = {}
     for key, numbers in orders.items():
         bodies, others = served[key]
         if len(numbers) != 1:
             found[key] = f"{len(numbers)} rows"
         elif others:
-            found[key] = f"answered {others}"
+            found[key] = f"got {others}"
         elif len(bodies) != 1 or json.loads(next(iter(bodies))) != {"order": numbers[0]}:
             found[key] = f"row {numbers[0]}, bodies {bodies}"
-        elif bodies.total() < answers:
-            found[key] = f"{bodies.total()} answers"
+        elif bodies.total() < responses:
+            found[key] = f"{bodies.total()} responses"
     return found
 
 
@@ -214,12 +214,12 @@ def groups_of(cell: Cell, count: int) -> list[tuple[Cell, list[str]]]:
 
 
 def keys_of(groups: list[tuple[Cell, list[str]]]) -> list[str]:
-    """All of them."""
+    """All keys of these groups."""
     return [key for _, keys in groups for key in keys]
 
 
 def _shares(groups: list[tuple[Cell, list[str]]], most: int) -> Iterator[list[tuple[Cell, list[str]]]]:
-    """The groups in order, as many together as have ``most`` keys."""
+    """The groups in order, in lists of at most ``most`` keys."""
     share: list[tuple[Cell, list[str]]] = []
     for group in groups:
         if share and len(keys_of([*share, group])) > most:

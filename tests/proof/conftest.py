@@ -1,4 +1,4 @@
-"""Fixtures of the proof: a Valkey that may be flushed, and the server of workers."""
+"""Fixtures of the proof: a Valkey server that may be flushed, and the server of workers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.servers import Server
 
 @pytest.fixture(scope="session")
 def flushed_server() -> Iterator[Server]:
-    """No other test has records there."""
+    """A server without records of other tests."""
     server = Server("valkey").start()
     try:
         yield server
@@ -37,14 +37,14 @@ def _running(records: Server, rows: Database) -> Iterator[Site]:
 
 @pytest.fixture(scope="session")
 def site(flushed_server: Server, postgres18: PostgresServer) -> Iterator[Site]:
-    """The servers of all forms, and what forks their workers."""
+    """The servers of all forms, and the process that forks their workers."""
     with _running(flushed_server, Database(postgres18.create_database(f"proof_{secrets.token_hex(6)}"))) as site:
         yield site
 
 
 @pytest.fixture(scope="session")
 def site_on_mysql(flushed_server: Server) -> Iterator[Site]:
-    """The same with the rows in MariaDB, or MySQL."""
+    """The same site with the rows in MariaDB or MySQL."""
     given = make_url(mariadb_server.url())
     name = f"{given.database}_proof_{secrets.token_hex(6)}"
     Database(mariadb_server.url()).query(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")

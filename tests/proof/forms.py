@@ -1,7 +1,7 @@
-"""The forms that are proved: real applications, each of which makes one order for a key and responds with its number.
+"""The forms under proof: real applications that make one order for a key and respond with its number.
 
-``FORMS`` has a maker for each name. It gets the addresses and a trap, and returns what makes one request: the status
-and the body. Every number is random, so a response that is not the first one's shows.
+``FORMS`` has a maker for each name. A maker gets the addresses and a trap, and returns a function that makes one
+request and returns its status and body. Every number is random, so a second response would differ.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Call = Callable[[str], Result | Awaitable[Result]]
 
 
 class Setting(NamedTuple):
-    """Where the servers are, and where the worker stops."""
+    """The addresses of the servers, and the trap."""
 
     records: str
     database: str
@@ -33,7 +33,7 @@ class Setting(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What every adapter is given."""
+        """The options of every adapter."""
         return {"backend": self.records, "lease": LEASE, "scope": lambda request: "proof"}
 
 
@@ -48,12 +48,12 @@ def _body(number: Any) -> bytes:
 
 
 def stage_in_wsgi(setting: Setting) -> Call:
-    """``idem.stage(tx=)`` on psycopg's connection, in a plain WSGI application."""
+    """``idem.stage(tx=)`` on a psycopg connection, in a plain WSGI application."""
     return _wsgi_with_a_stage(setting, in_transaction=True)
 
 
 def stage_beside(setting: Setting) -> Call:
-    """The same without ``tx=``: what it does when it is killed after COMMIT shows that the proof can fail."""
+    """The same without ``tx=``: a kill after COMMIT repeats its effect, which shows that the proof can fail."""
     return _wsgi_with_a_stage(setting, in_transaction=False)
 
 
@@ -87,7 +87,7 @@ def _wsgi_with_a_stage(setting: Setting, in_transaction: bool) -> Call:
 
 
 def stage_in_asgi(setting: Setting) -> Call:
-    """``idem.stage(tx=)`` on SQLAlchemy's awaited session, in Starlette."""
+    """``idem.stage(tx=)`` on SQLAlchemy's async session, in Starlette."""
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.requests import Request
@@ -116,7 +116,7 @@ def stage_in_asgi(setting: Setting) -> Call:
 
 
 def atomic_in_fastapi(setting: Setting) -> Call:
-    """``idem.atomic`` with SQLAlchemy's awaited session, in FastAPI."""
+    """``idem.atomic`` with SQLAlchemy's async session, in FastAPI."""
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse
 
@@ -204,7 +204,7 @@ FORMS: dict[str, Callable[[Setting], Call]] = {
     "atomic, Django": atomic_in_django,
     "atomic, Django with ATOMIC_REQUESTS": partial(atomic_in_django, atomic_requests=True),
 }
-#: those of them that are on MySQL and MariaDB as well: of each adapter and each library one
+#: forms that run on MySQL and MariaDB too: one for each adapter and each library
 ON_MYSQL = ("stage, AsyncSession in Starlette", "atomic, Session in Flask", "atomic, Django")
 #: not proved: it has the gap
 WITH_A_GAP = "stage without tx, psycopg in WSGI"

@@ -1,4 +1,4 @@
-"""The Django project of the proof, for a process of its own: its settings are made here."""
+"""The Django project of the proof, in a separate process, which configures its settings."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _view_of(trap: Trap) -> Any:
     from open_idempotency.django import idempotent
 
     class Response(HttpResponse):
-        """Is rendered between the row and the ledger's response, as a template would be."""
+        """A response that is rendered between the row and the ledger's response, as a template response is."""
 
         is_rendered = False
 
@@ -77,7 +77,7 @@ def _view_of(trap: Trap) -> Any:
         transaction.on_commit(lambda: trap.at(AFTER_COMMIT))
         return Response(json.dumps({"order": number}), status=201, content_type="application/json")
 
-    def stop_behind_the_answer(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+    def stop_behind_the_response(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         result = execute(sql, params, many, context)
         if "SET response" in sql:  # the last thing that is written
             trap.at(BEFORE_COMMIT)
@@ -86,7 +86,7 @@ def _view_of(trap: Trap) -> Any:
     def view(request: HttpRequest) -> HttpResponse:
         # Within the transaction where ATOMIC_REQUESTS is on; else before the one that atomic=True makes.
         trap.at(AFTER_CLAIM)
-        with connection.execute_wrapper(stop_behind_the_answer):
+        with connection.execute_wrapper(stop_behind_the_response):
             response: HttpResponse = order(request)
         return response
 

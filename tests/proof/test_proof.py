@@ -1,4 +1,4 @@
-"""One row for each key, and one response for each client: whatever kills or freezes the worker or is lost."""
+"""One row for each key, and one response for each client, whatever kills or freezes the worker or deletes records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.proof.traps import AFTER_CLAIM, AFTER_COMMIT, FREEZING_POINTS, POINTS
 
 pytestmark = pytest.mark.timeout(3600 if FULL else 300)
 
-#: keys of a form that are on their way at the same moment
+#: concurrent keys of a form
 _BATCH = 170
 _FROZEN_BATCH = 20
 #: in the full form each cell is a test for each form
@@ -30,7 +30,7 @@ _FROZEN = [
 
 
 def names_of(points: tuple[str, ...]) -> str:
-    """For the test's id."""
+    """The test id."""
     return "; ".join(points) if FULL else "everywhere"
 
 
@@ -73,7 +73,7 @@ def _freeze(site: Site, form: str, points: tuple[str, ...], lost: bool) -> None:
         pids, waiting = site.freeze(form, free), site.freeze(form, locked)
         if lost:
             site.flush()
-        if free:  # nobody has to wait for them
+        if free:  # no retry has to wait for them
             site.served(site.storm(form, keys_of(free)), served)
             site.thaw(pids)
         storm = site.storm(form, keys_of(locked)) if locked else []
@@ -96,12 +96,12 @@ if mariadb_server.IN_USE:
     @pytest.mark.parametrize("points", _FREEZES, ids=names_of)
     @pytest.mark.parametrize("form", ON_MYSQL)
     def test_on_mysql_a_frozen_worker_leaves_one_row(site_on_mysql: Site, form: str, points: tuple[str, ...]) -> None:
-        """S-05, S-06, L-03: others wait for its lock, and it commits, or nothing of it counts."""
+        """S-05, S-06, L-03: retries wait for its lock; it commits, or all of it is rolled back."""
         _freeze(site_on_mysql, form, points, lost=True)
 
 
 def test_without_a_transaction_the_gap_shows(site: Site) -> None:
-    """S-05: what is proved here can fail. A stage that does not commit with the row is done twice."""
+    """S-05: the proof can fail: a stage that does not commit with the row runs twice."""
     groups, served = groups_of(Cell(AFTER_COMMIT), 3), new_served()
     site.die(WITH_A_GAP, groups)
     site.served(site.storm(WITH_A_GAP, keys_of(groups)), served)

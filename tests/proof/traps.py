@@ -1,7 +1,7 @@
-"""The points at which a worker dies or freezes, and the trap that waits there until every request has come.
+"""The points at which a worker dies or freezes, and the trap that waits there until every request has arrived.
 
-So one process takes many keys with it: the last request to arrive sends the signal to its own process. A trap that is
-not set does nothing, which is how the retries run.
+The last request to arrive sends the signal to its own process, so one process takes many keys with it. A trap that is
+not set does nothing; the retries run with such a trap.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ IN_TRANSACTION = "inside the transaction"
 #: everything is written
 BEFORE_COMMIT = "before COMMIT"
 AFTER_COMMIT = "after COMMIT and before the completion"
-AFTER_COMPLETION = "after completion and before the answer"
+AFTER_COMPLETION = "after completion and before the response"
 
 POINTS = (BEFORE_CLAIM, AFTER_CLAIM, IN_TRANSACTION, BEFORE_COMMIT, AFTER_COMMIT, AFTER_COMPLETION)
 #: where a frozen worker is in the middle of its transaction
@@ -39,7 +39,7 @@ class Trap:
         self._thawed_here: asyncio.Event | None = None
 
     def at(self, point: str) -> None:
-        """A request is at a point. Returns when the process has been thawed, where it was frozen here."""
+        """Stop a request at a point. Returns after the process was thawed, if it was frozen here."""
         if point != self._point or self._thawed.is_set():
             return
         if self._arrived():
@@ -48,7 +48,7 @@ class Trap:
             raise TimeoutError(f"not every request came to the point {point!r}")
 
     async def aat(self, point: str) -> None:
-        """The same on an event loop."""
+        """``at`` for an event loop."""
         if point != self._point or self._thawed.is_set():
             return
         self._thawed_here = self._thawed_here or asyncio.Event()
@@ -64,7 +64,7 @@ class Trap:
             return self._size == 0
 
     def _spring(self) -> None:
-        # To this very thread, which then goes no further. Sent to the process, another thread may take the signal while
+        # Sent to this thread, which then stops at once. Sent to the process, another thread may take the signal while
         # this one releases the rest.
         signal.pthread_kill(threading.get_ident(), self._stop)
         self._thawed.set()

@@ -1,9 +1,9 @@
 """A server of workers: it imports everything once, and forks a worker for each job, which it watches.
 
-``python -m tests.proof.worker RECORDS DATABASE``. A line of JSON on stdin is a command, and each gets one line as its
-reply, a line. ``start`` forks a worker for each of its jobs; ``stopped`` waits until workers have stopped themselves,
-``thaw`` lets them go on, ``end`` waits for their ends: the signal that killed each, or what its clients got. One
-thread, so a fork inherits no lock that is held.
+``python -m tests.proof.worker RECORDS DATABASE``. Each line of JSON on stdin is a command, and gets one line as its
+reply. ``start`` forks a worker for each of its jobs; ``stopped`` waits until workers have stopped themselves, ``thaw``
+continues them, ``end`` waits for their ends: the signal that killed each, or the responses of its clients. It has one
+thread, so a fork inherits no held lock.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.proof import FULL, PATIENCE
 from tests.proof.forms import EVERY_FORM, Result, Setting
 from tests.proof.traps import Trap
 
-#: of the client: what it retries, and how long it pauses
+#: statuses that a client retries, and its pause
 RETRIED = frozenset({409, 503})
 _PAUSE = 0.05
 #: seconds that a worker lives
@@ -58,7 +58,7 @@ Response = tuple[str, int, str]
 
 
 class _Job:
-    """Requests that one worker makes at the same moment, or as many of them as it has threads."""
+    """Requests that one worker makes concurrently, as many as it has threads."""
 
     def __init__(self, order: dict[str, Any]) -> None:
         self.make = EVERY_FORM[order["form"]]
@@ -68,7 +68,7 @@ class _Job:
         self.stop = signal.Signals(order["stop"])
 
     def run(self, records: str, database: str) -> list[Response]:
-        """What the clients got, in the order of the requests."""
+        """The clients' responses, in the order of the requests."""
         call = self.make(Setting(records, database, Trap(self.point, len(self.requests), self.stop)))
         if inspect.iscoroutinefunction(getattr(call, "func", call)):
             return asyncio.run(self._arun(call))
@@ -90,7 +90,7 @@ def _retried(call: Any, key: str) -> Response:
     while True:
         status, body = call(key)
         if status not in RETRIED or time.monotonic() > deadline:
-            return _answer(key, (status, body))
+            return _response(key, (status, body))
         time.sleep(_PAUSE * (0.5 + random.random()))
 
 
@@ -99,11 +99,11 @@ async def _aretried(call: Any, key: str) -> Response:
     while True:
         status, body = await call(key)
         if status not in RETRIED or time.monotonic() > deadline:
-            return _answer(key, (status, body))
+            return _response(key, (status, body))
         await asyncio.sleep(_PAUSE * (0.5 + random.random()))
 
 
-def _answer(key: str, result: Result) -> Response:
+def _response(key: str, result: Result) -> Response:
     return key, result[0], result[1].decode("latin-1")
 
 
@@ -126,9 +126,9 @@ class _Workers:
         return pid
 
     def _work(self, job: _Job, outlet: BinaryIO) -> None:
-        """In the child; ends it, without what the parent has registered for its own end."""
+        """Run a job in the child and end it, without the parent's exit handlers."""
         code = 1
-        # A worker that hangs tells where, and ends; whoever waits for it is told that it failed.
+        # A worker that hangs prints where and exits; its parent reports the failure.
         faulthandler.dump_traceback_later(LONGEST, exit=True)
         try:
             outlet.write(json.dumps(job.run(*self._where)).encode())
@@ -172,7 +172,7 @@ class _Workers:
 
 
 def _warm() -> None:
-    """Import what the forms do, so that a fork has it."""
+    """Import the modules of the forms, so that a fork has them."""
     for name in _WARM:
         import_module(name)
 
@@ -188,12 +188,12 @@ def main() -> None:
         for line in sys.stdin:
             verb, argument = json.loads(line)
             try:
-                answer = {"answer": verbs[verb](argument)}
-            except Exception as error:  # one test's: the next one finds no worker of this one
+                reply = {"result": verbs[verb](argument)}
+            except Exception as error:  # fails one test only: the next one starts without workers
                 traceback.print_exc()
                 workers.close()
-                answer = {"error": repr(error)}
-            sys.stdout.write(json.dumps(answer) + "\n")
+                reply = {"error": repr(error)}
+            sys.stdout.write(json.dumps(reply) + "\n")
             sys.stdout.flush()
     finally:
         workers.close()

@@ -1,7 +1,7 @@
-"""Looks for a history that shows the mistake of a backend: ``python -m tests.property.search NAME``.
+"""Searches for a history that shows the mistake of a backend: ``python -m tests.property.search NAME``.
 
-It runs in a process of its own. What Hypothesis generates depends on the modules that are imported, and where hundreds
-of tests are, a rare mistake is found in few searches.
+It runs in a separate process: what Hypothesis generates depends on the modules that are imported, and among hundreds of
+tests it rarely finds a rare mistake.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from open_idempotency.conformance import check_against_model
 from open_idempotency.conformance.reference_model import Disagreement
 from tests.property.wrong_backends import WRONG
 
-#: One search finds the rarest mistake in four cases of five, so one that finds nothing is followed by another one.
+#: One search finds the rarest mistake in four of five cases, so a search without result is repeated.
 SEARCHES = 20
 SEARCH = hypothesis.settings(
     max_examples=500,
@@ -29,7 +29,7 @@ SEARCH = hypothesis.settings(
 
 
 def disagreement(backend: type[MemoryBackend]) -> Disagreement | None:
-    """The first difference between a backend and the model that a search finds, None if no search finds one."""
+    """The first difference between a backend and the model that the searches find, or None."""
     for _ in range(SEARCHES):
         try:
             check_against_model(lambda clock: backend(clock=clock), settings=SEARCH)

@@ -1,4 +1,4 @@
-"""The shipped model test on the backends that live in the application's own database: Django's and SQLAlchemy's."""
+"""The model test on the backends in an application's own database: Django's and SQLAlchemy's."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.backends.django_orm import on_django
 from tests.postgres_server import PostgresServer
 from tests.property.test_backends import check
 
-#: of the histories that other backends are held to, since opening these costs more; awaited they cross threads
+#: shares of the histories of other backends: opening these is slow, and async calls cross threads
 SHARES = {"sync": 0.25, "asyncio": 0.2}
 
 
 @pytest.fixture(params=["sqlite", "postgresql", *["mysql"] * mariadb_server.IN_USE])
 def alias(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database of Django's, with its tables."""
+    """A Django database, with its tables."""
     if request.param == "sqlite":
         settings = on_django.sqlite(tmp_path, CONN_MAX_AGE=None)
     elif request.param == "mysql":
@@ -56,7 +56,7 @@ def test_djangos_databases_keep_to_the_model(mode: str, alias: str) -> None:
 @pytest.mark.parametrize("mode", SHARES)
 @pytest.mark.parametrize("kind", sql_databases.KINDS)
 def test_sqlalchemys_databases_keep_to_the_model(mode: str, kind: str, request: pytest.FixtureRequest) -> None:
-    """B-12: the same through SQLAlchemy."""
+    """B-12: the real statements, through SQLAlchemy."""
     url = sql_databases.url_of(kind, request)
 
     def make(clock: ManualClock) -> Backend:

@@ -1,4 +1,4 @@
-"""The shipped model test on every backend, sync and async, on asyncio and on trio."""
+"""The model test on every backend, sync and async, on asyncio and on trio."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ Make = Callable[[ManualClock], Backend]
 
 
 def check(make: Make, mode: str, share: float = 1.0) -> None:
-    """Hold one front of a backend against the model. ``share``: of the histories, where opening it costs much."""
+    """Compare one front of a backend with the model.
+
+    ``share``: the share of histories, if opening the backend is slow.
+    """
 
     def in_mode(clock: ManualClock) -> Backend | AsyncBackend:
         made = make(clock)
@@ -46,7 +49,7 @@ def test_memory_keeps_to_the_model(mode: str) -> None:
 
 @pytest.mark.parametrize(("mode", "coalesce"), [*((mode, True) for mode in MODES), ("sync", False), ("asyncio", False)])
 def test_sqlite_keeps_to_the_model(mode: str, coalesce: bool, tmp_path: Path) -> None:
-    """B-12: the real statements, on a database of its own for each history, in shared transactions and one by one."""
+    """B-12: the real statements, on a new database for each history, in shared transactions and without coalescing."""
     numbers = itertools.count()
 
     def make(clock: ManualClock) -> Backend:
@@ -61,7 +64,7 @@ def test_sqlite_keeps_to_the_model(mode: str, coalesce: bool, tmp_path: Path) ->
 def test_the_redis_scripts_keep_to_the_model(
     mode: str, coalesce: bool, kind: str, request: pytest.FixtureRequest
 ) -> None:
-    """B-12: the real scripts, on the newest server and on the oldest; in batches and one by one."""
+    """B-12: the real scripts, on the newest and the oldest server; in batches and without coalescing."""
     url: str = request.getfixturevalue(f"{kind}_url")
 
     def make(clock: ManualClock) -> Backend:
@@ -74,7 +77,7 @@ def test_the_redis_scripts_keep_to_the_model(
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("version", [16, 18])
 def test_the_postgres_functions_keep_to_the_model(mode: str, version: int, request: pytest.FixtureRequest) -> None:
-    """B-12: the real functions, on tables that are emptied for each history; the same ones on both versions."""
+    """B-12: the real functions, on tables that are emptied for each history; both versions have the same ones."""
     server: PostgresServer = request.getfixturevalue(f"postgres{version}")
 
     def make(clock: ManualClock) -> Backend:
@@ -87,7 +90,7 @@ def test_the_postgres_functions_keep_to_the_model(mode: str, version: int, reque
 
 
 def test_batches_on_postgres_keep_to_the_model(postgres16: PostgresServer) -> None:
-    """B-12: every claim, stage and completion in a batch; what the batch leaves goes alone."""
+    """B-12: every claim, stage and completion in a batch; commands left out of the batch go alone."""
 
     def make(clock: ManualClock) -> Backend:
         return BatchingPostgres(emptied(postgres16), timeout=10, clock=clock)

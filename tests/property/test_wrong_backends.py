@@ -1,4 +1,4 @@
-"""The model test can fail: each backend with a mistake is refused."""
+"""The model test can fail: it refuses each backend with a mistake."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.timeout(SECONDS + 60)
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda kind: kind.__name__)
 def test_a_backend_with_a_mistake_is_refused(wrong: type[MemoryBackend]) -> None:
-    """B-12: what the model test is for."""
+    """B-12: each mistake is found."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.property.search", wrong.__name__],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Backends with one mistake each, which the model has to find: guards that are missing, ends that are off by one."""
+"""Backends with one mistake each, for the model test to find: missing guards and off-by-one ends."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Wrong(MemoryBackend):
         return self._table.now()
 
     def current(self, lease: Lease) -> Lease:
-        """The lease that would be accepted."""
+        """A lease that would be accepted."""
         record = self.found(lease.record_id)
         return lease if record is None else replace(lease, token=record.token, owner=record.owner)
 
@@ -98,11 +98,11 @@ class NotReentrant(_Wrong):
 class MismatchIgnored(_Wrong):
     def claim(self, c: Claim, /) -> ClaimResult:
         record = self.found(c.record_id)
-        answer = super().claim(c if record is None else replace(c, fingerprint=record.fingerprint))
+        result = super().claim(c if record is None else replace(c, fingerprint=record.fingerprint))
         return (
-            replace(answer, lease=replace(answer.lease, fingerprint=c.fingerprint))
-            if isinstance(answer, Leased)
-            else answer
+            replace(result, lease=replace(result.lease, fingerprint=c.fingerprint))
+            if isinstance(result, Leased)
+            else result
         )
 
 
@@ -111,8 +111,8 @@ class MismatchOnlyWhenCompleted(_Wrong):
         record = self.found(c.record_id)
         if record is None or record.status is Status.COMPLETED or record.fingerprint == c.fingerprint:
             return super().claim(c)
-        answer = super().claim(replace(c, fingerprint=record.fingerprint))
-        return Mismatch() if isinstance(answer, Leased) else answer
+        result = super().claim(replace(c, fingerprint=record.fingerprint))
+        return Mismatch() if isinstance(result, Leased) else result
 
 
 class LeaseEndsLate(_Wrong):
@@ -125,12 +125,12 @@ class LeaseEndsLate(_Wrong):
 
 class CompletedRunsAgain(_Wrong):
     def claim(self, c: Claim, /) -> ClaimResult:
-        answer = super().claim(c)
+        result = super().claim(c)
         record = self.found(c.record_id)
-        if isinstance(answer, Finished) and record is not None and record.claimed_at < self.now() - 8:
+        if isinstance(result, Finished) and record is not None and record.claimed_at < self.now() - 8:
             self.put(replace(record, status=Status.FAILED))
             return super().claim(c)
-        return answer
+        return result
 
 
 class FinalRunsAgain(_Wrong):
@@ -164,21 +164,21 @@ class GivenBackIsAnAttempt(_Wrong):
 
 class StagesForgotten(_Wrong):
     def claim(self, c: Claim, /) -> ClaimResult:
-        answer = super().claim(c)
-        return replace(answer, stages=()) if isinstance(answer, Leased) else answer
+        result = super().claim(c)
+        return replace(result, stages=()) if isinstance(result, Leased) else result
 
 
 class StageOverwritten(_Wrong):
     def save_stage(self, c: SaveStage, /) -> StageSaved:
         record = self.found(c.lease.record_id)
-        answer = super().save_stage(c)
-        if record is not None and not answer.recreated:
+        result = super().save_stage(c)
+        if record is not None and not result.recreated:
             stages = tuple(c.stage if (s.name, s.key) == (c.stage.name, c.stage.key) else s for s in record.stages)
             kept = self.found(c.lease.record_id)
             assert kept is not None
             self.put(replace(kept, stages=stages + kept.stages[len(stages) :]))
             return StageSaved(c.stage.frame)
-        return answer
+        return result
 
 
 class StageKeyIgnored(_Wrong):
@@ -188,30 +188,30 @@ class StageKeyIgnored(_Wrong):
 
 class SecondCompletionWins(_Wrong):
     def complete(self, c: Complete, /) -> Completed:
-        answer = super().complete(c)
+        result = super().complete(c)
         record = self.found(c.lease.record_id)
         assert record is not None
         self.put(replace(record, response=c.response))
-        return answer
+        return result
 
 
 class TtlFromTheClaim(_Wrong):
     def complete(self, c: Complete, /) -> Completed:
         record = self.found(c.lease.record_id)
-        answer = super().complete(c)
+        result = super().complete(c)
         kept = self.found(c.lease.record_id)
         if record is not None and kept is not None:
             self.put(replace(kept, expires_at=min(kept.expires_at, record.claimed_at + record.ttl)))
-        return answer
+        return result
 
 
 class ReadingExtends(_Wrong):
     def claim(self, c: Claim, /) -> ClaimResult:
-        answer = super().claim(c)
+        result = super().claim(c)
         record = self.found(c.record_id)
-        if record is not None and not isinstance(answer, Leased):
+        if record is not None and not isinstance(result, Leased):
             self.put(replace(record, expires_at=record.expires_at + 0.25))
-        return answer
+        return result
 
 
 class VanishedIsLost(_Wrong):
@@ -223,12 +223,12 @@ class VanishedIsLost(_Wrong):
 
 class TokenStandsStill(_Wrong):
     def claim(self, c: Claim, /) -> ClaimResult:
-        answer = super().claim(c)
+        result = super().claim(c)
         record = self.found(c.record_id)
-        if isinstance(answer, Leased) and record is not None:
+        if isinstance(result, Leased) and record is not None:
             self.put(replace(record, token=1))
-            return replace(answer, lease=replace(answer.lease, token=1))
-        return answer
+            return replace(result, lease=replace(result.lease, token=1))
+        return result
 
 
 class PurgesTheLiving(_Wrong):
@@ -246,11 +246,11 @@ class ExpiredIsFound(_Wrong):
 class ResponseOfAnEarlierAttempt(_Wrong):
     def claim(self, c: Claim, /) -> ClaimResult:
         before = self.found(c.record_id)
-        answer = super().claim(c)
+        result = super().claim(c)
         record = self.found(c.record_id)
-        if before is not None and record is not None and before.response and not isinstance(answer, Refused):
+        if before is not None and record is not None and before.response and not isinstance(result, Refused):
             self.put(replace(record, response=before.response))
-        return answer
+        return result
 
 
 class ForgetsWhoWasWithdrawn(_Wrong):
@@ -276,11 +276,11 @@ class WithdrawsWhatIsSomebodyElses(_Wrong):
 class WithdrawsTheKeyOfAll(_Wrong):
     def claim(self, c: Claim, /) -> ClaimResult:
         late = any(record_id == c.record_id for record_id, _ in self._table._withdrawn)
-        answer = super().claim(c)
-        if late and isinstance(answer, Leased):
-            self.release(Release(answer.lease))
+        result = super().claim(c)
+        if late and isinstance(result, Leased):
+            self.release(Release(result.lease))
             return Refused(Refusal.WITHDRAWN, 0)
-        return answer
+        return result
 
 
 class AdmitsOneKeyTooMany(_Wrong):
@@ -291,9 +291,9 @@ class AdmitsOneKeyTooMany(_Wrong):
 class RefusesAKeyThatCounts(_Wrong):
     def reserve(self, c: Reserve, /) -> ReserveResult:
         others = replace(c, record_id=c.record_id + b"again")
-        answer = super().reserve(others)
+        result = super().reserve(others)
         self.unreserve(Unreserve(c.scope_id, others.record_id))
-        return answer if isinstance(answer, OverQuota) else super().reserve(c)
+        return result if isinstance(result, OverQuota) else super().reserve(c)
 
 
 class PlacesEndTooSoon(_Wrong):
@@ -308,8 +308,8 @@ class PlacesEndTooLate(_Wrong):
 
 class TellsTheWrongEnd(_Wrong):
     def reserve(self, c: Reserve, /) -> ReserveResult:
-        answer = super().reserve(c)
-        return OverQuota(answer.remaining + 100) if isinstance(answer, OverQuota) else answer
+        result = super().reserve(c)
+        return OverQuota(result.remaining + 100) if isinstance(result, OverQuota) else result
 
 
 class GivesNoPlaceBack(_Wrong):

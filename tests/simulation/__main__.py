@@ -1,6 +1,6 @@
-"""``python -m tests.simulation SEED``: tell one history, line by line. ``FIRST-LAST``: look for seeds that fail.
+"""``python -m tests.simulation SEED``: print one history, line by line. ``FIRST-LAST``: look for seeds that fail.
 
-``--without GUARD`` takes one guard away, as tests/simulation/test_guards.py does.
+``--without GUARD`` removes one guard, as tests/simulation/test_guards.py does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.simulation.site import Site
 
 
 def main() -> int:
-    """The number of seeds that failed, at most 1."""
+    """The exit code: 1 if a seed failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("seeds", help="SEED, or FIRST-LAST")
     parser.add_argument("--without", choices=sorted(WITHOUT))

@@ -1,6 +1,6 @@
-"""What surrounds the engine in a simulated worker: its performer, and its heartbeat's thread.
+"""The surroundings of the engine in a simulated worker: its performer, and its heartbeat's thread.
 
-Both are the real ones, on virtual time; the heartbeat's turns are events instead of a loop in a thread.
+Both are the real classes, on virtual time; the heartbeat's turns are events instead of a loop in a thread.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class VirtualPerformer(AsyncPerformer):
 
 
 class _Orders:
-    """Stands for the queue of the heartbeat's thread: whatever comes, the thread looks at once."""
+    """Replaces the queue of the heartbeat's thread: any order wakes the thread at once."""
 
     def __init__(self, beats: VirtualBeats) -> None:
         self._beats = beats
@@ -70,14 +70,14 @@ class VirtualBeats(_Beats):
         self._site = site
         self._process = process
         self._orders: Any = _Orders(self)
-        self._recordings = Recordings(backend.to_sync(), self._tell, self._drop)
+        self._recordings = Recordings(backend.to_sync(), self._emit, self._drop)
         self._turns = 0
 
-    def _tell(self, c: Emit) -> None:
+    def _emit(self, c: Emit) -> None:
         self._site.note(self._process, "event", c.event)
 
     def plan(self, seconds: float) -> None:
-        """Look in so many seconds, and not before."""
+        """Look after this many seconds, and not before."""
         self._turns = turn = self._turns + 1
         if seconds < inf:
             self._site.loop.after(seconds, lambda: self._turn_of(turn), self._process)
@@ -89,12 +89,12 @@ class VirtualBeats(_Beats):
     def _run(self) -> None:
         self._renew_now()
         self._recordings.go_on(self._renew_now)
-        # A moment later, since the clocks of processes that are far off are not as fine as the loop's.
+        # A moment later, since skewed clocks are less precise than the loop's.
         self.plan(min(self._next_look(), max(_MOMENT, self._recordings.wake - self._site.loop.monotonic())))
 
 
 class VirtualHeartbeat:
-    """See ``Heartbeat``: that of one process."""
+    """The ``Heartbeat`` of one process."""
 
     def __init__(self, site: Site, process: Process, backend: RemoteBackend) -> None:
         self.beats = VirtualBeats(site, process, backend)

@@ -1,4 +1,4 @@
-"""Sites that lack one guard each. Nothing of the library is edited: its environment is made to behave without it."""
+"""Sites that lack one guard each. The library is not changed: its environment is made to behave without the guard."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.simulation.site import Site
 
 
 class WithoutTokenComparison(Site):
-    """The backend lets whoever once had a lease write (B-03)."""
+    """The backend accepts writes of any earlier owner (B-03)."""
 
     def decide(self, process: Process, verb: str, command: Any) -> Any:
         """Every lease is the current one."""
@@ -45,10 +45,10 @@ class WithoutTokenComparison(Site):
 
 
 class WithoutReentrancy(Site):
-    """The backend takes an owner that claims again for somebody else (B-08)."""
+    """The backend returns Busy to an owner that claims again (B-08)."""
 
     def decide(self, process: Process, verb: str, command: Any) -> Any:
-        """A running record is busy, whoever asks."""
+        """A running record is busy for every claim."""
         record = self.memory.look(command.record_id) if isinstance(command, Claim) else None
         if record is not None and record.status is Status.IN_PROGRESS and record.owner == command.owner:
             now = self.memory.time()
@@ -61,7 +61,7 @@ class WithoutMismatchCheck(Site):
     """The backend does not compare fingerprints (O-05)."""
 
     def decide(self, process: Process, verb: str, command: Any) -> Any:
-        """Every request is the one on record."""
+        """Every request has the recorded fingerprint."""
         record = self.memory.look(command.record_id) if isinstance(command, Claim) else None
         if record is not None:
             command = replace(command, fingerprint=record.fingerprint)
@@ -69,10 +69,10 @@ class WithoutMismatchCheck(Site):
 
 
 class WithoutTheBackendsClock(Site):
-    """Leases end by the clock of the worker that asks (L-07)."""
+    """Leases end by the clock of the worker that calls (L-07)."""
 
     def decide(self, process: Process, verb: str, command: Any) -> Any:
-        """The time is what that worker takes it for."""
+        """The time is that of the calling worker."""
         with self._clock_of(process):
             return super().decide(process, verb, command)
 
@@ -86,22 +86,22 @@ class WithoutTheBackendsClock(Site):
 
 
 class WithoutMemoryOfWithdrawals(Site):
-    """A withdrawal gives back what it finds, and the backend forgets whose it was (B-08c)."""
+    """A withdrawal releases the record that it finds, and is not remembered (B-08c)."""
 
     def decide(self, process: Process, verb: str, command: Any) -> Any:
-        """As if nobody had withdrawn anything."""
-        answer = super().decide(process, verb, command)
+        """Forget all withdrawals."""
+        result = super().decide(process, verb, command)
         self.memory.forget_withdrawals()
-        return answer
+        return result
 
 
 class WithoutStages(Site):
-    """A new attempt is not told what earlier ones have done (B-01)."""
+    """A new attempt does not get the stages of earlier ones (B-01)."""
 
     def decide(self, process: Process, verb: str, command: Any) -> Any:
-        """Every claim finds nothing."""
-        answer = super().decide(process, verb, command)
-        return replace(answer, stages=()) if isinstance(answer, Leased) else answer
+        """Every claim returns no stages."""
+        result = super().decide(process, verb, command)
+        return replace(result, stages=()) if isinstance(result, Leased) else result
 
 
 class _Unshielded(VirtualPerformer):
@@ -110,7 +110,7 @@ class _Unshielded(VirtualPerformer):
 
 
 class WithoutShield(Site):
-    """A cancellation reaches the cleanup as well (L-04)."""
+    """A cancellation interrupts the cleanup as well (L-04)."""
 
     make_performer = _Unshielded
 
@@ -129,7 +129,7 @@ class _SendsFirst(VirtualPerformer):
 
 
 class WithoutStoreBeforeSend(Site):
-    """The response leaves while its completion is still in flight (R-03)."""
+    """The response is sent while its completion is in flight (R-03)."""
 
     make_performer = _SendsFirst
 
@@ -165,7 +165,7 @@ class _DoesNotListen(VirtualPerformer):
 
 
 class WithoutHeedingRefusals(Site):
-    """A stale owner is refused, and its client gets a response nevertheless (L-03)."""
+    """A stale owner is refused, and its client gets its response nevertheless (L-03)."""
 
     make_performer = _DoesNotListen
 
@@ -176,12 +176,12 @@ class _RecordsNoIntent(VirtualPerformer):
         self._handlers = {**self._handlers, SaveStage: self._save_stage}
 
     async def _save_stage(self, c: SaveStage) -> StageSaved:
-        # The application's own stages have no key, so what has one is an intent.
+        # The application's own stages have no key, so a stage with a key is an intent.
         return StageSaved(c.stage.frame) if c.stage.key else await self.backend.save_stage(c)
 
 
 class WithoutIntents(Site):
-    """What an external stage is about to do is not on record before it does it (S-04)."""
+    """An external stage records no intent before its effect (S-04)."""
 
     make_performer = _RecordsNoIntent
 
@@ -200,7 +200,7 @@ class _RunsAnyway(VirtualPerformer):
 
 
 class WithoutFailingClosed(Site):
-    """Where the backend does not respond the request runs (O-12)."""
+    """Without a reply from the backend the request runs (O-12)."""
 
     make_performer = _RunsAnyway
 
@@ -219,7 +219,7 @@ class WithoutClockAfterTheLock(Site):
 
 
 class _Untranslated(RemoteBackend):
-    """Its verbs raise what the process raises."""
+    """A backend whose verbs raise the process's own errors."""
 
     def __init__(self, network: Network, process: Process) -> None:
         super().__init__(network, process)
@@ -228,7 +228,7 @@ class _Untranslated(RemoteBackend):
 
 
 class WithoutLocalFailures(Site):
-    """A call that fails in its own process is no failure of the backend (B-10a)."""
+    """A failure in the calling process does not count as a failed backend (B-10a)."""
 
     make_backend = _Untranslated
 
@@ -238,22 +238,22 @@ class _Unseen(ThreadCalls):
 
 
 class WithoutWaitingForThreads(Site):
-    """A request that is cancelled ends at once, whatever it has running in threads (L-09)."""
+    """A cancelled request ends at once, even if its threads still run (L-09)."""
 
     def watch_threads(self, attempt: Attempt) -> None:
-        """Nobody looks for those that are left behind."""
+        """Threads that are left behind are not watched."""
         if attempt.threads is None:
             attempt.threads = _Unseen(attempt.policy.max_run)
 
 
 class WithoutHoldingBack(Site):
-    """A cancellation arrives at once, even beside a thread (L-09)."""
+    """A cancellation is raised at once, even if a thread runs (L-09)."""
 
     holds = False
 
 
 class WithoutAskingBeforeTheHandler(Site):
-    """A handler begins however long its claim's reply has taken (L-10)."""
+    """A handler begins, however long the claim's reply took (L-10)."""
 
     def clocks(self) -> dict[Any, Callable[[], float]]:
         """The middleware knows of no time."""
@@ -267,7 +267,7 @@ class _StartsAnyway(VirtualHeartbeat):
 
 
 class WithoutRefusingUnrenewable(Site):
-    """A request runs although nobody can renew its lease (L-11)."""
+    """A request runs although its lease cannot be renewed (L-11)."""
 
     make_heartbeat = _StartsAnyway
 
@@ -278,7 +278,7 @@ class _DropsRecordings(VirtualHeartbeat):
 
 
 class WithoutRecordingThatGoesOn(Site):
-    """When the client has its response, nobody records it any more (L-08)."""
+    """After the client has its response, recording stops (L-08)."""
 
     make_heartbeat = _DropsRecordings
 
@@ -291,7 +291,7 @@ class _ForgetsAtOnce(VirtualHeartbeat):
 
 
 class WithoutRenewingWhileRecording(Site):
-    """What is recorded in the background has its lease renewed no more (L-08)."""
+    """Leases are not renewed while responses are recorded in the background (L-08)."""
 
     make_heartbeat = _ForgetsAtOnce
 

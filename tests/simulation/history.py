@@ -1,4 +1,4 @@
-"""One history of one plan: clients ask, handlers work, and things go wrong, until all has come to rest."""
+"""One history of one plan: clients send, handlers work, and faults happen, until everything has come to rest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.simulation.plans import Plan
 from tests.simulation.site import HandlerFailed, Order, Site, Worker, here
 from tests.simulation.surroundings import surroundings
 
-#: seconds in which clients come and things go wrong, and after which all must have come to rest
+#: seconds with clients and faults, and after which everything has to be at rest
 TROUBLE, REST = 30.0, 150.0
 
 
@@ -78,7 +78,7 @@ class History:
         await self._respond(order, send)
 
     def _runs(self, record_id: bytes, lease: Lease | None, losses: int) -> Callable[[], None]:
-        """Something of an attempt goes on, until what is returned is called."""
+        """Note that a part of an attempt runs, until the returned function is called."""
         process = self.loop.process
         if lease is None or process is None or losses != self.site.oracle.story(record_id).losses:
             return lambda: None
@@ -89,7 +89,7 @@ class History:
         self.site.oracle.effect(lease.record_id, stage, lease, order.body, key, external)
 
     async def _work(self, effect: Callable[[Lease], None] = lambda _: None) -> None:
-        """Take a while, on the loop or in a thread; the effect is at the end of it."""
+        """Take a while, on the loop or in a thread; the effect is at the end."""
         seconds, lease = self._random.uniform(0.0, 0.3), here().lease
         assert lease is not None
         if self._happens("long"):
@@ -121,7 +121,7 @@ class History:
 
         self.site.watch_threads(here())
         calls = calls_here()
-        if calls is None:  # the attempt has ended meanwhile: an own clean-up of the application
+        if calls is None:  # the attempt has ended meanwhile: the application's own clean-up
             await self.loop.sleep(seconds)
         else:
             await calls.run(pool, lambda: None)
@@ -141,7 +141,7 @@ class History:
     # What goes wrong
 
     def _before_sending(self, process: Process) -> None:
-        """A process dies or freezes around one of its commands: before, during or after it."""
+        """Kill or freeze a process before, during or after one of its commands."""
         moment = self._random.choice([0.0, 0.005, 0.02, 0.05])
         if self._happens("crash", 0.2):
             self.loop.after(moment, lambda: self.kill(process))
@@ -151,7 +151,7 @@ class History:
             self.loop.after(moment, lambda: self.block(process))
 
     def kill(self, process: Process) -> None:
-        """SIGKILL; another process takes its place soon."""
+        """SIGKILL a process; another one soon replaces it."""
         for number, worker in enumerate(self.workers):
             if worker.process is process and not process.dead:
                 self.site.note(process, "SIGKILL")
@@ -164,7 +164,7 @@ class History:
         self.workers[number] = self._new_worker(number)
 
     def freeze(self, process: Process, seconds: float | None = None) -> None:
-        """SIGSTOP, and SIGCONT after some seconds."""
+        """SIGSTOP a process, and SIGCONT it after some seconds."""
         if seconds is None:
             seconds = self._random.uniform(0.1, 2.5 * LEASE)
         self.site.note(process, "SIGSTOP", f"for {seconds:.3f} s")
@@ -184,7 +184,7 @@ class History:
         return self._random.choice(self.workers)
 
     def block(self, process: Process, seconds: float | None = None) -> None:
-        """Its event loop does nothing for a while; its threads go on."""
+        """Block the event loop of a process for a while; its threads continue."""
         if seconds is None:
             least, most = self._random.choice([(0.01, 2.0), (0.85, 1.0)])
             seconds = self._random.uniform(least, most) * LEASE
@@ -225,7 +225,7 @@ class History:
         for kind, strike in self._misfortunes():
             rate = self.plan.rates.get(kind, 0.0)
             for _ in range(int(rate * 20) + 1 if rate else 0):
-                # Most of what there is to hit happens in the first seconds.
+                # Most events happen in the first seconds.
                 when = self._random.uniform(0.0, self._random.choice([1.0, 5.0, TROUBLE]))
                 self.loop.at(when, strike)
 
@@ -254,7 +254,7 @@ class History:
     # The whole of it
 
     def run(self) -> None:
-        """Let it happen. Raises ``Failure``."""
+        """Run the history. Raises ``Failure``."""
         with self.surroundings():
             try:
                 self._arrange()
@@ -271,24 +271,24 @@ class History:
                 self.end()
 
     def surroundings(self) -> AbstractContextManager[None]:
-        """Within these the library runs on this history's time."""
+        """Within this context the library runs on this history's time."""
         return surroundings(
             self.loop, self.site.may_start_thread, self.site.clocks(), self.plan.holds and self.site.holds
         )
 
     def end(self) -> None:
-        """Take everything apart."""
+        """Dispose of everything."""
         self.loop.end([*self._old, *(worker.process for worker in self.workers), self._outside])
 
     def _check_rest(self) -> None:
         if self._open:
-            raise Failure(f"I6: {self._open} clients still wait for an answer")
+            raise Failure(f"I6: {self._open} clients still wait for a response")
         for worker in self.workers:
             if worker.exchanges or worker.process.tasks:
                 raise Failure(f"I11: {worker.process.name} still runs {[task.name for task in worker.exchanges]}")
 
     def _probe(self) -> None:
-        """I5, I6: all is over, leases included, so that each request is admitted at once, and has a final response."""
+        """I5, I6: at the end, after all leases, each request is admitted at once and gets a final response."""
         seen: dict[tuple[str, str], Order] = {}
         for order in self.plan.orders:
             seen.setdefault((order.key, order.user), order)
@@ -303,7 +303,7 @@ class History:
 
     def _final(self, order: Order) -> tuple[int, ...]:
         contested = any(o.body != order.body and (o.key, o.user) == (order.key, order.user) for o in self.plan.orders)
-        # An external stage in doubt is 409 until somebody looks: that is the choice which was made.
+        # By this policy an external stage in doubt is 409 until an operator resolves it.
         undecided = (self.plan.external and self.plan.stages > 0) or self.plan.policy
         return (201, 404, *([422] if contested else []), *([409, 500] if undecided else []))
 

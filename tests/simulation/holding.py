@@ -1,7 +1,7 @@
-"""Threads of simulated processes, and what holds the cancellation of a request back beside them (L-09).
+"""Threads of simulated processes, and how a request's cancellation is delayed while they run (L-09).
 
-A thread goes on whatever becomes of the task that awaits it. It dies with its process, stands still while that is
-frozen, and does not care whether the event loop is blocked. Its effect happens at its end.
+A thread continues whatever happens to the task that awaits it. It dies with its process, stops while that is frozen,
+and does not depend on the event loop. Its effect happens at its end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.simulation.loop import Cancelled, Future, Loop, Process
 
 
 class VirtualHold:
-    """The rules of ``_engine.cancellation.Hold`` for a task of the simulation: when to keep back, and for how long."""
+    """The rules of ``_engine.cancellation.Hold`` for a simulated task: when and for how long to delay it."""
 
     def __init__(self, loop: Loop, attempt: Attempt) -> None:
         assert loop.current is not None
@@ -88,9 +88,9 @@ class VirtualHold:
 async def in_thread(
     loop: Loop, process: Process, call: Any, seconds: float, effect: Callable[[bool], None], delay: float
 ) -> None:
-    """Carry out one of ``thread_calls``'s calls in a thread. ``effect``: called with True as it begins, then False.
+    """Run one of ``thread_calls``'s calls in a thread. ``effect``: called with True at its begin, then with False.
 
-    It is what ``_Call.__call__`` does, whose function would take that long.
+    It does the same as ``_Call.__call__``, with a function of that duration.
     """
     calls, ended = call._calls, Future()
 

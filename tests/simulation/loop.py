@@ -1,7 +1,7 @@
-"""Virtual time: tasks of simulated processes, which can be paused, killed and cancelled, on one seeded order of events.
+"""Virtual time: tasks of simulated processes, which can be paused, killed and cancelled, in one seeded order of events.
 
-Coroutines await nothing but futures of this loop. Two events of one moment come in an order drawn from the seed, and
-nothing else decides about order, so that a seed is one history.
+Coroutines await nothing but futures of this loop. The seed decides the order of two events of one moment, and nothing
+else does, so that a seed is one history.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from math import inf
 from random import Random
 from typing import Any, Protocol
 
-#: events after which a history is taken for one that never ends (I11)
+#: the number of events after which a history counts as endless (I11)
 MOST_EVENTS = 200_000
-#: seconds for which the machines have been up: more than the clocks of their processes are off
+#: uptime of the machines in seconds: more than the error of any clock
 BOOTED = 4096.0
 
 
@@ -24,22 +24,22 @@ class Cancelled(BaseException):
 
 
 class _Dead(BaseException):
-    """Ends what is left of a killed process, when its history is over."""
+    """Ends the remaining tasks of a killed process, when its history is over."""
 
 
 class Failure(AssertionError):
-    """An invariant does not hold; the message has its name (I1 to I13, or a line of behaviour)."""
+    """An invariant is violated; the message has its name (I1 to I13, or a line of behaviour)."""
 
 
 class Process:
-    """A simulated process. ``skew``: seconds by which its own clocks are off. None of its code runs while it pauses."""
+    """A simulated process. ``skew``: the error of its own clocks in seconds. It runs no code while it is paused."""
 
     def __init__(self, name: str, skew: float = 0.0) -> None:
         self.name = name
         self.skew = skew
         self.dead = False
         self.paused_until = 0.0
-        #: the loop alone, while its threads (the heartbeat) go on
+        #: whether only the loop is paused, while threads (the heartbeat) continue
         self.blocked_until = 0.0
         #: when a call of its heartbeat was lost last
         self.missed_at = -inf
@@ -47,7 +47,7 @@ class Process:
 
 
 class Future:
-    """Something that will be known."""
+    """A result that is not there yet."""
 
     __slots__ = ("_waiting", "done", "error", "value")
 
@@ -65,18 +65,18 @@ class Future:
         return self.value
 
     def when_done(self, callback: Callable[[], None]) -> None:
-        """Call it when it is known."""
+        """Call a function when the result is there."""
         if self.done:
             callback()
         else:
             self._waiting.append(callback)
 
     def set(self, value: Any = None) -> None:
-        """It is known; later ones change nothing."""
+        """Set the result; later calls change nothing."""
         self._end(value, None)
 
     def fail(self, error: BaseException) -> None:
-        """It is known to be an error."""
+        """Set an error."""
         self._end(None, error)
 
     def _end(self, value: Any, error: BaseException | None) -> None:
@@ -88,10 +88,10 @@ class Future:
 
 
 class Holding(Protocol):
-    """Keeps cancellations of a task back."""
+    """Delays cancellations of a task."""
 
     def keeps_back(self, times: int) -> bool:
-        """Whether the task is not to know of this one yet."""
+        """Whether to delay this cancellation."""
         ...
 
 
@@ -102,13 +102,13 @@ class Task:
         self.name = name
         self.process = process
         self.ended = Future()
-        #: what happened to its commands that would excuse a claim which it leaves behind
+        #: faults of its commands that excuse a claim that is left behind
         self.trouble: list[str] = []
         #: whether the engine has said that its response could not be recorded (L-08)
         self.unrecorded = False
         #: the record that it claimed, and as whom
         self.claimed: tuple[bytes, bytes] | None = None
-        #: what keeps its cancellations back, where there is something
+        #: what delays its cancellations, if anything does
         self.hold: Holding | None = None
         #: the task of the same process on whose behalf this one runs
         self.parent = loop.current if loop.current is not None and loop.current.process is process else None
@@ -118,7 +118,7 @@ class Task:
         self._awaited: Future | None = None
         self._to_throw: BaseException | None = None
         self._deliveries = 0
-        #: how often it has awaited, and what to do at which of them
+        #: the number of its awaits, and the action at some of them
         self.awaits = 0
         self.strike: tuple[int, Callable[[], None]] | None = None
         process.tasks[self] = None
@@ -130,7 +130,7 @@ class Task:
         return self if self.parent is None else self.parent.root
 
     def cancel(self, times: int) -> None:
-        """Deliver a cancellation, ``times`` times as long as it goes on to await."""
+        """Deliver a cancellation, at up to ``times`` further awaits."""
         if self.ended.done or times < 1 or (self.hold is not None and self.hold.keeps_back(times)):
             return
         self._deliveries = times
@@ -182,7 +182,7 @@ class Task:
         self.ended.set((value, error))
 
     def bury(self) -> None:
-        """End what a killed process has left, without a word to the outside."""
+        """End the remaining tasks of a killed process, without any effect outside."""
         for _ in range(100):
             try:
                 self._context.run(self._resume, _Dead())
@@ -192,7 +192,7 @@ class Task:
 
 
 class Loop:
-    """Virtual seconds, and what happens at them."""
+    """Virtual seconds, and the events at them."""
 
     def __init__(self, random: Random) -> None:
         self.now = 0.0
@@ -206,45 +206,48 @@ class Loop:
         self._failure: str | None = None
 
     def fail(self, what: str) -> None:
-        """The history is wrong: told from outside of its tasks, which might catch it."""
+        """Report a violation from outside of the tasks, which might catch an exception."""
         self._failure = self._failure or what
 
     def at(self, when: float, call: Callable[[], None], process: Process | None = None, on_loop: bool = False) -> None:
-        """Call it then; for a process only while that one runs. ``on_loop``: not while its event loop is blocked."""
+        """Call a function at this time; for a process only while it runs.
+
+        ``on_loop``: not while its event loop is blocked.
+        """
         self._count += 1
         if self._count > MOST_EVENTS:
             self.fail(f"I11: {MOST_EVENTS} events, and no end")
         heapq.heappush(self._events, (when, self.random.random(), self._count, call, process, on_loop))
 
     def after(self, seconds: float, call: Callable[[], None], process: Process | None = None) -> None:
-        """Call it so many seconds from now."""
+        """Call a function after this many seconds."""
         self.at(self.now + seconds, call, process)
 
     def soon(self, call: Callable[[], None], process: Process | None = None, on_loop: bool = False) -> None:
-        """Call it at this moment, after what runs now."""
+        """Call a function at this moment, after what runs now."""
         self.at(self.now, call, process, on_loop)
 
     def spawn(self, process: Process, coroutine: Coroutine[Future, None, Any], name: str) -> Task:
-        """Start a task. What is left of a dead process, while it is taken apart, starts none."""
+        """Start a task. A dead process that is being disposed of starts none."""
         if process.dead:
             coroutine.close()
             raise _Dead
         return Task(self, process, coroutine, name)
 
     async def sleep(self, seconds: float) -> None:
-        """Let virtual seconds pass for the task that calls."""
+        """Let virtual seconds pass for the calling task."""
         future = Future()
         self.after(seconds, future.set)
         await future
 
     def kill(self, process: Process) -> None:
-        """SIGKILL: nothing of it runs any more, cleanups included."""
+        """SIGKILL: no code of the process runs any more, cleanups included."""
         process.dead = True
         self._graves += process.tasks
         process.tasks.clear()
 
     def run(self, until: float) -> None:
-        """Let everything happen up to a moment."""
+        """Run every event up to a moment."""
         while self._events and self._events[0][0] <= until:
             when, _, _, call, process, on_loop = heapq.heappop(self._events)
             self.now = max(self.now, when)
@@ -263,13 +266,13 @@ class Loop:
         self.now = max(self.now, until)
 
     def monotonic(self) -> float:
-        """Seconds on the clock of the process that runs now. For a dead one all time is over."""
+        """The clock of the running process, in seconds. For a dead one it is infinite."""
         if self.process is not None and self.process.dead:
             return inf
         return self.now + (BOOTED if self.process is None else BOOTED + self.process.skew)
 
     def end(self, processes: list[Process]) -> None:
-        """Take apart what is left."""
+        """Dispose of everything."""
         for process in processes:
             self.kill(process)
         self._events.clear()

@@ -1,7 +1,7 @@
-"""The backend as workers see it: the real memory backend on a clock of its own, behind a network that fails.
+"""The backend as workers see it: the real memory backend on its own clock, behind a faulty network.
 
-Requests and replies are lost, late, doubled and overtaken; the backend is down for a while; its clock jumps. What
-arrives is carried out by the real ``MemoryBackend``, so that only the way to it is made up.
+Requests and replies are lost, late, doubled and reordered; the backend is down for a while; its clock jumps. The real
+``MemoryBackend`` executes what arrives, so that only the network is simulated.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from open_idempotency.backends.memory import MemoryBackend
 from open_idempotency.exceptions import BackendUnavailable
 from tests.simulation.loop import Future, Loop, Process, Task
 
-#: seconds after which a worker takes a call for lost; two of them are the slowest call
+#: a call's timeout in seconds; two of them are the slowest call
 TIMEOUT = 1.0
 EPOCH = 1_800_000_000.0
 #: seconds for which a lock may hold a command
@@ -51,7 +51,7 @@ LOCAL_KINDS = (RuntimeError, OSError, MemoryError)
 
 @dataclass
 class Weather:
-    """How often what goes wrong; each is a probability for one message."""
+    """The frequency of each fault, as a probability for one message."""
 
     lost_request: float = 0.0
     lost_reply: float = 0.0
@@ -62,12 +62,12 @@ class Weather:
     held: float = 0.0
     #: a call fails in the process that makes it
     local: float = 0.0
-    #: whether the driver sends a call again that got no reply, as client libraries do
+    #: whether the driver retries a call without a reply, as client libraries do
     driver_retries: bool = True
 
 
 class Memory(MemoryBackend):
-    """The real backend, on a clock that jumps; ``look`` and ``lose`` are the oracle's and the vandal's."""
+    """The real backend, on a clock that jumps; the oracle uses ``look``, and the faults use ``lose``."""
 
     def __init__(self, loop: Loop) -> None:
         self.jumped = 0.0
@@ -81,29 +81,28 @@ class Memory(MemoryBackend):
         return EPOCH + self._loop.now + self.jumped
 
     def jump(self, seconds: float) -> None:
-        """The clock is set forward."""
+        """Set the clock forward."""
         self.jumped += seconds
         self.jumped_at = self._loop.now
 
     def look(self, record_id: bytes) -> Record | None:
-        """The record, if it is live; a copy."""
+        """A copy of the record, if it is live."""
         return self._table.live(record_id)
 
     def forget_withdrawals(self) -> None:
-        """For a guard that is missing."""
+        """Forget all withdrawals, for a missing guard."""
         self._table._withdrawn.clear()
 
     def record_ids(self) -> list[bytes]:
-        """All ids, in the order of their making."""
+        """All ids, in the order of creation."""
         return list(self._table.records)
 
 
 class Network:
-    """Between the workers and the backend. ``carry_out(process, verb, command, arrived)`` is where commands get to.
+    """The network between workers and backend. ``carry_out(process, verb, command, arrived)`` executes commands.
 
-    ``arrived``: the time at which it reached the backend, from where it may have waited for a lock.
-
-    ``before_sending`` is called with a process that is about to send one: the moment to kill or to freeze it.
+    ``arrived``: the time at which the command reached the backend, where it may have waited for a lock.
+    ``before_sending`` is called with a process that is about to send, to kill or freeze it.
     """
 
     def __init__(self, loop: Loop, carry_out: CarryOut, before_sending: Callable[[Process], None]) -> None:
@@ -111,14 +110,14 @@ class Network:
         self.before_sending = before_sending
         self.weather = Weather()
         self.down_until = 0.0
-        #: it takes nothing more in until then, and renews what it has
+        #: until then it is full: it accepts no new record, and renews existing ones
         self.full_until = 0.0
         self._carry_out = carry_out
         self._sent: dict[Task, int] = {}
         self._arrived: dict[Task, int] = {}
 
     async def call(self, process: Process, verb: str, command: Any) -> Any:
-        """One call with its timeout, and the driver's own second try.
+        """One call with its timeout, and the driver's own retry.
 
         It may have to wait for a connection first; cancelled there, nothing is sent.
         """
@@ -126,41 +125,41 @@ class Network:
         if self.loop.random.random() < 0.5:
             await self.loop.sleep(self.loop.random.uniform(0.0, 0.02))
         try:
-            answer = await self._send(process, verb, command)
+            result = await self._send(process, verb, command)
         except BackendUnavailable:
             if not self.weather.driver_retries:
                 raise
-            answer = await self._send(process, verb, command)
+            result = await self._send(process, verb, command)
         self._fail_here(verb)
-        return answer
+        return result
 
     def _fail_here(self, verb: str) -> None:
-        """Have no thread, file descriptor or memory left for a call, or for its reply."""
+        """Raise the error of a process without threads, files or memory, at the call or at its reply."""
         random = self.loop.random
         if self.weather.local and random.random() < self.weather.local:
             _excuse(None if self.loop.current is None else self.loop.current.root, f"{verb} failed locally")
             raise random.choice(LOCAL)()
 
     def fail_to_start(self) -> None:
-        """Have no thread left for somebody who wants to start one."""
+        """Raise the error of a process that cannot start a thread."""
         if self.weather.local and self.loop.random.random() < 10 * self.weather.local:
             raise RuntimeError("can't start new thread")
 
     def call_at_once(self, process: Process, verb: str, command: Any) -> Any:
-        """A call from a thread, which takes no time; it may get lost on either way."""
+        """A call from a thread, which takes no time; it may be lost in either direction."""
         random, weather = self.loop.random, self.weather
         try:
             self._fail_here(verb)
             if self._refuses(command) or random.random() < weather.lost_request:
                 raise BackendUnavailable("no connection")
-            answer = self._carry_out(process, verb, command, self.loop.now)
+            result = self._carry_out(process, verb, command, self.loop.now)
             if random.random() < weather.lost_reply:
                 raise BackendUnavailable("no reply")
         except (BackendUnavailable, *LOCAL_KINDS):
             if verb == "renew":
                 process.missed_at = self.loop.now
             raise
-        return answer
+        return result
 
     def _refuses(self, command: Any) -> bool:
         now = self.loop.now
@@ -225,11 +224,11 @@ class Network:
     ) -> None:
         if self._refuses(command):
             _excuse(root, "down")
-            answer: Any = BackendUnavailable("refused")
+            result: Any = BackendUnavailable("refused")
         else:
-            answer = self._outcome(process, verb, command, arrived)
-        respond = reply.fail if isinstance(answer, BaseException) else reply.set
-        self.loop.after(self.loop.random.uniform(0.0005, 0.02), lambda: respond(answer))
+            result = self._outcome(process, verb, command, arrived)
+        respond = reply.fail if isinstance(result, BaseException) else reply.set
+        self.loop.after(self.loop.random.uniform(0.0005, 0.02), lambda: respond(result))
 
     def _again(self, process: Process, verb: str, command: Any) -> None:
         if not self._refuses(command):
@@ -248,7 +247,7 @@ def _excuse(root: Task | None, trouble: str) -> None:
 
 
 class RemoteBackend(AsyncBackend):
-    """What one worker's engine is given."""
+    """The backend of one worker's engine."""
 
     call_timeout = 2 * TIMEOUT
 
@@ -262,23 +261,23 @@ class RemoteBackend(AsyncBackend):
 
     async def claim(self, c: Claim, /) -> ClaimResult:
         """See ``Backend.claim``."""
-        answer: ClaimResult = await self._call("claim", c)
-        return answer
+        result: ClaimResult = await self._call("claim", c)
+        return result
 
     async def renew(self, c: Renew, /) -> Sequence[Renewal]:
         """See ``Backend.renew``."""
-        answer: Sequence[Renewal] = await self._call("renew", c)
-        return answer
+        result: Sequence[Renewal] = await self._call("renew", c)
+        return result
 
     async def save_stage(self, c: SaveStage, /) -> StageSaved:
         """See ``Backend.save_stage``."""
-        answer: StageSaved = await self._call("save_stage", c)
-        return answer
+        result: StageSaved = await self._call("save_stage", c)
+        return result
 
     async def complete(self, c: Complete, /) -> Completed:
         """See ``Backend.complete``."""
-        answer: Completed = await self._call("complete", c)
-        return answer
+        result: Completed = await self._call("complete", c)
+        return result
 
     async def fail(self, c: Fail, /) -> None:
         """See ``Backend.fail``."""
@@ -294,8 +293,8 @@ class RemoteBackend(AsyncBackend):
 
     async def get(self, c: Get, /) -> Record | None:
         """See ``Backend.get``."""
-        answer: Record | None = await self._call("get", c)
-        return answer
+        result: Record | None = await self._call("get", c)
+        return result
 
     async def delete(self, record_id: bytes, /) -> bool:
         """Operators do not come through here."""
@@ -310,16 +309,16 @@ class RemoteBackend(AsyncBackend):
         raise NotImplementedError
 
     async def wait(self, c: Wait, /) -> None:
-        """Polling, as by default."""
+        """Poll, as the default does."""
         await self._network.loop.sleep(min(c.seconds, c.pause))
 
     def to_sync(self) -> Backend:
-        """For the heartbeat."""
+        """The heartbeat's backend."""
         return self._sync
 
 
 class _Beating(Backend):
-    """The blocking mode, which the heartbeat renews and records with."""
+    """The sync mode, with which the heartbeat renews and records."""
 
     call_timeout = 2 * TIMEOUT
 
@@ -333,13 +332,13 @@ class _Beating(Backend):
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
         """See ``Backend.renew``."""
-        answer: Sequence[Renewal] = self._call("renew", c)
-        return answer
+        result: Sequence[Renewal] = self._call("renew", c)
+        return result
 
     def complete(self, c: Complete, /) -> Completed:
         """See ``Backend.complete``."""
-        answer: Completed = self._call("complete", c)
-        return answer
+        result: Completed = self._call("complete", c)
+        return result
 
     def fail(self, c: Fail, /) -> None:
         """See ``Backend.fail``."""
@@ -350,7 +349,7 @@ class _Beating(Backend):
         self._call("release", c)
 
     def to_async(self) -> AsyncBackend:
-        """What requests use."""
+        """The requests' backend."""
         return self._remote
 
     def _unused(self, *_: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a seed means: who comes, what the handlers do, and which kinds of trouble there are."""
+"""The plan of a seed: the clients, the work of the handlers, and the kinds of faults."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ KINDS = (
     "lost_request", "lost_reply", "doubled", "late", "slow", "held", "local",
     "crash", "freeze", "block", "outage", "full", "vanish", "jump", "cancel", "leave", "errors", "long",
 )  # fmt: skip
-#: those that an effect may be repeated after, or never responded to
+#: faults after which an effect may be repeated, or get no response
 UNCALM = frozenset(KINDS) - {"cancel", "leave", "errors", "long"}
 
 
-#: after these a request may end without an outcome, which the client is told
+#: after these a request may end without an outcome, and its client gets 409
 POLICIES: list[tuple[str, Any]] = [
     ("max_attempts", 2), ("on_failed", "replay"), ("on_failed", "reject"), ("on_abandoned", "reject"),
 ]  # fmt: skip
@@ -25,7 +25,7 @@ POLICIES: list[tuple[str, Any]] = [
 
 @dataclass
 class Plan:
-    """What one seed has in store."""
+    """The plan of one seed."""
 
     seed: int
     workers: int = 2
@@ -35,9 +35,9 @@ class Plan:
     wait: float = 0.0
     #: whether the stages record their intent first, and are not repeated where they are in doubt (S-04)
     external: bool = False
-    #: which part of the handlers' work is done in threads
+    #: the share of the handlers' work that runs in threads
     threads: float = 0.0
-    #: whether a cancellation can be kept back beside them, as on an event loop that is known
+    #: whether cancellations can be delayed while threads run, as on a supported event loop
     holds: bool = True
     #: policy fields that are not as by default
     policy: dict[str, Any] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Plan:
     @property
     def is_calm(self) -> bool:
         """Whether every effect has to happen exactly once."""
-        # Where nothing keeps a cancellation back a thread ends unseen, and its retry does its work once more.
+        # Without that delay a thread ends unnoticed, and a retry repeats its work.
         return UNCALM.isdisjoint(self.rates) and (self.holds or not self.threads or "cancel" not in self.rates)
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ class Plan:
 
 
 def plan(seed: int) -> Plan:
-    """What a seed means. Each history has a few kinds of trouble, so that none hides behind another."""
+    """The plan of a seed. Each history has a few kinds of faults, so that none hides behind another."""
     random = Random(seed)
     kinds = KINDS if seed % 6 else sorted(set(KINDS) - UNCALM)
     rates = {kind: random.choice([0.02, 0.1, 0.3]) for kind in kinds if random.random() < 0.25}

@@ -1,4 +1,4 @@
-"""The site that is simulated: workers that run the real ASGI middleware, and the requests that reach them."""
+"""The simulated site: workers that run the real ASGI middleware, and the requests that reach them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Message = MutableMapping[str, Any]
 
 
 class Order:
-    """What a client asks for: its key, who it is, and a body."""
+    """A client's request: its key, its user, and a body."""
 
     def __init__(self, key: str, user: str, body: bytes) -> None:
         self.key = key
@@ -29,7 +29,7 @@ class Order:
 
     @property
     def scope(self) -> Message:
-        """The ASGI scope of a request for it."""
+        """The ASGI scope of a request for this order."""
         headers = [
             (b"idempotency-key", f'"{self.key}"'.encode()),
             (b"authorization", self.user.encode()),
@@ -67,7 +67,7 @@ class Exchange:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
-        """What reaches the client, if it is still there."""
+        """Deliver to the client, if it is still connected."""
         if message["type"] == "http.response.start":
             self._start = message
             return
@@ -78,13 +78,13 @@ class Exchange:
             self.reply.set((self._start["status"], body))
 
     def break_off(self) -> None:
-        """The connection is gone, for both ends."""
+        """End the connection, for both sides."""
         self.reply.set(None)
         self._gone.set()
 
 
 class Worker:
-    """One process and the requests that it serves."""
+    """One process and its requests."""
 
     def __init__(self, site: Site, name: str, skew: float) -> None:
         self.process = Process(name, skew)
@@ -95,11 +95,11 @@ class Worker:
         engine: Any = self._app.engine
         engine.aio = site.make_performer(site, self.process, backend)
         engine.heartbeat = engine.aio.heartbeat = site.make_heartbeat(site, self.process, backend)
-        # The blocking performer would keep the real heartbeat, which is kept until its backend is gone.
+        # The sync performer would keep the real heartbeat, which lives as long as its backend.
         engine.sync = Performer(engine.backend)
 
     def serve(self, order: Order) -> Exchange:
-        """Begin with a request."""
+        """Begin a request."""
         exchange = Exchange(self._site, order)
         if self.process.dead:
             exchange.break_off()
@@ -131,13 +131,13 @@ class Worker:
 
 
 class HandlerFailed(RuntimeError):
-    """An error of the application's own."""
+    """The application's own error."""
 
 
 class Site:
-    """Everything that one history is about. ``handle``: the application."""
+    """Everything that belongs to one history. ``handle``: the application."""
 
-    #: whether cancellations are kept back where the plan says that they can be
+    #: whether cancellations are delayed, if the plan allows it
     holds = True
     make_backend: type[RemoteBackend] = RemoteBackend
     make_performer: type[VirtualPerformer] = VirtualPerformer
@@ -157,11 +157,11 @@ class Site:
         self.memory = Memory(loop)
         self.network = Network(loop, self.carry_out, before_sending)
         self.oracle = Oracle(loop, self.memory, lambda: self.network.down_until)
-        #: when what is being carried out had reached the backend
+        #: when the running command reached the backend
         self.arrived = 0.0
         self._trace = trace
         self._count = 0
-        #: what the record of an order is called, learnt from its claims
+        #: the record id of each order, taken from its claims
         self.record_of: dict[tuple[str, str], bytes] = {}
 
     def count(self) -> int:
@@ -175,19 +175,19 @@ class Site:
         return 0 if record_id is None else self.oracle.story(record_id).losses
 
     def note(self, process: Process | None, *what: object) -> None:
-        """A line of the trace, where one is kept."""
+        """Add a line to the trace, if one is kept."""
         if self._trace is not None:
             name = process.name if process is not None else "world"
             self._trace(f"{self.loop.now:9.3f}  {name:<8} {'  '.join(str(part) for part in what)}")
 
-    # What a process has of its own
+    # The process's side
 
     def may_start_thread(self) -> None:
-        """Raises where no thread can be started."""
+        """Raise if no thread can be started."""
         self.network.fail_to_start()
 
     def clocks(self) -> dict[Any, Callable[[], float]]:
-        """Those of modules that see another time than their process does."""
+        """The clocks of modules that see another time than their process."""
         return {}
 
     def watch_threads(self, attempt: Attempt) -> None:
@@ -196,7 +196,7 @@ class Site:
     # The backend's side
 
     def carry_out(self, process: Process, verb: str, command: Any, arrived: float) -> Any:
-        """A command has arrived, and waits for nothing any more."""
+        """Execute a command that has arrived."""
         self.arrived = arrived
         if isinstance(command, Renew):
             return self._renew(process, command)
@@ -214,31 +214,31 @@ class Site:
         return outcome
 
     def decide(self, process: Process, verb: str, command: Any) -> Any:
-        """What the real backend makes of it; a guard is taken away by making something else of it."""
+        """The real backend's result; a missing guard overrides it."""
         return getattr(self.memory, verb)(command)
 
     def _renew(self, process: Process, command: Renew) -> Any:
-        """One by one, since two leases of a beat may be of one record."""
-        answers: list[Renewal] = []
+        """Renew one lease at a time, since two leases of a heartbeat may be of one record."""
+        results: list[Renewal] = []
         for lease in command.leases:
             before = self.memory.look(lease.record_id)
-            answers += self.decide(process, "renew", Renew([lease]))
-            self.oracle.renewed(lease, before, self.memory.look(lease.record_id), answers[-1])
-        self.note(process, "renew", [lease.token for lease in command.leases], "->", answers)
-        return answers
+            results += self.decide(process, "renew", Renew([lease]))
+            self.oracle.renewed(lease, before, self.memory.look(lease.record_id), results[-1])
+        self.note(process, "renew", [lease.token for lease in command.leases], "->", results)
+        return results
 
     # The client's side
 
     def left(self, order: Order, start: Message, body: bytes, streamed: bool, losses: int) -> None:
-        """The last byte of a response has left for the client. A stream that has begun cannot be marked any more.
+        """The last byte of a response was sent to the client. A stream that has begun cannot be marked any more.
 
-        ``losses``: how often the record had been lost when the request came; one more takes back what was promised.
+        ``losses``: the number of losses of the record when the request came; a further one voids the promise.
         """
         status, headers = start["status"], dict(start["headers"])
-        self.note(None, "answer", order.key, order.user, status, body)
+        self.note(None, "response", order.key, order.user, status, body)
         is_problem = headers.get(b"content-type") == b"application/problem+json"
         if not is_problem and not body.startswith(b"%b|%b|" % (order.user.encode(), order.body)):
-            self.loop.fail(f"I10: {order.user} got another one's answer, {body!r}")
+            self.loop.fail(f"I10: {order.user} got another user's response, {body!r}")
         record_id = self.record_of.get((order.key, order.user))
         if record_id is None or losses != self.losses_of(order):
             return
@@ -250,7 +250,7 @@ class Site:
             assert task is not None
             unmarkable = streamed and task.root.unrecorded
             lease = here().lease if marked or unmarkable else None
-            self.oracle.answered(record_id, status, body, None if lease is None else (lease.token, task.process))
+            self.oracle.responded(record_id, status, body, None if lease is None else (lease.token, task.process))
 
 
 def _record_of(command: Any) -> bytes:
@@ -268,7 +268,7 @@ def _short(command: Any) -> str:
 
 
 def here() -> Attempt:
-    """The attempt whose handler runs."""
+    """The attempt of the running handler."""
     found = running.get()
     assert found is not None
     return found[0]

@@ -1,6 +1,6 @@
-"""What the library takes from its surroundings, on virtual time: the clock, an event loop's means, threads.
+"""The library's surroundings on virtual time: the clock, the functions of an event loop, threads.
 
-While a history runs these stand in the modules that use them, so what runs in a simulated process is the real code.
+While a history runs they replace the originals in the modules that use them, so simulated processes run the real code.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class VirtualLoops:
         await self._loop.sleep(seconds)
 
     async def in_thread(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
-        """Nothing here blocks."""
+        """Run the function directly: nothing here blocks."""
         return function(*args)
 
     async def shielded(self, make_awaitable: Callable[[], Awaitable[T]], seconds: float) -> T:
-        """See ``loops.shielded``: as asyncio does it."""
+        """See ``loops.shielded``, as on asyncio."""
         loop, process = self._loop, self._loop.process
         assert process is not None
         cleanup = loop.spawn(process, _awaited(make_awaitable), "cleanup")
@@ -101,7 +101,10 @@ async def _awaited(call: Callable[[], Awaitable[Any]]) -> Any:
 
 
 class VirtualThread:
-    """A ``threading.Thread`` whose target does not block: its first turn, which plans the next. It may not start."""
+    """A ``threading.Thread`` with a target that does not block: its first turn, which plans the next.
+
+    It may fail to start.
+    """
 
     def __init__(self, loop: Loop, may_start: Callable[[], None], target: Callable[[], None]) -> None:
         self._loop = loop
@@ -124,10 +127,10 @@ class VirtualThread:
 def surroundings(
     loop: Loop, may_start: Callable[[], None], clocks: dict[Any, Callable[[], float]], holds: bool
 ) -> Iterator[None]:
-    """Have the library run in simulated processes. ``may_start`` raises where no thread can be started.
+    """Run the library in simulated processes. ``may_start`` raises if no thread can be started.
 
-    ``clocks``: of modules that are to see another time. ``holds``: whether cancellations can be kept back, as on
-    asyncio. The log is silent: the trace has what it would have.
+    ``clocks``: for modules that see another time. ``holds``: whether cancellations can be delayed, as on asyncio.
+    Nothing is logged: the trace has it.
     """
 
     def make_thread(target: Callable[[], None], **_: Any) -> VirtualThread:

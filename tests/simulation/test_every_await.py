@@ -1,6 +1,6 @@
-"""One request with two stages, struck at each of its awaits in turn: cancelled, killed, frozen past its lease.
+"""One request with two stages, with a fault at each of its awaits in turn: cancelled, killed, frozen past its lease.
 
-And one whose work is done in threads, cancelled at each; and one that is held up for most of its lease at each.
+Also a request with work in threads, cancelled at each await; and one that is delayed for most of its lease at each.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ AWAITS = range(1, 13)
 
 @pytest.fixture(params=range(times(2)), ids=lambda number: f"seed{number}")
 def history(request: pytest.FixtureRequest) -> Iterator[History]:
-    """Two workers and nothing that goes wrong by itself; seeds differ in how long each thing takes."""
+    """Two workers and no random faults; the seed decides how long each step takes."""
     made = History(Plan(seed=request.param, workers=2, stages=STAGES))
     with made.surroundings():
         yield made
@@ -34,7 +34,7 @@ def history(request: pytest.FixtureRequest) -> Iterator[History]:
 
 @pytest.fixture(params=[True, False], ids=["held back", "at once"])
 def threaded(request: pytest.FixtureRequest) -> Iterator[History]:
-    """The same whose handler does its work in threads; cancellations can be kept back, or arrive at once."""
+    """A history whose handler works in threads; cancellations can be delayed, or are raised at once."""
     made = History(Plan(seed=1, workers=2, stages=STAGES, threads=1.0, holds=request.param))
     with made.surroundings():
         yield made
@@ -42,7 +42,7 @@ def threaded(request: pytest.FixtureRequest) -> Iterator[History]:
 
 
 class _Long(History):
-    """Its handlers run for more than a lease."""
+    """A site whose handlers run for longer than a lease."""
 
     async def _work(self, effect: Callable[[Lease], None] = lambda _: None) -> None:
         await super()._work(effect)
@@ -51,7 +51,7 @@ class _Long(History):
 
 @pytest.fixture
 def long() -> Iterator[History]:
-    """One worker that is struck, and one that is asked again; a handler without stages takes one and a half leases."""
+    """Two workers, one for the fault and one for the retry; handlers have no stages and take one and a half leases."""
     made = _Long(Plan(seed=1, workers=2, stages=0))
     with made.surroundings():
         yield made
@@ -87,7 +87,7 @@ def _effects(history: History) -> list[str]:
 
 
 def test_the_request_awaits_as_often_as_it_is_struck(history: History) -> None:
-    """Otherwise the strikes below would miss its end."""
+    """Otherwise the tests below would miss its end."""
     task = _begin(history)
     history.loop.run(5.0)
     assert task.ended.done
@@ -97,7 +97,7 @@ def test_the_request_awaits_as_often_as_it_is_struck(history: History) -> None:
 @pytest.mark.parametrize("times", [1, 10], ids=["once", "again and again"])
 @pytest.mark.parametrize("number", AWAITS)
 def test_cancelled_at_any_await_a_retry_goes_on_at_once(history: History, number: int, times: int) -> None:
-    """L-04, O-08: the claim is let go, no stage is done twice, and no lease has to end."""
+    """L-04, O-08: the claim is released, no stage runs twice, and no lease has to end."""
     _strike(history, number, lambda task: task.cancel(times))
     assert _status_of_a_retry(history) == 201
     assert _effects(history) == ["stage-0", "stage-1"]
@@ -105,7 +105,7 @@ def test_cancelled_at_any_await_a_retry_goes_on_at_once(history: History, number
 
 @pytest.mark.parametrize("number", AWAITS)
 def test_killed_at_any_await_a_retry_goes_on_after_the_lease(history: History, number: int) -> None:
-    """L-02, I2, I5: from the last stage on record; one whose record was still on its way may be done again."""
+    """L-02, I2, I5: after the last recorded stage; a stage whose record was in flight may run again."""
     _strike(history, number, lambda task: history.kill(task.process))
     history.loop.run(2.0 + LEASE)
     assert _status_of_a_retry(history) == 201
@@ -115,7 +115,7 @@ def test_killed_at_any_await_a_retry_goes_on_after_the_lease(history: History, n
 
 @pytest.mark.parametrize("number", AWAITS)
 def test_frozen_at_any_await_past_its_lease_it_is_superseded(history: History, number: int) -> None:
-    """L-03, I3, I4: it wakes as a stale owner, whose writes are refused and whose client gets nothing else."""
+    """L-03, I3, I4: it wakes as a stale owner: its writes are refused, and its client gets the new response."""
     _strike(history, number, lambda task: history.freeze(task.process, 3 * LEASE))
     history.loop.run(2.0 + LEASE)
     assert _status_of_a_retry(history) == 201
@@ -130,7 +130,7 @@ def test_frozen_at_any_await_past_its_lease_it_is_superseded(history: History, n
 def test_cancelled_at_any_await_no_retry_runs_beside_a_thread(
     threaded: History, number: int, after: float, times: int
 ) -> None:
-    """L-09, I12: retries that come meanwhile get 409; after the thread has ended one goes on at once."""
+    """L-09, I12: retries get 409 until the thread has ended; then one resumes at once."""
     task = _begin(threaded)
     # A thread that has not begun when it is cancelled never does.
     task.strike = (number, lambda: threaded.loop.after(after, lambda: task.cancel(times), task.process))
@@ -149,7 +149,7 @@ def test_cancelled_at_any_await_no_retry_runs_beside_a_thread(
 @pytest.mark.parametrize("share", [0.5, 0.9])
 @pytest.mark.parametrize("number", range(1, 4))
 def test_held_up_for_most_of_a_lease_it_is_renewed_in_time(long: History, number: int, share: float) -> None:
-    """L-01: counted from when the claim was asked for, and not from when its reply was read."""
+    """L-01: the lease counts from when the claim was sent, not from when its reply was read."""
     task = _begin(long)
     task.strike = (number, lambda: long.block(task.process, share * LEASE))
     long.loop.run(1.1 * LEASE)
@@ -160,7 +160,7 @@ def test_held_up_for_most_of_a_lease_it_is_renewed_in_time(long: History, number
 
 class _WithoutThreads(Site):
     def may_start_thread(self) -> None:
-        """The first worker has none left."""
+        """The first worker cannot start any."""
         assert self.loop.process is not None
         if self.loop.process.name == "worker-0":
             raise RuntimeError("can't start new thread")
@@ -169,7 +169,7 @@ class _WithoutThreads(Site):
 @pytest.mark.parametrize("times", [1, 10], ids=["once", "again and again"])
 @pytest.mark.parametrize("number", range(1, 6))
 def test_cancelled_while_an_unrenewable_claim_is_given_back_it_is_given_back(number: int, times: int) -> None:
-    """L-04, L-11: the claim does not stand for a lease, whether the first release had arrived or not."""
+    """L-04, L-11: the claim is released, whether or not the first release had arrived."""
     history = History(Plan(seed=1, workers=2, stages=STAGES), _WithoutThreads)
     with history.surroundings():
         _strike(history, number, lambda task: task.cancel(times))

@@ -1,4 +1,4 @@
-"""The simulation can fail: without any one guard some history breaks an invariant."""
+"""The simulation can fail: without any one guard some history violates an invariant."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BREAKS = {
 
 
 def first_failure(guard: str) -> str:
-    """What the first history says that notices the absence of a guard."""
+    """The message of the first history that notices the missing guard."""
     for seed in range(SEEDS):
         try:
             History(plan(seed), WITHOUT[guard]).run()
@@ -48,5 +48,5 @@ def first_failure(guard: str) -> str:
 
 @pytest.mark.parametrize("guard", sorted(WITHOUT))
 def test_without_a_guard_some_history_fails(guard: str) -> None:
-    """B-02, B-03, B-08, B-10a, L-01, L-03, L-04, L-07 to L-11, O-05, O-12, R-03, S-04: each is needed, and missed."""
+    """B-02, B-03, B-08, B-10a, L-01, L-03, L-04, L-07 to L-11, O-05, O-12, R-03, S-04: each guard is necessary."""
     assert first_failure(guard).partition(":")[0] in BREAKS[guard]

@@ -1,4 +1,4 @@
-"""Thousands of histories of the real middleware, helper and engine on virtual time, with faults on every side."""
+"""Thousands of histories of the real middleware, helper and engine on virtual time, with many kinds of faults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HISTORIES = 100
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.timeout(3600)
 def test_the_invariants_hold_in_every_history(part: int) -> None:
-    """I1 to I13: whatever crashes, freezes, is lost, late, doubled, held, cancelled, full, or evicted."""
+    """I1 to I13: with crashes, freezes, and messages that are lost, late, doubled, held or cancelled."""
     count = times(HISTORIES)
     for seed in range(part * count, (part + 1) * count):
         made = plan(seed)
@@ -27,7 +27,7 @@ def test_the_invariants_hold_in_every_history(part: int) -> None:
 
 
 def test_a_seed_is_one_history() -> None:
-    """A failing seed can be replayed: told twice, each event is the same and at the same moment."""
+    """A failing seed can be replayed: two runs have the same events at the same moments."""
 
     def reported() -> list[str]:
         lines: list[str] = []
@@ -39,7 +39,7 @@ def test_a_seed_is_one_history() -> None:
 
 
 def test_the_histories_have_every_kind_of_trouble() -> None:
-    """A kind that never came would prove nothing."""
+    """Every kind of fault occurs."""
     plans = [plan(seed) for seed in range(PARTS * HISTORIES)]
     assert {kind for made in plans for kind in made.rates} == set(KINDS)
     assert {made.stages for made in plans} == {0, 1, 2, 3}

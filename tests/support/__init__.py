@@ -1,1 +1,1 @@
-"""What tests of several suites share: servers, browsers."""
+"""Shared by several suites: servers, browsers."""

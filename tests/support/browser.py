@@ -26,19 +26,19 @@ class BrowserMissing(Exception):
 
 
 class Browser:
-    """One tab. ``driver``: Selenium's own, for whatever this class has no method for."""
+    """One tab. ``driver``: Selenium's driver, for everything that this class has no method for."""
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
 
     def show(self, url: str, width: int = 1440, height: int = 900, dark: bool = False) -> None:
-        """Open a page in a window of a size, in the colours of a light or a dark system; returns when it is loaded."""
+        """Open a page in a window of a size, on a light or a dark system; returns when it is loaded."""
         self.look(width, height, dark)
-        self.errors()  # those of earlier pages
+        self.errors()  # drop the errors of earlier pages
         self.driver.get(url)
 
     def look(self, width: int, height: int = 900, dark: bool = False) -> None:
-        """Another size and other colours for the page that is open."""
+        """Change the size and the light or dark system of the open page."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -49,13 +49,13 @@ class Browser:
         return self.driver.execute_script(script, *arguments)
 
     def wait_for(self, script: str, *arguments: object) -> Any:
-        """Wait until a script in the page returns something true, and return that; ``TimeoutException`` else."""
+        """Wait until a script in the page returns a true value, and return it; raises ``TimeoutException``."""
         from selenium.webdriver.support.wait import WebDriverWait
 
         return WebDriverWait(self.driver, SECONDS, 0.05).until(lambda driver: driver.execute_script(script, *arguments))
 
     def errors(self) -> list[str]:
-        """What the console has reported as errors since the page was opened, or since the last call."""
+        """The errors on the console since the page was opened, or since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
 
@@ -68,7 +68,7 @@ def _installed(names: tuple[str, ...]) -> str:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Start it, and end it. Raises ``BrowserMissing`` with what to install."""
+    """Start and end Chromium. Raises ``BrowserMissing`` with what to install."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
@@ -76,7 +76,7 @@ def chromium() -> Iterator[Browser]:
     options.add_argument("--headless=new")
     options.add_argument("--disable-dev-shm-usage")
     if hasattr(os, "geteuid") and os.geteuid() == 0:
-        options.add_argument("--no-sandbox")  # Chromium refuses to start as root with one
+        options.add_argument("--no-sandbox")  # Chromium refuses to run as root with a sandbox
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(_installed(_DRIVER)))
     try:
@@ -89,12 +89,12 @@ def chromium() -> Iterator[Browser]:
 
 class _QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """The URL under which the files of a folder are served meanwhile."""
+    """Serve the files of a folder within the block; the URL."""
     with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_QuietHandler, directory=str(folder))) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()

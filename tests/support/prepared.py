@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 class Ended(NamedTuple):
-    """How a process has ended, and what it has written."""
+    """How a process has ended, and its output."""
 
     returncode: int
     stdout: str
@@ -40,7 +40,7 @@ class Ended(NamedTuple):
 
 
 def environment() -> dict[str, str]:
-    """That of a process which imports the tests from this folder."""
+    """The environment of a process that imports the tests from this folder."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
@@ -94,7 +94,7 @@ class Prepared:
 
 
 def _await_order() -> dict[str, object] | None:
-    """Fork for each order that is read; the order in the new process, and None in this one, at the end."""
+    """Fork for each order that is read; returns the order in the new process, and None in this one at the end."""
     for line in sys.stdin.buffer:
         pid = os.fork()
         if pid == 0:

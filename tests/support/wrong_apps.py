@@ -1,4 +1,4 @@
-"""Applications that are protected wrongly on purpose, for the comparison's scenarios to find the faults."""
+"""Applications that are protected wrongly on purpose; the comparison's scenarios have to find the faults."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WSGI = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 
 class _ByKeyAlone:
-    """Looks a response up by its key and nothing else, claims nothing, and stores whatever comes."""
+    """Looks a response up by its key only, claims nothing, and stores every response."""
 
     def __init__(self, app: _WSGI) -> None:
         self._app = app
@@ -36,7 +36,7 @@ class _ByKeyAlone:
 
 
 class _HeldForEver:
-    """Claims each key once and never gives it back."""
+    """Claims each key once and never releases it."""
 
     def __init__(self, app: _WSGI) -> None:
         self._app = app
@@ -52,12 +52,12 @@ class _HeldForEver:
 
 
 def unprotected(backend: str, url: str) -> App:
-    """No middleware at all."""
+    """Without any middleware."""
     return flask.bare()
 
 
 def by_key_alone(backend: str, url: str) -> App:
-    """The response of a key, whoever sends what."""
+    """One response for each key, whatever the request and the caller."""
     return flask.within(_ByKeyAlone)
 
 
@@ -67,5 +67,5 @@ def held_for_ever(backend: str, url: str) -> App:
 
 
 def does_not_start(backend: str, url: str) -> App:
-    """Its configuration is wrong."""
+    """The configuration is wrong."""
     raise RuntimeError("no such backend")

@@ -1,4 +1,4 @@
-"""One test's request: a key and a journal of its own, so that tests share the servers and their records."""
+"""One test's request, with its own key and journal, so that tests share the servers and their records."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from tests.wire.servers import Server
 Lines = Sequence[bytes]
 
 
-def store_failed(answer: Response, log: str) -> bool:
-    """Whether a response tells of a store that did not respond in time; the server's log has to say so too.
+def store_failed(response: Response, log: str) -> bool:
+    """Whether a response reports a failed backend; the server's log has to confirm it.
 
-    It says nothing of the record: the request was not run, or its response was not recorded, and it is to be sent
-    again.
+    Such a response says nothing about the record: the request did not run, or its response was not recorded. It is to
+    be sent again.
     """
-    unavailable = answer.status == 503 and b":backend-unavailable" in answer.body
-    if not unavailable and answer.values(b"idempotency-status") != [b"unrecorded"]:
+    unavailable = response.status == 503 and b":backend-unavailable" in response.body
+    if not unavailable and response.values(b"idempotency-status") != [b"unrecorded"]:
         return False
-    assert "BackendFailed" in log, f"nothing failed, and yet {answer}: {log[-3000:]}"
+    assert "BackendFailed" in log, f"nothing failed, and yet {response}: {log[-3000:]}"
     return True
 
 
 class Case:
-    """A key, the endpoint that it is for, and the journal that tells what the endpoint did."""
+    """A key, an endpoint, and the journal of the endpoint's runs."""
 
     def __init__(
         self, server: Server, adapter: str, script: str, *, variant: str = "default", path: str = "/charges"
@@ -40,7 +40,7 @@ class Case:
         self._path = path
 
     def head(self, *lines: bytes, method: str = "POST", key: bytes | None = b"own") -> bytes:
-        """The request's head: what every request of this case has, and further lines as they are."""
+        """The request's head: the lines of every request of this case, and further lines."""
         fields = [
             f"{method} {self._path}?case={self.key} HTTP/1.1".encode(),
             b"Host: localhost",
@@ -61,13 +61,13 @@ class Case:
         return Connection(self.server.connect())
 
     def begin(self, body: bytes = b"{}") -> Connection:
-        """Send the request; the response is still to be read."""
+        """Send the request without reading the response."""
         connection = self.connect()
         connection.send(self.request(body))
         return connection
 
     def ask(self, body: bytes = b"{}", *lines: bytes, method: str = "POST", key: bytes | None = b"own") -> Response:
-        """Send the request and read the response; again while the store fails, which says nothing of the record."""
+        """Send the request and read the response; again while the backend fails."""
         deadline = time.monotonic() + PATIENCE
         while True:
             response = self.exchange(self.request(body, *lines, method=method, key=key), bodiless=method == "HEAD")
@@ -82,7 +82,7 @@ class Case:
             return connection.read(bodiless=bodiless)
 
     def ask_until_admitted(self, seconds: float = PATIENCE) -> tuple[list[int], Response]:
-        """Ask again while the response is 409: the statuses on the way, and the other response."""
+        """Ask again while the response is 409; those statuses, and the final response."""
         refusals: list[int] = []
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

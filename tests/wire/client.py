@@ -1,4 +1,4 @@
-"""An HTTP/1.1 client that does to a connection what clients and networks do, and reads what really comes back.
+"""An HTTP/1.1 client that controls its connection and shows the bytes that come back.
 
 Nothing here corrects a request, joins header fields, or hides an interim response.
 """
@@ -15,7 +15,7 @@ Fields = list[tuple[bytes, bytes]]
 
 
 class Response(NamedTuple):
-    """A response as it came: names in lower case, in order, with duplicates."""
+    """A response as received: names in lower case, in order, with duplicates."""
 
     status: int
     headers: Fields
@@ -27,12 +27,12 @@ class Response(NamedTuple):
 
     @property
     def replayed(self) -> bool:
-        """Whether it says that it is a replay."""
+        """Whether it is marked as a replay."""
         return self.values(b"idempotent-replayed") == [b"true"]
 
 
 class Connection:
-    """One connection, as bytes and as responses."""
+    """One connection, read as bytes or as responses."""
 
     def __init__(self, opened: socket.socket) -> None:
         self.socket = opened
@@ -51,21 +51,21 @@ class Connection:
         self.socket.sendall(data)
 
     def close(self) -> None:
-        """Leave."""
+        """Close the connection."""
         self._file.close()
         self.socket.close()
 
     def reset(self) -> None:
-        """Leave with a reset, as a client that crashed."""
+        """Reset the connection, as a crashed client does."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close()
 
     def half_close(self) -> None:
-        """Say that nothing more will be sent, and go on reading."""
+        """Close the sending side, and go on reading."""
         self.socket.shutdown(socket.SHUT_WR)
 
     def read_head(self) -> Response:
-        """The next status and header fields, interim ones too; the body is still to be read."""
+        """The next status and header fields, interim ones too; the body is not read yet."""
         line = self._file.readline()
         if not line:
             raise ConnectionError("the server closed the connection")
@@ -92,7 +92,7 @@ class Connection:
         return self._file.read1(size)
 
     def read_body(self, head: Response) -> bytes:
-        """The body that belongs to a head."""
+        """The body of a response with this head."""
         if head.status in (204, 304) or head.status < 200:
             return b""
         if head.values(b"transfer-encoding") == [b"chunked"]:
@@ -105,7 +105,7 @@ class Connection:
         return body
 
     def read(self, *, bodiless: bool = False) -> Response:
-        """The next final response, whole. ``bodiless``: it responds a HEAD."""
+        """The next final response, whole. ``bodiless``: it responds to a HEAD."""
         head = self.read_head()
         while head.status < 200:
             head = self.read_head()

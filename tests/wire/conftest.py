@@ -1,4 +1,4 @@
-"""The matrix: each test that asks for ``served`` runs on every server and every adapter that can do it.
+"""The matrix: each test that uses ``served`` runs on every server and every adapter that supports it.
 
 ``OI_TEST_WIRE=full`` runs it on every pair of them (``tests.matrix``).
 """
@@ -35,7 +35,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take out what a server or an adapter cannot do, and what the full form alone runs."""
+    """Deselect what a server or an adapter cannot do, and what only the full form runs."""
     reasons = {item: _reasons(item) for item in below("wire", items)}
     out = [item for item in reasons if reasons[item]]
     if out:
@@ -54,7 +54,7 @@ def _cell(item: pytest.Item) -> tuple[str, str, str] | None:
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
-    """Say why, so that no pair of server and test is missing silently."""
+    """Print the reasons, so that no pair of server and test is missing silently."""
     return [f"deselected on the wire: {reason}" for reason in sorted(config.stash[_LACKING])]
 
 
@@ -80,7 +80,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture
 def new_case(served: str, running: Running) -> NewCase:
-    """``new_case(script, variant=...)``: a request of its own to this server and adapter."""
+    """``new_case(script, variant=...)``: a new request to this server and adapter."""
     kind, _, adapter = served.partition(":")
 
     def make(script: str, **options: str) -> Case:
@@ -102,9 +102,9 @@ def native_case(served: str, running: Running) -> NewCase:
 
 @pytest.fixture
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
-    """``start_server(kind, *options, folder=None, **environment)``: a server that this test alone has.
+    """``start_server(kind, *options, folder=None, **environment)``: a server for this test alone.
 
-    ``folder``: of another server, to share its records and journals.
+    ``folder``: the folder of another server, whose records and journals it shares.
     """
     with ExitStack() as stack:
 

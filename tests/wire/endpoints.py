@@ -1,6 +1,6 @@
-"""The endpoints that the servers serve, as behaviours for every framework; here the test is another process.
+"""The endpoints of the servers, as behaviours for every framework; the test runs in another process.
 
-``?case=`` names the journal. Each run responds with a body of its own, so that a replay cannot be a second run.
+``?case=`` names the journal. Each run responds with a different body, so that a replay cannot be a second run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def journal_of(query: str) -> Journal:
 
 
 def charge(call: Call) -> Steps:
-    """Run, and say which body was seen."""
+    """Run, and respond with the digest of the body."""
     yield from ()
     journal_of(call.query).write("ran")
     digest = hashlib.sha256(call.body).hexdigest()
@@ -36,7 +36,7 @@ def charge(call: Call) -> Steps:
 
 
 def gated(call: Call) -> Steps:
-    """Run, wait for the gate, and response."""
+    """Run, wait for the gate, and respond."""
     journal = journal_of(call.query)
     journal.write("arrived")
     yield Wait(journal.gate())
@@ -44,7 +44,7 @@ def gated(call: Call) -> Steps:
 
 
 def staged(call: Call) -> Steps:
-    """Reserve, and wait; a later attempt charges without a wait."""
+    """Run a stage, then wait; a later attempt charges without waiting."""
     journal = journal_of(call.query)
     yield Run("reserve", lambda: journal.write("reserve"))
     if idem.attempt == 1:
@@ -55,7 +55,7 @@ def staged(call: Call) -> Steps:
 
 
 def leaving(error: type[BaseException]) -> Behaviour:
-    """Reserve; then raise what no handler catches, at the first attempt."""
+    """Run a stage; at the first attempt, raise an exception that no handler catches."""
 
     def endpoint(call: Call) -> Steps:
         journal = journal_of(call.query)
@@ -69,7 +69,7 @@ def leaving(error: type[BaseException]) -> Behaviour:
 
 
 def stubborn(call: Call) -> Steps:
-    """Reserve; then refuse to end, at the first attempt, whatever the server raises."""
+    """Run a stage; at the first attempt, go on whatever the server raises."""
     journal = journal_of(call.query)
     yield Run("reserve", lambda: journal.write("reserve"))
     while idem.attempt == 1:
@@ -82,7 +82,7 @@ def stubborn(call: Call) -> Steps:
 
 
 def mine(call: Call) -> Steps:
-    """Save a stage, let others run, and response with what is on record for this request."""
+    """Save a stage, let other requests run, and respond with the stage of this request."""
     journal = journal_of(call.query)
     yield Save("mine", call.body.decode())
     journal.write(f"saved {call.body.decode()}")
@@ -91,7 +91,7 @@ def mine(call: Call) -> Steps:
 
 
 def events(call: Call) -> Steps:
-    """One event at once, one when the gate opens."""
+    """One event at once, another one when the gate opens."""
     yield from ()
     journal = journal_of(call.query)
     journal.write("ran")
@@ -101,7 +101,7 @@ def events(call: Call) -> Steps:
 
 
 def long_events(call: Call) -> Steps:
-    """More than the small variant keeps, in many pieces, behind a first one and a gate."""
+    """An event, a gate, and then more bytes than the small variant keeps, in many pieces."""
     yield from ()
     journal = journal_of(call.query)
     journal.write("ran")
@@ -110,7 +110,7 @@ def long_events(call: Call) -> Steps:
 
 
 class _Beat:
-    """A gate that opens by itself."""
+    """A gate that opens by itself after a moment."""
 
     def wait(self, timeout: float) -> bool:
         time.sleep(0.05)
@@ -127,7 +127,7 @@ def _beats(journal: Journal) -> Iterator[Any]:
 
 
 def endless(call: Call) -> Steps:
-    """Reserve; then events without an end, at the first attempt."""
+    """Run a stage; at the first attempt, send events without an end."""
     journal = journal_of(call.query)
     yield Run("reserve", lambda: journal.write("reserve"))
     if idem.attempt > 1:
@@ -145,7 +145,7 @@ def late_events(call: Call) -> Steps:
 
 
 def background(call: Call) -> Steps:
-    """Response; the task that follows waits for the gate."""
+    """Respond; the task that follows waits for the gate."""
     journal = journal_of(call.query)
 
     def task() -> None:

@@ -1,4 +1,4 @@
-"""One request of a case over HTTP/2 with prior knowledge, for what HTTP/1.1 does not carry on any server here."""
+"""One request of a case over HTTP/2 with prior knowledge, for features that no server here has over HTTP/1.1."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def over_http2(case: Case) -> tuple[Response, Fields]:
 
 
 def _fields(case: Case) -> Fields:
-    """The same fields as over HTTP/1.1."""
+    """The request's fields, the same as over HTTP/1.1."""
     line, *rest = case.head(b"TE: trailers").rstrip().split(b"\r\n")
     method, target, _ = line.split(b" ")
     pairs = [(name.lower(), value.strip()) for name, _, value in (field.partition(b":") for field in rest)]

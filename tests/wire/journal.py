@@ -1,6 +1,6 @@
-"""What test and server processes tell each other, by files: lines that are appended, and gates that are opened.
+"""Messages between test and server processes in files: lines that are appended, and gates that are opened.
 
-The lines of a case are the oracle: whatever a handler does leaves one, with the id of its process.
+The lines of a case are the oracle: every action of a handler appends one, with its process id.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Journal:
         self._path = folder / f"{case}.lines"
 
     def write(self, what: str) -> None:
-        """Append a line, which is whole whoever else writes."""
+        """Append a line, atomically."""
         handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             os.write(handle, f"{os.getpid()} {what}\n".encode())
@@ -39,7 +39,7 @@ class Journal:
         return [what for _, what in self.entries()]
 
     def await_line(self, what: str) -> None:
-        """Wait until somebody has written it."""
+        """Wait until a process has written this line."""
         deadline = time.monotonic() + PATIENCE
         while what not in self.lines():
             if time.monotonic() > deadline:
@@ -52,7 +52,7 @@ class Journal:
 
 
 class FileGate:
-    """A ``threading.Event`` between processes, as far as the behaviours need it."""
+    """The part of ``threading.Event`` that the behaviours need, between processes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -62,7 +62,7 @@ class FileGate:
         self._path.touch()
 
     def wait(self, timeout: float) -> bool:
-        """Whether it opens in time."""
+        """Whether it opens before the timeout."""
         deadline = time.monotonic() + timeout
         while not self._path.exists():
             if time.monotonic() > deadline:

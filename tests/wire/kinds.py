@@ -1,7 +1,7 @@
 """The servers, the adapters that each of them serves, and what they cannot do: one table, with the reasons.
 
-A test asks for capabilities with ``@wire_needs("...")``. Pairs of server and adapter that lack one are deselected when
-tests are collected, and the reasons are printed beside their number.
+A test asks for capabilities with ``@wire_needs("...")``. Pairs of server and adapter that lack one are deselected at
+collection, and the reasons are printed with their number.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Kind(NamedTuple):
 
     interface: str
     command: tuple[str, ...]
-    #: whether every test that can run there does; else those alone that name it
+    #: whether every possible test runs there, or only those that name it
     in_matrix: bool = True
 
 
@@ -70,7 +70,7 @@ CANNOT: Mapping[str, Mapping[str, str]] = {
     "gunicorn-gevent": {},
     "waitress": {
         "field order": "it sorts the header fields",
-        "bodiless keep-alive": "it closes the connection after an answer without a Content-Length",
+        "bodiless keep-alive": "it closes the connection after a response without a Content-Length",
         "unread refusal": "it reads the whole body before it calls the application",
         "unread malformed key": "it reads the whole body before it calls the application",
     },
@@ -107,7 +107,7 @@ SERVED = [f"{kind}:{adapter}" for kind in KINDS if KINDS[kind].in_matrix for ada
 
 
 def lacking(served: str, needed: set[str]) -> list[str]:
-    """Why a pair of server and adapter cannot have a test; empty where it can."""
+    """Why a pair of server and adapter cannot run a test; empty if it can."""
     unmeasured = ["memory is measured by /proc"] if "memory" in needed and not _MEASURES.exists() else []
     return (
         unmeasured
@@ -126,5 +126,5 @@ def lacking(served: str, needed: set[str]) -> list[str]:
 
 
 def wire_needs(*capabilities: str) -> pytest.MarkDecorator:
-    """Run where the server and the adapter can do this; ``"asgi"`` and ``"wsgi"`` ask for the interface."""
+    """Run only where server and adapter have this capability; ``"asgi"`` and ``"wsgi"`` name the interface."""
     return pytest.mark.wire_needs(*capabilities)

@@ -1,4 +1,4 @@
-"""Applications in plain ASGI and WSGI that send and call what no framework does: one path each, both protected."""
+"""Plain ASGI and WSGI applications that use features which no framework uses: one path each, with the middleware."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def _digest(journal: Journal, scope: Any, receive: Any, send: Any) -> None
 
 
 async def _leaves(journal: Journal, scope: Any, receive: Any, send: Any) -> None:
-    """Response when the client has left."""
+    """Respond when the client has left."""
     while (await receive()).get("more_body", False):
         pass
     journal.write("arrived")
@@ -53,7 +53,7 @@ async def _leaves(journal: Journal, scope: Any, receive: Any, send: Any) -> None
 
 
 async def _in_pieces(journal: Journal, scope: Any, receive: Any, send: Any) -> None:
-    """One piece, then the rest when the client has left; nobody listens for that."""
+    """Send one piece, then the rest when the client has left."""
     while (await receive()).get("more_body", False):
         pass
     journal.write("ran")
@@ -79,7 +79,7 @@ async def _trailing(journal: Journal, scope: Any, receive: Any, send: Any) -> No
 
 
 async def _sends_file(journal: Journal, scope: Any, receive: Any, send: Any) -> None:
-    """A file by ``pathsend`` where that is offered, else its bytes."""
+    """Send a file with ``pathsend`` if the server offers it, else its bytes."""
     while (await receive()).get("more_body", False):
         pass
     offered = "http.response.pathsend" in scope.get("extensions", {})
@@ -121,7 +121,7 @@ def _digested(journal: Journal, environ: dict[str, Any], start_response: Callabl
 
 
 def _wraps_file(journal: Journal, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """A file by the wrapper that the server offers."""
+    """Send a file with the server's ``wsgi.file_wrapper``."""
     wrapper = environ["wsgi.file_wrapper"]
     journal.write(f"wrapper of {wrapper.__module__.partition('.')[0]}")
     start_response("200 OK", [("Content-Type", "application/octet-stream")])
@@ -130,7 +130,7 @@ def _wraps_file(journal: Journal, environ: dict[str, Any], start_response: Calla
 
 
 def _writes(journal: Journal, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Events by ``write()``, the second one when the gate opens, and an iterable after them."""
+    """Send events with ``write()``, the second one when the gate opens, then return an iterable."""
     journal.write("ran")
     write = start_response("200 OK", [("Content-Type", "text/event-stream")])
     write(b"data: first\n\n")
@@ -140,7 +140,7 @@ def _writes(journal: Journal, environ: dict[str, Any], start_response: Callable[
 
 
 class _Closing:
-    """An iterable whose ``close`` leaves a line."""
+    """An iterable whose ``close`` writes a line."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal

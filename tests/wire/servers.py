@@ -1,6 +1,6 @@
-"""Real server processes on free ports, each in a folder of its own, ended by their own process ids.
+"""Real server processes on free ports, each in its own folder, ended by their process ids.
 
-Nothing here knows of our package.
+Nothing here knows the library.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from uuid import uuid4
 from tests.wire.kinds import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
-#: seconds; nothing is promised of it, and a machine that does much else takes its time
+#: seconds; generous, for a busy machine
 START_WITHIN = 60.0
 LISTS_PROCESSES = Path("/proc/self/task").exists()
 _PORT_TRIES = 5
@@ -57,7 +57,7 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The process that was started; of gunicorn and granian, the one that looks after the workers."""
+        """The process that was started; for gunicorn and granian the parent of the workers."""
         return self._process.pid
 
     @property
@@ -74,7 +74,7 @@ class Server:
         self._process.send_signal(signal.SIGTERM)
 
     def wait(self, seconds: float = 25) -> bool:
-        """Whether it ends by itself in time, which is less than a lease."""
+        """Whether it ends by itself within a timeout that is shorter than a lease."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -82,7 +82,7 @@ class Server:
         return True
 
     def stop(self) -> None:
-        """End it, and the processes that it has started, at once; itself first, so that it starts no other."""
+        """Kill it and the processes that it has started; itself first, so that it starts no other."""
         if not LISTS_PROCESSES:
             self.terminate()
             self.wait()
@@ -92,7 +92,7 @@ class Server:
         self._process.wait(10)
 
     def pids(self) -> list[int]:
-        """Its processes that are alive: itself first, then its workers, where the system lists them."""
+        """Its processes that are alive: itself first, then its workers, if the system lists them."""
         found, pending = [], [self.pid] if self._process.poll() is None else []
         while pending:
             pid = pending.pop()
@@ -105,7 +105,7 @@ class Server:
         for _ in range(_PORT_TRIES):
             self.port = _free_port()
             process = self._launch()
-            if self._answers(process):
+            if self._responds(process):
                 return process
             process.kill()
             process.wait(10)
@@ -127,15 +127,15 @@ class Server:
                 stderr=log,
             )
 
-    def _answers(self, process: subprocess.Popen[bytes]) -> bool:
-        """Whether it is this server that responds there: another one may have taken the port in between."""
+    def _responds(self, process: subprocess.Popen[bytes]) -> bool:
+        """Whether this server responds on the port: another one may have taken it in between."""
         deadline = time.monotonic() + START_WITHIN
         while time.monotonic() < deadline and process.poll() is None:
             try:
                 with self.connect() as connection:
                     connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-                    answer = b"".join(iter(lambda: connection.recv(65536), b""))
-                return self._nonce.encode() in answer
+                    response = b"".join(iter(lambda: connection.recv(65536), b""))
+                return self._nonce.encode() in response
             except OSError:
                 time.sleep(0.02)
         return False

@@ -28,7 +28,7 @@ from tests.wire.variants import VARIANTS
 
 SCRIPTS.update({name: Script(behaviour) for name, behaviour in ENDPOINTS.items()})
 
-# Named here anew: the HTTP suite's own table comes with its client and its servers.
+# A table of its own: importing the HTTP suite's one would import its client and servers.
 _MODULES = {
     "asgi": "tests.http.apps.plain_asgi.make",
     "fastapi": "tests.http.apps.fastapi_app.make",
@@ -55,7 +55,7 @@ def _app(name: str) -> Any:
 
 
 def maker_of(adapter: str) -> Callable[[Any, dict[str, Any]], Any]:
-    """What makes an adapter's application, of a backend (or its URL) and the policy's fields."""
+    """The function that makes an adapter's application from a backend (or its URL) and the policy's fields."""
     if adapter in native.MAKERS:
         return native.MAKERS[adapter]
     module, _, function = _MODULES.get(adapter, adapter).rpartition(".")
@@ -87,7 +87,7 @@ async def _live(scope: Any, receive: Any, send: Any) -> None:
         await _app(os.environ["WIRE_LIFESPAN"])(scope, receive, send)
         return
     await receive()
-    _drain_after_sigterm()  # by now the server has put its own handler
+    _drain_after_sigterm()  # after the server has installed its own handler
     await send({"type": "lifespan.startup.complete"})
     await receive()
     await send({"type": "lifespan.shutdown.complete"})
@@ -101,15 +101,15 @@ def _drain_after_sigterm() -> None:
 def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     """The WSGI servers' target."""
     if "HTTP_X_APP" in environ:
-        answer: Iterable[bytes] = _app(environ["HTTP_X_APP"])(environ, start_response)
-        return answer
+        response: Iterable[bytes] = _app(environ["HTTP_X_APP"])(environ, start_response)
+        return response
     body = _said()
     start_response("200 OK", [("Content-Length", str(len(body)))])
     return [body]
 
 
 def _warm(name: str) -> None:
-    """Response a request in this process, so that it has connections and a heartbeat thread."""
+    """Serve a request in this process, so that it has connections and a heartbeat thread."""
     case = uuid4().hex
     environ = {
         "REQUEST_METHOD": "POST",
@@ -133,7 +133,7 @@ def _warm(name: str) -> None:
 
 if "WIRE_DRAINED" in os.environ:
     asgi = DrainAtShutdown(asgi)
-if "waitress" in sys.modules:  # it handles no signal, and calls nobody when it starts
+if "waitress" in sys.modules:  # it has neither signal handlers nor start hooks
     _drain_after_sigterm()
 for _name in os.environ.get("WIRE_BUILT", "").split():
     _app(_name)

@@ -1,4 +1,4 @@
-"""A client that leaves: after its request, in the middle of its upload, in the middle of the response."""
+"""A client that leaves: after its request, during its upload, and during the response."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_handler_whose_client_left_finishes_and_the_retry_replays(
 
 @wire_needs("asgi", "native")
 def test_receive_reports_that_the_client_left_and_the_response_is_stored(served: str, native_case: NewCase) -> None:
-    """R-06, L-05: after the body `receive()` blocks until the real disconnect; what is sent then is kept."""
+    """R-06, L-05: after the body `receive()` blocks until the real disconnect; what is sent after it is stored."""
     case = native_case("/leaves")
     with case.begin() as connection:
         case.journal.await_line("arrived")
@@ -50,7 +50,7 @@ def test_receive_reports_that_the_client_left_and_the_response_is_stored(served:
 def test_a_cancelled_async_view_keeps_its_stages_and_the_retry_resumes_at_once(
     served: str, new_case: NewCase, leaves: str
 ) -> None:
-    """L-04: `fail` is recorded although the task is cancelled, so the retry does not wait for the 30 s lease."""
+    """L-04: `fail` is recorded although the task is cancelled, so the retry does not wait for the lease of 30 s."""
     case = new_case("staged")
     with case.begin() as connection:
         case.journal.await_line("arrived")
@@ -63,7 +63,7 @@ def test_a_cancelled_async_view_keeps_its_stages_and_the_retry_resumes_at_once(
 
 
 def test_a_stream_whose_client_left_is_produced_to_its_end_and_replayed(served: str, new_case: NewCase) -> None:
-    """L-05a, R-04: it may end without its client, though the server closes or cancels it."""
+    """L-05a, R-04: the stream ends without its client, even if the server closes or cancels it."""
     case = new_case("events")
     with case.begin() as connection:
         head = connection.read_head()
@@ -79,7 +79,7 @@ def test_a_stream_whose_client_left_is_produced_to_its_end_and_replayed(served: 
 
 @wire_needs("handler goes on")
 def test_a_stream_whose_client_left_before_it_began_is_produced_and_replayed(served: str, new_case: NewCase) -> None:
-    """L-05, L-05a: its grace begins with the stream, though its framework asks for the disconnect before that."""
+    """L-05, L-05a: the grace begins with the stream, even if the framework sees the disconnect before."""
     case = new_case("late events")
     with case.begin() as connection:
         case.journal.await_line("arrived")
@@ -93,7 +93,7 @@ def test_a_stream_whose_client_left_before_it_began_is_produced_and_replayed(ser
 
 
 def test_a_stream_without_an_end_is_closed_when_its_grace_is_over(served: str, new_case: NewCase) -> None:
-    """L-05a: its attempt fails then with its stages kept, and the retry runs at once."""
+    """L-05a: its attempt fails and keeps its stages, and the retry runs at once."""
     case = new_case("endless", variant="brief")
     with case.begin() as connection:
         head = connection.read_head()
@@ -110,7 +110,7 @@ def test_a_stream_without_an_end_is_closed_when_its_grace_is_over(served: str, n
     "pair", ["uvicorn-httptools:fastapi", "hypercorn:asgi", "granian:django-asgi", "gunicorn-gthread:flask"]
 )
 def test_streams_whose_clients_left_hold_neither_threads_nor_the_shutdown(start_server: StartServer, pair: str) -> None:
-    """L-05a, L-06: as many as the server has threads; it responds others afterwards, and ends at SIGTERM."""
+    """L-05a, L-06: with as many streams as threads, the server serves other clients, and ends at SIGTERM."""
     kind, _, adapter = pair.partition(":")
     server = start_server(kind)
     for _ in range(8):
@@ -150,7 +150,7 @@ def test_sending_to_a_client_that_left_in_the_middle_does_not_stop_the_handler(
 def test_half_an_upload_is_not_admitted_and_leaves_its_key_free(
     served: str, new_case: NewCase, framing: str, leaves: str
 ) -> None:
-    """L-05, B-01: the claim is not taken until the body is whole, so another body may use the key."""
+    """L-05, B-01: nothing is claimed before the body is complete, so another body may use the key."""
     case = new_case("charge")
     lines, part = {
         "counted": ((b"Content-Length: 100",), b"x" * 50),

@@ -1,4 +1,4 @@
-"""What a connection can do to a request with a key: pipelining, expectations, chunks, header fields that are no key."""
+"""Requests with a key and features of the connection: pipelining, Expect, chunks, invalid header fields."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.wire.kinds import wire_needs
 
 @wire_needs("keep-alive")
 def test_two_pipelined_requests_with_one_key_are_a_run_and_its_replay(served: str, new_case: NewCase) -> None:
-    """O-01, O-02: both are sent before any response; the second one finds the first one's outcome."""
+    """O-01, O-02: both are sent before any response; the second one gets the outcome of the first."""
     case = new_case("charge")
     with case.connect() as connection:
         connection.send(case.request() * 2)
@@ -27,7 +27,7 @@ def test_two_pipelined_requests_with_one_key_are_a_run_and_its_replay(served: st
 
 @wire_needs("keep-alive")
 def test_a_connection_survives_a_problem_of_ours(served: str, new_case: NewCase) -> None:
-    """O-05: a refused request was read to its end, so the next one on the connection is understood."""
+    """O-05: a refused request is read to its end, so the next one on the connection is parsed correctly."""
     case = new_case("charge")
     with case.connect() as connection:
         connection.send(case.request())
@@ -46,29 +46,29 @@ def test_a_body_that_waits_for_100_continue_is_asked_for_and_fingerprinted(serve
         connection.send(case.head(b"Content-Length: 4", b"Expect: 100-continue"))
         assert connection.read_head().status == 100
         connection.send(b"body")
-        answer = connection.read()
+        response = connection.read()
 
-    assert (answer.status, answer.values(b"x-body")) == (201, [hashlib.sha256(b"body").hexdigest().encode()])
+    assert (response.status, response.values(b"x-body")) == (201, [hashlib.sha256(b"body").hexdigest().encode()])
     assert case.ask(b"body").replayed
     assert case.ask(b"ydob").status == 422
 
 
 @wire_needs("unread malformed key")
 def test_a_malformed_key_is_refused_without_its_body(served: str, new_case: NewCase) -> None:
-    """O-06: 400 comes although the client, which waits to be asked for its body, never sends it."""
+    """O-06: the client waits for 100 Continue; 400 comes although it never sends its body."""
     case = new_case("charge")
     with case.connect() as connection:
         connection.send(case.head(b"Content-Length: 4", b"Expect: 100-continue", key=b'"unterminated'))
-        answer = connection.read()
+        response = connection.read()
 
-    assert answer.status == 400
-    assert b"key-malformed" in answer.body
+    assert response.status == 400
+    assert b"key-malformed" in response.body
     assert case.journal.lines() == []
 
 
 @wire_needs("chunked upload")
 def test_two_chunkings_of_one_body_are_the_same_request(served: str, new_case: NewCase) -> None:
-    """O-02, O-05: framing is no part of the fingerprint; the bytes are."""
+    """O-02, O-05: the fingerprint covers the bytes of the body, not its framing."""
     case = new_case("charge")
     head = case.head(b"Transfer-Encoding: chunked")
     first = case.exchange(head + chunked([b"one body", b" in two"]))
@@ -84,20 +84,20 @@ def test_two_chunkings_of_one_body_are_the_same_request(served: str, new_case: N
 
 @wire_needs("chunked upload")
 def test_the_handler_gets_a_chunked_body_whole(served: str, new_case: NewCase) -> None:
-    """R-09: what the middleware has read is given back, also where no Content-Length told its size."""
+    """R-09: the middleware gives back what it has read, also without a Content-Length."""
     case = new_case("charge")
-    answer = case.exchange(case.head(b"Transfer-Encoding: chunked") + chunked([b"a", b"b" * 70_000]))
+    response = case.exchange(case.head(b"Transfer-Encoding: chunked") + chunked([b"a", b"b" * 70_000]))
 
-    assert answer.values(b"x-body") == [hashlib.sha256(b"a" + b"b" * 70_000).hexdigest().encode()]
+    assert response.values(b"x-body") == [hashlib.sha256(b"a" + b"b" * 70_000).hexdigest().encode()]
 
 
 @pytest.mark.parametrize("kind", ["gunicorn-sync", "gunicorn-gthread", "gunicorn-gevent"])
 def test_a_chunked_body_that_django_would_not_read_is_refused(running: Running, kind: str) -> None:
-    """O-05: two different bodies would be one request to it, so with a key neither runs."""
+    """O-05: two different bodies would be one request to Django, so with a key neither runs."""
     case = Case(running(kind), "django-wsgi", "charge")
-    answer = case.exchange(case.head(b"Transfer-Encoding: chunked") + chunked([b"a body"]))
+    response = case.exchange(case.head(b"Transfer-Encoding: chunked") + chunked([b"a body"]))
 
-    assert answer.status == 411
+    assert response.status == 411
     assert case.journal.lines() == []
     assert not case.ask().replayed
 
@@ -120,12 +120,12 @@ def test_a_chunked_body_that_django_would_not_read_is_refused(running: Running, 
 def test_a_field_that_is_no_key_is_400_and_nothing_runs(
     served: str, new_case: NewCase, lines: tuple[bytes, ...]
 ) -> None:
-    """H-07, H-08, H-09, H-04: whoever responds, the server or the middleware."""
+    """H-07, H-08, H-09, H-04: the 400 may come from the server or from the middleware."""
     case = new_case("charge")
     key = case.key.encode()
     fields = [line.replace(b"%b", key) for line in lines]
-    answer = case.exchange(case.head(b"Content-Length: 2", b"Connection: close", *fields, key=None) + b"{}")
+    response = case.exchange(case.head(b"Content-Length: 2", b"Connection: close", *fields, key=None) + b"{}")
 
-    assert answer.status == 400
+    assert response.status == 400
     assert case.journal.lines() == []
     assert not case.ask().replayed

@@ -1,6 +1,7 @@
-"""Rolling deploys: SIGTERM reaches a process whose handler does not end, and the retry elsewhere runs at once.
+"""Rolling deploys: SIGTERM reaches a process whose handler does not end, and the retry at another one runs at once.
 
-The lease is 30 s. The retry is one request, sent when the old process is gone: with its lease unreleased it gets 409.
+The lease is 30 s. The retry is one request, sent after the old process has ended: it gets 409 if the lease was not
+released.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from tests.wire.conftest import Running, StartServer
 GRACE = 2.0
 HOOKS = ("--config", "python:open_idempotency.gunicorn")
 NO_GRACE = ("--timeout-graceful-shutdown", "0")
-#: a host that kills two seconds after SIGTERM, and an application that knows
+#: a host that kills two seconds after SIGTERM, and the application's setting for that
 KILLED = (("--workers-kill-timeout", "2"), {"WIRE_SIGTERM": "1"})
 
 
 class Deployed(NamedTuple):
-    """A server and an adapter, and how its operator has prepared it for SIGTERM."""
+    """A server and an adapter, and how its operator has configured it for SIGTERM."""
 
     kind: str
     adapter: str
@@ -41,7 +42,7 @@ class Deployed(NamedTuple):
 
 
 def lifespan_of(adapter: str) -> dict[str, str]:
-    """The lifespan events go to this application."""
+    """The application that gets the lifespan events."""
     return {"WIRE_LIFESPAN": f"{adapter}/default"}
 
 
@@ -53,14 +54,14 @@ PREPARED = [
     Deployed("granian", "asgi", *KILLED),
     Deployed("waitress", "flask", (), {"WIRE_SIGTERM": "1"}),
 ]
-#: one for each way to stop a worker; the short form has one for each kind of server
+#: one for each manner of stopping a worker; the short form has one for each kind of server
 EVERY_WAY = [
     Deployed("gunicorn-gthread", "flask", HOOKS),
     Deployed("gunicorn-gevent", "wsgi", HOOKS),
     Deployed("gunicorn-asgi", "fastapi", HOOKS, lifespan_of("fastapi")),
     Deployed("uvicorn-httptools", "django-asgi", NO_GRACE, DJANGO),
 ]
-#: the rest of the matrix, whose servers are all above: with OI_TEST_DRAIN=full
+#: the rest of the matrix, with OI_TEST_DRAIN=full; all servers are in the table above
 FULL = [
     *[Deployed(f"gunicorn-{worker}", "wsgi", HOOKS) for worker in ("sync", "gthread")],
     Deployed("gunicorn-sync", "flask", HOOKS),
@@ -98,7 +99,7 @@ if is_full("WIRE"):
 
 
 def runs(pid: int) -> bool:
-    """Whether the process has not ended; one that nobody has waited for yet has."""
+    """Whether the process has not ended; a zombie has."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -106,7 +107,7 @@ def runs(pid: int) -> bool:
 
 
 def deploy(start_server: StartServer, running: Running, deployed: Deployed) -> tuple[Case, Response]:
-    """Stop a process in the middle of a request, wait until it is gone, and retry at the next one."""
+    """Stop a process during a request, wait for its end, and retry at the next process."""
     kind, adapter, options, environment, path = deployed
     successor = running("uvicorn-httptools" if adapter in ("asgi", "fastapi", "django-asgi") else "gunicorn-sync")
     case = Case(start_server(kind, *options, folder=successor.folder, **environment), adapter, "staged", path=path)
@@ -122,7 +123,7 @@ def deploy(start_server: StartServer, running: Running, deployed: Deployed) -> t
 
 @pytest.mark.parametrize("deployed", PREPARED, ids=str)
 def test_a_deploy_costs_no_lease(start_server: StartServer, running: Running, deployed: Deployed) -> None:
-    """L-06, L-04: what did not finish was released when its process ended; stages stay, attempts count."""
+    """L-06, L-04: an unfinished attempt is released when its process ends; stages stay, attempts count."""
     case, retry = deploy(start_server, running, deployed)
     assert (retry.status, retry.replayed, retry.body) == (201, False, b"attempt 2")
     assert case.journal.lines() == ["reserve", "arrived", "charge"]
@@ -132,7 +133,7 @@ def test_a_deploy_costs_no_lease(start_server: StartServer, running: Running, de
 def test_a_handler_in_a_thread_ends_before_its_process(
     start_server: StartServer, running: Running, deployed: Deployed
 ) -> None:
-    """L-09, L-06: no cancellation stops a thread, so nothing runs beside it, and its response is what a retry gets."""
+    """L-09, L-06: cancellation stops no thread, so the process waits for it, and a retry gets its response."""
     kind, adapter, options, environment, path = deployed
     successor = running("uvicorn-httptools")
     case = Case(start_server(kind, *options, folder=successor.folder, **environment), adapter, "gated", path=path)
@@ -151,7 +152,7 @@ def test_a_handler_in_a_thread_ends_before_its_process(
 
 
 def test_a_handler_in_a_thread_that_does_not_end_keeps_its_lease(start_server: StartServer, running: Running) -> None:
-    """L-09: whether its process ends before it nobody knows, so a retry waits for the lease."""
+    """L-09: the thread may outlive the drain, so a retry waits for the lease."""
     in_thread = Deployed("uvicorn-httptools", "fastapi", NO_GRACE, lifespan_of("fastapi"), IN_THREAD)
     case, retry = deploy(start_server, running, in_thread)
     assert retry.status == 409
@@ -159,7 +160,7 @@ def test_a_handler_in_a_thread_that_does_not_end_keeps_its_lease(start_server: S
 
 
 def test_a_worker_that_a_reload_replaces_may_finish(start_server: StartServer) -> None:
-    """L-06: gunicorn kills nobody at SIGHUP, so nothing is given up, however long the handler takes."""
+    """L-06: gunicorn kills no worker at SIGHUP, so nothing is released, however long the handler takes."""
     server = start_server("gunicorn-gthread", *HOOKS)
     case = Case(server, "flask", "staged")
     with case.begin() as connection:
@@ -176,7 +177,7 @@ def test_a_worker_that_a_reload_replaces_may_finish(start_server: StartServer) -
 
 
 def test_a_worker_that_is_to_end_at_once_releases_at_once(start_server: StartServer, running: Running) -> None:
-    """L-06: SIGINT; gunicorn itself would wait for the threads until it kills them."""
+    """L-06: at SIGINT; gunicorn itself would wait for its threads before it kills them."""
     successor = running("gunicorn-sync")
     server = start_server("gunicorn-gthread", *HOOKS, "--graceful-timeout", "30", folder=successor.folder)
     case = Case(server, "flask", "staged")

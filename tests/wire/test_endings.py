@@ -1,7 +1,7 @@
 """Handlers that their server ends: SystemExit, KeyboardInterrupt, a worker's time limit, SIGTERM.
 
-Each test has a server of its own. Where an attempt was recorded as failed the retry does not wait: the lease is 30 s,
-and no test waits for so long.
+Each test has its own server. If an attempt was recorded as failed, the retry does not wait: the lease is 30 s, and no
+test waits that long.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ EXITS += ["uvicorn-httptools:django-asgi", "gunicorn-sync:django-wsgi", "gunicor
 INTERRUPTS = ["uvicorn-h11:asgi", "hypercorn:asgi", "granian:asgi", "gunicorn-sync:wsgi", "waitress:wsgi"]
 
 
-def answered_or_cut(connection: Connection) -> int | None:
-    """The status, or None where the connection ended without one."""
+def status_or_cut(connection: Connection) -> int | None:
+    """The status, or None if the connection ended without a response."""
     try:
         return connection.read().status
     except OSError:
@@ -39,7 +39,7 @@ def answered_or_cut(connection: Connection) -> int | None:
 def test_an_exit_in_a_handler_is_a_failed_attempt_and_the_retry_resumes_at_once(
     start_server: StartServer, running: Running, script: str, pair: str
 ) -> None:
-    """L-04: whatever becomes of the server, the stage is kept and nobody waits for the lease."""
+    """L-04: even if the server ends, the stage is kept and the retry does not wait for the lease."""
     kind, _, adapter = pair.partition(":")
     successor = running(kind)
     case = Case(start_server(kind, folder=successor.folder), adapter, script)
@@ -56,12 +56,12 @@ def test_an_exit_in_a_handler_is_a_failed_attempt_and_the_retry_resumes_at_once(
 def test_a_sync_worker_at_its_time_limit_fails_and_the_retry_resumes_at_once(
     start_server: StartServer, adapter: str
 ) -> None:
-    """L-04: gunicorn raises SystemExit in the handler; `fail` is recorded before the worker is gone."""
+    """L-04: gunicorn raises SystemExit in the handler; `fail` is recorded before the worker ends."""
     server = start_server("gunicorn-sync", "--timeout", "1", "--preload", WIRE_WARM=f"{adapter}/default")
     case = Case(server, adapter, "staged")
     with case.begin() as connection:
         case.journal.await_line("arrived")
-        first = answered_or_cut(connection)
+        first = status_or_cut(connection)
         _, retry = case.ask_until_admitted()
 
     assert first in (None, 500)
@@ -70,12 +70,12 @@ def test_a_sync_worker_at_its_time_limit_fails_and_the_retry_resumes_at_once(
 
 
 def test_a_sync_worker_that_refuses_its_time_limit_is_killed_and_the_lease_ends(start_server: StartServer) -> None:
-    """L-02, O-09: nothing could be recorded, so it is 409 until the lease ends, and never longer."""
+    """L-02, O-09: nothing could be recorded, so retries get 409 until the lease ends, and no longer."""
     server = start_server("gunicorn-sync", "--timeout", "1", "--preload", WIRE_WARM="wsgi/brisk")
     case = Case(server, "wsgi", "stubborn", variant="brisk")
     with case.begin() as connection:
         case.journal.await_line("refused to end")
-        assert answered_or_cut(connection) is None
+        assert status_or_cut(connection) is None
         with records(f"sqlite:///{server.folder}/records.db") as backend:
             (left,) = [record for record in backend.scan() if record.status is Status.IN_PROGRESS]
             _, retry = case.ask_until_admitted()
@@ -92,7 +92,7 @@ def test_a_sync_worker_that_refuses_its_time_limit_is_killed_and_the_lease_ends(
 def test_sigterm_without_grace_releases_what_hypercorn_cancels(
     start_server: StartServer, running: Running, adapter: str
 ) -> None:
-    """L-06, L-04: a deploy costs no lease wait; the stage that was done stays done."""
+    """L-06, L-04: the retry does not wait for a lease; the stage that was done stays done."""
     successor = running("hypercorn")
     server = start_server("hypercorn", "--graceful-timeout", "0", folder=successor.folder)
     case = Case(server, adapter, "staged")
@@ -112,14 +112,14 @@ def test_sigterm_without_grace_releases_what_hypercorn_cancels(
 def test_sigterm_without_grace_on_uvicorn_costs_a_lease_at_most(
     start_server: StartServer, running: Running, adapter: str
 ) -> None:
-    """L-02, L-06: uvicorn raises the signal again before what it has cancelled can end, so the lease has to."""
+    """L-02, L-06: uvicorn raises the signal again before the cancelled tasks can end, so the lease has to end."""
     successor = running("uvicorn-httptools")
     server = start_server("uvicorn-httptools", "--timeout-graceful-shutdown", "0", folder=successor.folder)
     case = Case(server, adapter, "staged", variant="brisk")
     with case.begin() as connection:
         case.journal.await_line("arrived")
         server.terminate()
-        assert answered_or_cut(connection) in (None, 500)
+        assert status_or_cut(connection) in (None, 500)
         case.server = successor
         _, retry = case.ask_until_admitted()
 
@@ -130,7 +130,7 @@ def test_sigterm_without_grace_on_uvicorn_costs_a_lease_at_most(
 
 @contextmanager
 def slow_records(folder: Path) -> Iterator[None]:
-    """Hold the records' write lock within the block."""
+    """Hold the write lock of the records within the block."""
     with closing(sqlite3.connect(folder / "records.db", isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield
@@ -140,7 +140,7 @@ def slow_records(folder: Path) -> Iterator[None]:
 def test_sigterm_without_grace_on_uvicorn_ends_after_what_it_cancels_is_recorded(
     start_server: StartServer, running: Running
 ) -> None:
-    """L-06: also when recording takes a moment, which the writer that is held up here makes certain."""
+    """L-06: even if recording is slow, as the held write lock ensures here."""
     successor = running("uvicorn-httptools")
     server = start_server(
         "uvicorn-httptools",

@@ -1,4 +1,4 @@
-"""What is replayed is what the first client got, and only that (R-01, R-02), as the bytes on the wire show it."""
+"""A replay sends what the first client got, and only that (R-01, R-02), as the bytes on the wire show."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from tests.wire.http2 import over_http2
 from tests.wire.kinds import wire_needs
 from tests.wire.native import FILE_BODY
 
-#: set by the server for each message, or by its framing of it
+#: set by the server for each message, or for its framing
 OF_THE_MESSAGE = {b"date", b"server", b"connection", b"keep-alive", b"content-length", b"transfer-encoding", b"via"}
 NOT_REPLAYED = {b"set-cookie", b"age"}
 CORS = b"access-control-"
 
 
-def fields(answer: Response) -> list[tuple[bytes, bytes]]:
-    """The header fields that the application has sent, in order."""
-    return [field for field in answer.headers if field[0] not in OF_THE_MESSAGE]
+def fields(response: Response) -> list[tuple[bytes, bytes]]:
+    """The header fields that the application has set, in order."""
+    return [field for field in response.headers if field[0] not in OF_THE_MESSAGE]
 
 
-def stored(answer: Response) -> list[tuple[bytes, bytes]]:
+def stored(response: Response) -> list[tuple[bytes, bytes]]:
     """The header fields of a first response that every replay has too."""
-    return [field for field in fields(answer) if field[0] not in NOT_REPLAYED and not field[0].startswith(CORS)]
+    return [field for field in fields(response) if field[0] not in NOT_REPLAYED and not field[0].startswith(CORS)]
 
 
 @pytest.mark.parametrize("reply", ["204", "304", "empty", "binary", "gzip", "latin", "one cookie"])
@@ -42,7 +42,7 @@ def test_a_replay_is_the_first_response(served: str, new_case: NewCase, reply: s
 
 @wire_needs("field order")
 def test_the_fields_of_a_replay_are_in_the_order_of_the_first_response(served: str, new_case: NewCase) -> None:
-    """R-01: what we add comes last."""
+    """R-01: fields of the middleware come last."""
     case = new_case("moment")
     first, replay = case.ask(), case.ask()
 
@@ -52,7 +52,7 @@ def test_the_fields_of_a_replay_are_in_the_order_of_the_first_response(served: s
 
 @wire_needs("duplicate fields", "field order")
 def test_fields_of_one_name_are_replayed_each_and_in_order(served: str, new_case: NewCase) -> None:
-    """R-01: three lines of one field, none joined, none dropped."""
+    """R-01: three lines of one field are neither joined nor dropped."""
     case = new_case("duplicates")
     first, replay = case.ask(), case.ask()
 
@@ -75,19 +75,19 @@ def test_cookies_and_fields_of_the_moment_reach_the_first_client_only(served: st
 @pytest.mark.parametrize("reply", ["204", "304"])
 @wire_needs("bodiless keep-alive")
 def test_a_replay_without_a_body_does_not_disturb_the_next_response(served: str, new_case: NewCase, reply: str) -> None:
-    """R-01: after it the connection is at the start of the next message."""
+    """R-01: afterwards the connection is at the start of the next message."""
     case = new_case(reply)
     with case.connect() as connection:
         connection.send(case.request() * 3)
-        answers = [connection.read() for _ in range(3)]
+        responses = [connection.read() for _ in range(3)]
 
-    assert [answer.replayed for answer in answers] == [False, True, True]
-    assert {answer.status for answer in answers} == {int(reply)}
+    assert [response.replayed for response in responses] == [False, True, True]
+    assert {response.status for response in responses} == {int(reply)}
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_a_safe_method_with_a_key_is_not_touched(served: str, new_case: NewCase, method: str) -> None:
-    """R-01: the application responds each time by itself, as if there were no key."""
+    """R-01: the application responds each time, as without a key."""
     case = new_case("charge", path="/any")
     first, second = (case.ask(b"", method=method) for _ in range(2))
 
@@ -100,7 +100,7 @@ def test_a_safe_method_with_a_key_is_not_touched(served: str, new_case: NewCase,
 def test_a_file_that_the_server_could_send_by_path_is_sent_as_bytes_and_replayed(
     served: str, native_case: NewCase
 ) -> None:
-    """R-06: the extension is hidden while a response is captured, and offered where none is."""
+    """R-06: the extension is hidden while a response is captured, and offered otherwise."""
     case = native_case("/file")
     plain, first, replay = case.ask(key=None), case.ask(), case.ask()
 
@@ -111,7 +111,7 @@ def test_a_file_that_the_server_could_send_by_path_is_sent_as_bytes_and_replayed
 
 @wire_needs("wsgi", "native")
 def test_a_wrapped_file_is_sent_and_replayed(served: str, native_case: NewCase) -> None:
-    """R-07: without a key the server's own wrapper serves it, with one a wrapper that can be read as it passes."""
+    """R-07: without a key the server's own wrapper sends it; with a key, one that can be read."""
     case = native_case("/file")
     plain, first, replay = case.ask(key=None), case.ask(), case.ask()
 

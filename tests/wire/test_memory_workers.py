@@ -1,4 +1,4 @@
-"""Records in the memory of one process, under servers that have several: each real server, and no false alarm."""
+"""Records in the memory of one process, on servers with several workers: a warning on each, and no false alarm."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _started(start_server: StartServer, kind: str, *options: str) -> tuple[Serve
 
 @pytest.mark.parametrize("words", SEVERAL.values(), ids=SEVERAL)
 def test_several_workers_of_a_server_are_named(start_server: StartServer, words: tuple[str, ...]) -> None:
-    """B-24: once, with the pids of two workers and the address; before or with the first request of the second one."""
+    """B-24: once, with the pids of two workers and the address, by the second worker's first request."""
     server, case = _started(start_server, *words)
     deadline = time.monotonic() + PATIENCE
     while WARNING not in server.log:
@@ -50,7 +50,7 @@ def test_several_workers_of_a_server_are_named(start_server: StartServer, words:
 
 @pytest.mark.parametrize("words", ONE.values(), ids=ONE)
 def test_one_worker_is_no_reason_to_warn(start_server: StartServer, words: tuple[str, ...]) -> None:
-    """B-24: also where another process watches it, or has made the backend before a fork."""
+    """B-24: also if another process supervises it, or made the backend before a fork."""
     server, case = _started(start_server, *words)
     bodies = {case.ask().body for _ in range(5)}
     assert len(bodies) == 1

@@ -1,4 +1,4 @@
-"""Streams: live to the first client, kept within the limit, a tombstone over it, durable before their end."""
+"""Streams: sent live to the first client, stored within the limit, a tombstone over it, durable before their end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_first_event_arrives_before_the_handler_goes_on(served: str, new_cas
 def test_a_stream_over_the_limit_is_whole_for_its_client_and_a_tombstone_for_the_next(
     served: str, new_case: NewCase
 ) -> None:
-    """R-04, O-11: never a second run."""
+    """R-04, O-11: a retry never runs again."""
     case = new_case("long events", variant="small")
     with case.begin() as connection:
         head = connection.read_head()
@@ -42,7 +42,7 @@ def test_a_stream_over_the_limit_is_whole_for_its_client_and_a_tombstone_for_the
 
 @wire_needs("wsgi", "native")
 def test_what_is_written_is_live_and_replayed(served: str, native_case: NewCase) -> None:
-    """R-07, R-04: `write()` sends at once; the replay has what was written and what was returned."""
+    """R-07, R-04: `write()` sends at once; the replay has both the written and the returned bytes."""
     case = native_case("/writes")
     with case.begin() as connection:
         head = connection.read_head()
@@ -59,13 +59,13 @@ def test_what_is_written_is_live_and_replayed(served: str, native_case: NewCase)
 
 @wire_needs("wsgi", "native")
 def test_the_iterable_is_closed_once(served: str, native_case: NewCase) -> None:
-    """R-07: `close()` is called by way of the server, or not at all."""
+    """R-07: the server's `close()` closes the application's iterable, once."""
     case = native_case("/closes")
-    answer = case.ask()
+    response = case.ask()
     case.journal.await_line("closed")
     replay = case.ask()
 
-    assert (answer.body, replay.body, replay.replayed) == (b"one two", b"one two", True)
+    assert (response.body, replay.body, replay.replayed) == (b"one two", b"one two", True)
     assert case.journal.lines() == ["closed"]
 
 

@@ -1,4 +1,4 @@
-"""Large uploads with a key: refused at the limit, spooled to disk under a higher one, in bounded memory always."""
+"""Large uploads with a key: refused at the limit, spooled to disk under a higher one, always in bounded memory."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _resident(pid: int, field: str) -> int:
 
 
 def upload(connection: Connection, head: bytes, blocks: int) -> Response:
-    """Send a chunked body while the response is read: a server that refuses it need not take it all."""
+    """Send a chunked body while reading the response: a server that refuses it need not read it all."""
     connection.send(head)
 
     def pour() -> None:
@@ -71,9 +71,9 @@ def test_an_upload_over_the_limit_ends_in_413_with_bounded_memory(served: str, n
     case = new_case("charge")
     assert case.ask(key=None).status == 201
     with memory_of(case.server) as peak, case.connect() as connection:
-        answer = upload(connection, case.head(b"Transfer-Encoding: chunked"), 128)
+        response = upload(connection, case.head(b"Transfer-Encoding: chunked"), 128)
 
-    assert answer.status == 413
+    assert response.status == 413
     assert peak.added < ADDED
     assert case.journal.lines() == ["ran"]
     assert not case.ask().replayed
@@ -81,28 +81,28 @@ def test_an_upload_over_the_limit_ends_in_413_with_bounded_memory(served: str, n
 
 @wire_needs("unread refusal")
 def test_a_declared_gigabyte_is_refused_before_a_byte_of_it(served: str, new_case: NewCase) -> None:
-    """O-07: the client sends no body, and has its response."""
+    """O-07: the client gets the response without sending any body."""
     case = new_case("charge")
-    answer = case.exchange(case.head(b"Content-Length: 1073741824"))
+    response = case.exchange(case.head(b"Content-Length: 1073741824"))
 
-    assert answer.status == 413
-    assert b"urn:problem-type:open-idempotency:" in answer.body
+    assert response.status == 413
+    assert b"urn:problem-type:open-idempotency:" in response.body
     assert case.journal.lines() == []
 
 
 @wire_needs("native", "memory")
 def test_a_body_under_a_high_limit_is_spooled_with_bounded_memory(served: str, native_case: NewCase) -> None:
-    """R-09: 96 MiB are fingerprinted, given to the handler, and recognised when they come again."""
+    """R-09: 96 MiB are fingerprinted, passed to the handler, and recognised in a retry."""
     case = native_case("/digest", variant="spooling")
     case.ask(key=None)
     with memory_of(case.server) as peak:
         with case.connect() as connection:
-            answer = upload(connection, case.head(b"Transfer-Encoding: chunked"), 96)
+            response = upload(connection, case.head(b"Transfer-Encoding: chunked"), 96)
         with case.connect() as connection:
             again = upload(connection, case.head(b"Transfer-Encoding: chunked"), 96)
 
-    assert answer.status == 201
-    assert answer.body.decode() == hashlib.sha256(BLOCK * 96).hexdigest()
-    assert (again.replayed, again.body) == (True, answer.body)
+    assert response.status == 201
+    assert response.body.decode() == hashlib.sha256(BLOCK * 96).hexdigest()
+    assert (again.replayed, again.body) == (True, response.body)
     assert peak.added < ADDED
     assert case.journal.lines() == ["ran", "ran"]

@@ -1,4 +1,4 @@
-"""Worker processes and greenlets: forks after construction, heartbeats in them, requests that share a process."""
+"""Worker processes and greenlets: forks after construction, heartbeats in them, concurrent requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.wire.variants import BRISK_LEASE
 
 @contextmanager
 def records(url: str) -> Iterator[Backend]:
-    """The servers' records, looked at from here."""
+    """The servers' records, opened in this process."""
     backend = open_backend(url)
     try:
         yield backend
@@ -34,7 +34,7 @@ def lease_end(backend: Backend) -> float:
 
 
 def refusals_while_renewed(case: Case, backend: Backend) -> list[int]:
-    """What a duplicate gets at each renewal that is seen, until the lease has been renewed beyond its first end."""
+    """The duplicates' responses at each observed renewal, until the lease has outlived its first end."""
     seen, statuses = [lease_end(backend)], [case.ask().status]
     deadline = time.monotonic() + PATIENCE
     while seen[-1] < seen[0] + 1.2 * BRISK_LEASE:
@@ -51,7 +51,7 @@ def refusals_while_renewed(case: Case, backend: Backend) -> list[int]:
 
 @pytest.fixture(params=["sqlite", "valkey"])
 def backend_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Records of this test alone, which processes can share."""
+    """The URL of records for this test alone, which processes can share."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path_factory.mktemp('records')}/records.db"
     url: str = request.getfixturevalue("valkey_url")
@@ -62,7 +62,7 @@ def backend_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 def test_workers_forked_from_a_process_that_has_served_keep_their_leases(
     start_server: StartServer, backend_url: str, worker: str
 ) -> None:
-    """B-11, L-01: before the fork there were connections and a heartbeat thread; the child makes its own."""
+    """B-11, L-01: the parent had connections and a heartbeat thread before the fork; the child makes its own."""
     server = start_server(f"gunicorn-{worker}", "--preload", WIRE_WARM="wsgi/brisk", WIRE_BACKEND=backend_url)
     case = Case(server, "wsgi", "gated", variant="brisk")
     with records(backend_url) as backend, case.begin() as connection:
@@ -79,7 +79,7 @@ def test_workers_forked_from_a_process_that_has_served_keep_their_leases(
 
 
 def test_greenlets_of_one_worker_have_their_leases_renewed(start_server: StartServer) -> None:
-    """L-01: under gevent the heartbeat is a greenlet, which beats while the handlers switch."""
+    """L-01: under gevent the heartbeat is a greenlet, which beats while handlers switch."""
     server = start_server("gunicorn-gevent")
     case = Case(server, "wsgi", "gated", variant="brisk")
     with records(f"sqlite:///{server.folder}/records.db") as backend, case.begin() as connection:
@@ -94,15 +94,15 @@ def test_greenlets_of_one_worker_have_their_leases_renewed(start_server: StartSe
 
 
 def test_requests_that_run_at_the_same_time_have_each_their_own_context(served: str, new_case: NewCase) -> None:
-    """R-07: what `idem` saves and loads is the request's own, under threads, greenlets and tasks."""
+    """R-07: `idem` saves and loads stages of its own request, under threads, greenlets and tasks."""
     one, other = new_case("mine"), new_case("mine")
     with one.begin(b"one") as first, other.begin(b"other") as second:
         one.journal.await_line("saved one")
         other.journal.await_line("saved other")
         other.journal.gate().set()
-        answers = [second.read().body.split()]
+        responses = [second.read().body.split()]
         one.journal.gate().set()
-        answers.append(first.read().body.split())
+        responses.append(first.read().body.split())
 
-    assert [answer[:2] for answer in answers] == [[b"other", b"1"], [b"one", b"1"]]
-    assert answers[0][2] != answers[1][2]
+    assert [response[:2] for response in responses] == [[b"other", b"1"], [b"one", b"1"]]
+    assert responses[0][2] != responses[1][2]

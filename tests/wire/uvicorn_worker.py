@@ -1,4 +1,4 @@
-"""gunicorn's worker class that runs uvicorn, as ``docs/deploying.md`` shows it; importing uvicorn's own warns."""
+"""The gunicorn worker class for uvicorn of ``docs/deploying.md``; importing uvicorn's own class warns."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ with warnings.catch_warnings():
 
 
 class Worker(UvicornWorker):
-    """Cancels what did not end in time before gunicorn kills it."""
+    """Cancels requests that did not end in time before gunicorn kills the worker."""
 
     CONFIG_KWARGS = {**UvicornWorker.CONFIG_KWARGS, "timeout_graceful_shutdown": 1}

@@ -1,4 +1,4 @@
-"""Run by the fork tests as a process of its own: ``django_fork_script.py SCENARIO FILE``, on Django's SQLite."""
+"""A separate process for the fork tests: ``django_fork_script.py SCENARIO FILE``, on Django's SQLite."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SETTINGS = {"ENGINE": "django.db.backends.sqlite3", "CONN_MAX_AGE": None}
 
 
 def no_file_inherited(url: str, path: str) -> None:
-    """The child inherits no open database of the backend, and goes on beside the parent."""
+    """The child inherits no open database of the backend; parent and child both go on."""
     backend = open_backend(url)
     fork_script.work(backend, b"parent")
 
     def child() -> None:
         links = []
         for number in os.listdir("/proc/self/fd"):
-            with suppress(FileNotFoundError):  # the listing's own
+            with suppress(FileNotFoundError):  # opened by the listing itself
                 links.append(os.readlink(f"/proc/self/fd/{number}"))
         assert not [link for link in links if path in link], links
         fork_script.work(backend, b"child")
@@ -35,7 +35,7 @@ def no_file_inherited(url: str, path: str) -> None:
 
 
 def beside_threads(url: str, path: str) -> None:
-    """The fork happens while other threads are calling."""
+    """Fork while other threads are calling the backend."""
     backend = open_backend(url)
     threads = [threading.Thread(target=fork_script.work, args=(backend, b"thread-%d" % each)) for each in range(4)]
     for thread in threads:

@@ -1,4 +1,4 @@
-"""Databases for the Django backend: an alias for one test, with the application's tables made by its migrations."""
+"""Databases for the Django backend: an alias for each test, with tables made by the migrations."""
 
 # ruff: noqa: E402 (Django has to be set up before what needs its settings is imported)
 from __future__ import annotations
@@ -39,18 +39,18 @@ def aliased(settings: dict[str, Any], *, migrated: bool = True) -> Iterator[str]
 
 
 def sqlite(folder: Path, **more: Any) -> dict[str, Any]:
-    """A file in the folder."""
+    """A SQLite file in the folder."""
     return {"ENGINE": "django.db.backends.sqlite3", "NAME": str(folder / "records.db"), **more}
 
 
 def postgresql(server: PostgresServer, database: str, **more: Any) -> dict[str, Any]:
-    """A database of the server."""
+    """A new database on the server."""
     where = {"HOST": "127.0.0.1", "PORT": str(server.port), "USER": "postgres", "NAME": database}
     return {"ENGINE": "django.db.backends.postgresql", **where, **more}
 
 
 def mysql(url: str, **more: Any) -> dict[str, Any]:
-    """A database for this test process, on the server of the URL."""
+    """The database of this test process, on the server of the URL."""
     mariadb_server.for_django()
     parts = urlsplit(url)
     where = {"HOST": parts.hostname or "127.0.0.1", "PORT": str(parts.port or 3306)}
@@ -63,7 +63,7 @@ def mysql(url: str, **more: Any) -> dict[str, Any]:
 
 
 def emptied(alias: str) -> str:
-    """The alias, with nothing in its tables."""
+    """The alias, with empty tables."""
     with connections[alias].cursor() as cursor:
         for table in ("records", "stages", "reservations", "scopes"):
             cursor.execute(f"DELETE FROM open_idempotency_django_{table}")

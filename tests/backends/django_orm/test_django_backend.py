@@ -1,4 +1,4 @@
-"""What the Django backend promises beyond the contract: transactions of its own, bounded waits, errors that help."""
+"""The Django backend beyond the contract: transactions of its own, bounded waits, helpful errors."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def alias(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture(params=[kind for kind in KINDS if kind != "sqlite"])
 def server_alias(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database that locks rows."""
+    """A database with row locks."""
     with _database(request.param, request, tmp_path) as alias:
         yield alias
 
@@ -81,9 +81,9 @@ def _backend(alias: str, **options: Any) -> Iterator[DjangoBackend]:
 
 
 def _lease(backend: DjangoBackend, record_id: bytes = b"a") -> Any:
-    answer = backend.claim(claim_of(record_id))
-    assert isinstance(answer, Leased), answer
-    return answer.lease
+    result = backend.claim(claim_of(record_id))
+    assert isinstance(result, Leased), result
+    return result.lease
 
 
 def _execute(alias: str, statement: str, *parameters: object) -> list[Any]:
@@ -100,7 +100,7 @@ def _idle(backend: DjangoBackend) -> int:
 
 
 def test_a_claim_survives_the_rollback_of_the_callers_transaction(alias: str) -> None:
-    """A claim inside the handler's own transaction would be forgotten with it."""
+    """The backend has its own transactions, so a rollback of the handler's one keeps the claim."""
     with _backend(alias) as backend:
         with transaction.atomic(alias):
             connections[alias].ensure_connection()
@@ -110,7 +110,7 @@ def test_a_claim_survives_the_rollback_of_the_callers_transaction(alias: str) ->
 
 
 def test_a_duplicate_gets_a_response_while_the_first_has_its_transaction_open(server_alias: str) -> None:
-    """It would block until the first commits; here both write in the same database meanwhile."""
+    """The claim is committed separately, so a duplicate does not wait for the first request's COMMIT."""
     with _backend(server_alias) as backend, transaction.atomic(server_alias):
         _execute(server_alias, "CREATE TEMPORARY TABLE orders (id int)")
         _execute(server_alias, "INSERT INTO orders VALUES (1)")
@@ -120,7 +120,7 @@ def test_a_duplicate_gets_a_response_while_the_first_has_its_transaction_open(se
 
 
 def test_a_token_is_read_from_the_clock_after_the_record_is_there(alias: str) -> None:
-    """B-02: whoever claimed and released before this insert has a lower token, even after the first look."""
+    """B-02: an owner that claimed and released before this insert has a lower token, even after the first read."""
     times: list[float] = []
 
     def clock() -> float:
@@ -133,7 +133,7 @@ def test_a_token_is_read_from_the_clock_after_the_record_is_there(alias: str) ->
 
 
 def test_the_databases_clock_decides(server_alias: str) -> None:
-    """L-07: not that of this machine, though here they are the same."""
+    """L-07: the clock of the database, not of this machine."""
     with _backend(server_alias) as backend:
         lease = _lease(backend)
         assert abs(lease.token / 1e6 - time.time()) < 60
@@ -141,7 +141,7 @@ def test_the_databases_clock_decides(server_alias: str) -> None:
 
 
 def test_refused_duplicates_take_no_lock(server_alias: str) -> None:
-    """B-11b: a replay, a 409, a 422 and a refusal read, although somebody has the rows locked."""
+    """B-11b: a replay, a 409, a 422 and a refusal only read, even if the rows are locked."""
     with _backend(server_alias, timeout=20) as backend:
         _lease(backend, b"running")
         backend.complete(Complete(_lease(backend, b"completed"), b"response"))
@@ -158,7 +158,7 @@ def test_refused_duplicates_take_no_lock(server_alias: str) -> None:
 
 
 def test_a_locked_row_is_unavailable_in_time(alias: str) -> None:
-    """B-10: within call_timeout, with Django's error as the cause; afterwards it works again."""
+    """B-10: within call_timeout, with Django's error as the cause; afterwards calls succeed."""
     with _backend(alias, timeout=1) as backend:
         lease = _lease(backend)
         with transaction.atomic(alias):
@@ -172,7 +172,7 @@ def test_a_locked_row_is_unavailable_in_time(alias: str) -> None:
 
 
 def test_waiting_for_its_own_transaction_is_reported(sqlite_alias: str) -> None:
-    """SQLite has one writer: a TestCase, or a stage behind the view's first write under ATOMIC_REQUESTS."""
+    """SQLite has one writer: under ATOMIC_REQUESTS a stage after the view's first write blocks itself."""
     with _backend(sqlite_alias, timeout=0.1) as backend, transaction.atomic(sqlite_alias):
         _execute(sqlite_alias, "CREATE TABLE orders (id)")
         with pytest.raises(BackendUnavailable, match=r"this thread's own transaction .* TransactionTestCase"):
@@ -183,7 +183,7 @@ def test_waiting_for_its_own_transaction_is_reported(sqlite_alias: str) -> None:
 
 
 def test_missing_tables_are_reported_with_the_command(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """What to do, at the first request."""
+    """The first request raises an error that names the command."""
     with (
         on_django.aliased(on_django.sqlite(tmp_path), migrated=False) as alias,
         _backend(alias) as backend,
@@ -193,7 +193,7 @@ def test_missing_tables_are_reported_with_the_command(request: pytest.FixtureReq
 
 
 def test_missing_tables_are_reported_on_servers_too(server_alias: str) -> None:
-    """Whatever words the database has for it."""
+    """In any language of the server."""
     _execute(server_alias, f"ALTER TABLE {RECORDS} RENAME TO {RECORDS}_elsewhere")
     try:
         with _backend(server_alias) as backend, pytest.raises(BackendUnavailable, match=r"manage\.py migrate"):
@@ -204,7 +204,7 @@ def test_missing_tables_are_reported_on_servers_too(server_alias: str) -> None:
 
 @pytest.mark.parametrize("damage", ["record_version = 2", "status = 7"])
 def test_a_row_that_cannot_be_read_is_left_alone(alias: str, damage: str) -> None:
-    """B-08b: no run, no overwrite, whatever the verb; B-09: an operator can delete it."""
+    """B-08b: no verb runs or overwrites it; B-09: an operator can delete it."""
     with _backend(alias) as backend:
         lease = _lease(backend)
         _execute(alias, f"UPDATE {RECORDS} SET {damage}")
@@ -235,7 +235,7 @@ def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_database_in_the_memory_of_one_connection_is_refused() -> None:
-    """Each connection would see one of its own."""
+    """Each connection would have a database of its own."""
     settings = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
     with (
         on_django.aliased(settings, migrated=False) as alias,
@@ -246,7 +246,7 @@ def test_a_database_in_the_memory_of_one_connection_is_refused() -> None:
 
 
 def test_the_shared_memory_of_a_test_runner_works() -> None:
-    """What Django's test runner makes of SQLite; its connections share one database."""
+    """The in-memory SQLite of Django's test runner, whose connections share one database."""
     settings = {"ENGINE": "django.db.backends.sqlite3", "NAME": "file:oi_test?mode=memory&cache=shared"}
     with on_django.aliased(settings, migrated=False) as alias:
         on_django.call_command("migrate", "open_idempotency", database=alias, verbosity=0, skip_checks=True)
@@ -270,19 +270,19 @@ def test_the_shared_memory_of_a_test_runner_works() -> None:
     ],
 )
 def test_a_wrong_url_is_refused_at_start(url: str, message: str) -> None:
-    """What bad input gets."""
+    """The errors for wrong URLs."""
     with pytest.raises(ConfigurationError, match=message):
         open_backend(url)
 
 
 def test_the_application_has_to_be_installed() -> None:
-    """Its migrations make the tables."""
+    """Its migrations create the tables."""
     with override_settings(INSTALLED_APPS=[]), pytest.raises(ConfigurationError, match="INSTALLED_APPS"):
         DjangoBackend()
 
 
 def test_another_kind_of_database_is_refused() -> None:
-    """The known ones are named."""
+    """The error lists the supported ones."""
     with (
         on_django.aliased({"ENGINE": "django.db.backends.dummy"}, migrated=False) as alias,
         pytest.raises(ConfigurationError, match="knows mysql, postgresql, sqlite"),
@@ -291,7 +291,7 @@ def test_another_kind_of_database_is_refused() -> None:
 
 
 def test_sync_and_async_lead_to_each_other() -> None:
-    """B-12: made from either side."""
+    """B-12: from either one to the other."""
     made = AsyncDjangoBackend("default", timeout=1)
     assert made.to_sync().to_async() is made
 
@@ -300,7 +300,7 @@ def test_sync_and_async_lead_to_each_other() -> None:
 
 
 def test_constructing_opens_nothing(alias: str) -> None:
-    """B-11: so that a preloading server has nothing to inherit."""
+    """B-11: a preloading server has no connection to inherit."""
     with _backend(alias) as backend:
         assert _idle(backend) == 0
         _lease(backend)
@@ -308,7 +308,7 @@ def test_constructing_opens_nothing(alias: str) -> None:
 
 
 def test_the_end_of_a_request_closes_as_conn_max_age_says(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """Django's own rule, for connections that are not Django's own."""
+    """Django's own rule applies to the backend's connections."""
     for max_age, left in ((0, 0), (None, 1), (600, 1)):
         with _database("sqlite", request, tmp_path, CONN_MAX_AGE=max_age) as alias, _backend(alias) as backend:
             backend.get(Get(b"a"))
@@ -317,12 +317,12 @@ def test_the_end_of_a_request_closes_as_conn_max_age_says(request: pytest.Fixtur
 
 
 def test_awaited_calls_leave_no_connection_in_their_threads(alias: str) -> None:
-    """I11: they give it back, so many threads need as many as call at once, and no more than the limit."""
+    """I11: threads return their connections, so there are as many as concurrent calls, up to the limit."""
 
     async def many(backend: DjangoBackend) -> None:
         aio = backend.to_async()
-        answers = await asyncio.gather(*(aio.claim(claim_of(b"%d" % number)) for number in range(30)))
-        assert all(isinstance(answer, Leased) for answer in answers)
+        results = await asyncio.gather(*(aio.claim(claim_of(b"%d" % number)) for number in range(30)))
+        assert all(isinstance(result, Leased) for result in results)
 
     with _backend(alias, timeout=20, max_connections=3) as backend:
         asyncio.run(many(backend))
@@ -330,7 +330,7 @@ def test_awaited_calls_leave_no_connection_in_their_threads(alias: str) -> None:
 
 
 def test_a_missing_free_connection_is_reported_in_time(alias: str) -> None:
-    """I11: bounded in number and in time."""
+    """I11: connections and waiting are bounded."""
     inside, go_on = threading.Event(), threading.Event()
 
     def clock() -> float:
@@ -342,7 +342,7 @@ def test_a_missing_free_connection_is_reported_in_time(alias: str) -> None:
     def claim(backend: DjangoBackend) -> None:
         until = time.monotonic() + 20
         while not inside.is_set() and time.monotonic() < until:  # to connect may take longer than the timeout
-            with suppress(BackendUnavailable):  # it was held up for longer than it may take
+            with suppress(BackendUnavailable):  # a slow machine delayed it beyond its limit
                 backend.claim(claim_of(b"a"))
 
     with _backend(alias, timeout=0.2, max_connections=1, clock=clock) as backend:
@@ -356,7 +356,7 @@ def test_a_missing_free_connection_is_reported_in_time(alias: str) -> None:
 
 
 def test_a_blocking_call_on_an_event_loop_works(alias: str) -> None:
-    """B-12: Django refuses to connect there; the call is made beside the loop."""
+    """B-12: Django refuses to connect on a loop; the call is made in a thread."""
 
     async def call(backend: DjangoBackend) -> None:
         _lease(backend)
@@ -366,7 +366,7 @@ def test_a_blocking_call_on_an_event_loop_works(alias: str) -> None:
 
 
 def test_a_test_runners_other_database_is_found(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """The alias's test database, though a connection was open before."""
+    """The alias's test database is used, although a connection was open before."""
     (tmp_path / "other").mkdir()
     with (
         _database("sqlite", request, tmp_path / "other") as other,
@@ -379,7 +379,7 @@ def test_a_test_runners_other_database_is_found(request: pytest.FixtureRequest, 
 
 
 def test_stored_responses_are_in_no_log_of_statements(alias: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Django logs statements with their parameters where DEBUG is on."""
+    """With DEBUG, Django logs statements with their parameters."""
     with override_settings(DEBUG=True), caplog.at_level("DEBUG"), _backend(alias) as backend:
         backend.complete(Complete(_lease(backend), b"5105105105105100"))
     assert "5105105105105100" not in caplog.text
@@ -387,7 +387,7 @@ def test_stored_responses_are_in_no_log_of_statements(alias: str, caplog: pytest
 
 
 def test_it_works_again_after_the_server_restarted(tmp_path: Path) -> None:
-    """B-10: the connections that were kept are dead, and the first call finds that out by itself."""
+    """B-10: the first call notices the dead connections and replaces them."""
     server = PostgresServer(18, "fsync=off").start()
     try:
         with on_django.aliased(on_django.postgresql(server, "postgres")) as alias, _backend(alias) as backend:
@@ -407,7 +407,7 @@ def test_it_works_again_after_the_server_restarted(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGSTOP on Windows")
 def test_a_server_that_stopped_is_unavailable_in_time(postgres_alias: str) -> None:
-    """B-10: it acknowledges what it is sent, and never responds."""
+    """B-10: its machine acknowledges packets, and it never replies."""
     with _backend(postgres_alias, timeout=1) as backend:
         _lease(backend)
         connection = backend._connections._pools.get().idle[0]
@@ -426,7 +426,7 @@ def test_a_server_that_stopped_is_unavailable_in_time(postgres_alias: str) -> No
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are listed on Linux only")
 @pytest.mark.parametrize("scenario", ["no_file_inherited", "beside_threads"])
 def test_a_fork_inherits_nothing(scenario: str, tmp_path: Path) -> None:
-    """B-11: gunicorn --preload; SQLite's locks do not survive a fork, so no handle may."""
+    """B-11: gunicorn --preload; SQLite's locks do not survive a fork, so no file handle may be inherited."""
     script = Path(__file__).with_name("django_fork_script.py")
     command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", str(script), scenario]
     ended = subprocess.run(
@@ -436,7 +436,7 @@ def test_a_fork_inherits_nothing(scenario: str, tmp_path: Path) -> None:
 
 
 def test_migrating_by_the_backend(tmp_path: Path) -> None:
-    """``open-idempotency migrate django://default`` as in deployments without manage.py."""
+    """``open-idempotency migrate django://default``, for deployments without manage.py."""
     with on_django.aliased(on_django.sqlite(tmp_path), migrated=False) as alias, _backend(alias) as backend:
         assert backend.migrate() == ["0001_records_and_ledger", "0002_about", "0003_permissions"]
         assert backend.migrate() == []
@@ -444,5 +444,5 @@ def test_migrating_by_the_backend(tmp_path: Path) -> None:
 
 
 def test_the_models_need_no_further_migration() -> None:
-    """A project's ``makemigrations --check`` finds nothing of ours."""
+    """``makemigrations --check`` of a project finds no change."""
     on_django.call_command("makemigrations", "open_idempotency", check=True, dry_run=True, skip_checks=True)

@@ -1,4 +1,4 @@
-"""The application's models through Django's ORM: ``dumpdata`` and ``loaddata`` move them, and so may a project."""
+"""The application's models through Django's ORM: ``dumpdata``, ``loaddata``, and queries of a project."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _inserted(row: Model, alias: str, *, together: bool) -> None:
 
 
 def test_every_model_goes_through_a_dump_and_back(alias: str, tmp_path: Path) -> None:
-    """B-09: ``dumpdata`` and ``loaddata`` move the tables to another database, with every byte."""
+    """B-09: ``dumpdata`` and ``loaddata`` copy the tables to another database, byte for byte."""
     for row in ROWS:
         _inserted(row, alias, together=False)
     before = _kept(alias)
@@ -96,7 +96,7 @@ def test_every_model_goes_through_a_dump_and_back(alias: str, tmp_path: Path) ->
 
 
 def test_a_project_may_write_and_find_rows_of_its_own(alias: str) -> None:
-    """B-09: one by one, together, changed by value and by expression, and found by what they hold."""
+    """B-09: single and bulk inserts, updates by value and by expression, and lookups."""
     for row in ROWS:
         _inserted(row, alias, together=True)
     records = models.Record.objects.using(alias)

@@ -1,4 +1,4 @@
-"""The shipped contract suite on the Django backend: SQLite, PostgreSQL, and MySQL where there is one."""
+"""The contract suite on the Django backend: SQLite, PostgreSQL, and MySQL where a server is available."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sqlite_alias(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     settings = on_django.sqlite(tmp_path_factory.mktemp("django"), CONN_MAX_AGE=None)
     with on_django.aliased(settings) as alias:
         with connections[alias].cursor() as cursor:
-            # The file keeps it; one wait for the disk less in each write. Not fetched, the statement keeps its lock.
+            # The setting stays in the file, and saves a flush in each write. An unread result would keep its lock.
             cursor.execute("PRAGMA journal_mode = WAL")
             cursor.fetchone()
         yield alias
@@ -66,7 +66,7 @@ class TestPostgres(_OnDjango):
 if mariadb_server.IN_USE:
 
     class TestMysql(_OnDjango):
-        """B-12 on a project's MySQL or MariaDB; the async front has threads, as on the other databases."""
+        """B-12 on a project's MySQL or MariaDB; async calls are made in threads, as on the other databases."""
 
         database = "mysql"
 

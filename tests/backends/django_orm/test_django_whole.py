@@ -1,4 +1,4 @@
-"""The whole of it: middleware, ``django://`` and the view's own rows in one database, with ATOMIC_REQUESTS on."""
+"""Middleware, ``django://`` and the view's own rows in one database, with ATOMIC_REQUESTS on."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ both_chains = pytest.mark.parametrize("send", [_blocking, _awaited], ids=["wsgi"
 
 @pytest.fixture
 def alias(postgres18: PostgresServer) -> Iterator[str]:
-    """PostgreSQL, where every request is a transaction, with a table of the application's."""
+    """PostgreSQL with ATOMIC_REQUESTS and a table of the application."""
     with on_django.aliased(on_django.postgresql(postgres18, "postgres", ATOMIC_REQUESTS=True)) as alias:
         on_django.emptied(alias)
         with connections[alias].cursor() as cursor:
@@ -76,7 +76,7 @@ def test_a_repeat_is_replayed_and_the_rows_are_there_once(alias: str, send: Send
 
 @both_chains
 def test_a_rolled_back_view_keeps_its_attempt_and_its_stages_on_record(alias: str, send: Send) -> None:
-    """O-08: the rows are gone with the transaction; the claim and the stages, committed by themselves, are not."""
+    """O-08: the rollback removes the view's rows; claim and stages have their own transactions."""
     charges: list[int] = []
 
     def view(request: HttpRequest) -> HttpResponse:
@@ -93,9 +93,9 @@ def test_a_rolled_back_view_keeps_its_attempt_and_its_stages_on_record(alias: st
 
 
 def test_a_duplicate_gets_its_409_while_the_transaction_is_open(alias: str) -> None:
-    """O-03: it does not wait for the first one's commit."""
+    """O-03: it does not wait for the COMMIT of the first request."""
     inside, go_on = threading.Event(), threading.Event()
-    answers: list[Any] = []
+    results: list[Any] = []
 
     def view(request: HttpRequest) -> HttpResponse:
         _order(alias)
@@ -105,7 +105,7 @@ def test_a_duplicate_gets_its_409_while_the_transaction_is_open(alias: str) -> N
 
     def first() -> None:
         try:
-            answers.append(_blocking())
+            results.append(_blocking())
         finally:
             connections.close_all()
 
@@ -118,13 +118,13 @@ def test_a_duplicate_gets_its_409_while_the_transaction_is_open(alias: str) -> N
         finally:
             go_on.set()
             thread.join(PATIENCE)
-        assert (duplicate.status_code, answers[0].status_code) == (409, 201)
+        assert (duplicate.status_code, results[0].status_code) == (409, 201)
         assert _blocking()[REPLAYED] == "true"
     assert _orders(alias) == [1]
 
 
 def test_a_test_in_a_transaction_sees_what_a_deployment_does(alias: str) -> None:
-    """Django's TestCase runs all of this inside a transaction that it rolls back."""
+    """Django's TestCase runs all of this in a transaction that it rolls back."""
 
     def view(request: HttpRequest) -> HttpResponse:
         _order(alias)
@@ -139,7 +139,7 @@ def test_a_test_in_a_transaction_sees_what_a_deployment_does(alias: str) -> None
 
 
 def test_overridden_settings_count_from_the_next_client_on(alias: str, tmp_path: Path) -> None:
-    """``override_settings`` works, for the backend as for the policy."""
+    """``override_settings`` changes the backend and the policy."""
 
     def view(request: HttpRequest) -> HttpResponse:
         return JsonResponse({"attempt": idem.attempt}, status=201)
@@ -154,7 +154,7 @@ def test_overridden_settings_count_from_the_next_client_on(alias: str, tmp_path:
 
 @both_chains
 def test_a_request_leaves_no_connection_behind(alias: str, send: Send) -> None:
-    """CONN_MAX_AGE is 0, so a test runner can drop the database."""
+    """With CONN_MAX_AGE 0, so that a test runner can drop the database."""
     backend = DjangoBackend(alias)
     with project(lambda request: HttpResponse(status=201), IDEMPOTENCY_BACKEND=backend):
         assert send().status_code == 201

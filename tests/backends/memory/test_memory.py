@@ -1,4 +1,4 @@
-"""What the memory backend promises beyond the contract: it is bounded."""
+"""The memory backend beyond the contract: its bounds."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from open_idempotency.exceptions import BackendUnavailable, ConfigurationError
 
 
 def _lease(backend: MemoryBackend, c: Claim):
-    answer = backend.claim(c)
-    assert isinstance(answer, Leased)
-    return answer.lease
+    result = backend.claim(c)
+    assert isinstance(result, Leased)
+    return result.lease
 
 
 def test_when_full_a_new_record_is_refused_and_none_is_evicted() -> None:
-    """I2: refusing rather than evicting live records."""
+    """I2: live records are never evicted."""
     backend = MemoryBackend(max_records=2, clock=ManualClock())
     for name in (b"a", b"b"):
         _lease(backend, claim_of(name))
@@ -34,7 +34,7 @@ def test_when_full_a_new_record_is_refused_and_none_is_evicted() -> None:
 
 
 def test_when_full_existing_records_are_still_replayed() -> None:
-    """I6: a full table stops new keys only."""
+    """I6: a full table refuses new keys only."""
     backend = MemoryBackend(max_records=1, clock=ManualClock())
     c = claim_of(b"a")
     lease = _lease(backend, c)
@@ -53,7 +53,7 @@ def test_when_full_a_vanished_record_is_still_completed() -> None:
 
 
 def test_when_full_of_bytes_a_new_record_is_refused_and_none_is_evicted() -> None:
-    """I11: large responses fill it before there are many of them."""
+    """I11: the bound on bytes is reached before that on records."""
     backend = MemoryBackend(max_bytes=10_000, clock=ManualClock())
     backend.complete(Complete(_lease(backend, claim_of(b"a")), bytes(9_500)))
     with pytest.raises(BackendUnavailable, match="full: 1 live"):
@@ -73,7 +73,7 @@ def test_when_full_of_bytes_what_runs_is_still_completed() -> None:
 
 @pytest.mark.parametrize("end", ["deleted", "released", "expired", "purged"])
 def test_the_bytes_of_a_record_that_is_gone_are_free_again(end: str) -> None:
-    """I11: stages and responses count while they are kept."""
+    """I11: stages and responses count as long as they are stored."""
     clock = ManualClock()
     backend = MemoryBackend(max_bytes=10_000, clock=clock)
     for number in range(5):  # each would fill it
@@ -102,7 +102,7 @@ def test_many_small_records_count_with_what_each_takes_anyway() -> None:
 
 
 def test_when_full_of_expired_records_there_is_room() -> None:
-    """I11: expired records give way, also those that completed early."""
+    """I11: expired records are removed, also ones that completed early."""
     clock = ManualClock()
     backend = MemoryBackend(max_records=2, clock=clock)
     _lease(backend, claim_of(b"a", ttl=1000.0))
@@ -114,7 +114,7 @@ def test_when_full_of_expired_records_there_is_room() -> None:
 
 
 def test_expired_records_do_not_pile_up() -> None:
-    """I11: without a thread, memory stays in proportion to the live records."""
+    """I11: memory stays in proportion to the live records, without a thread."""
     clock = ManualClock()
     backend = MemoryBackend(clock=clock)
     for number in range(5000):
@@ -125,7 +125,7 @@ def test_expired_records_do_not_pile_up() -> None:
 
 
 def test_a_record_that_is_read_is_a_copy() -> None:
-    """B-05: changing what get returned changes nothing."""
+    """B-05: changing a returned record does not change the stored one."""
     backend = MemoryBackend()
     _lease(backend, claim_of(b"a"))
     record = backend.get(Get(b"a"))
@@ -137,7 +137,7 @@ def test_a_record_that_is_read_is_a_copy() -> None:
 
 
 def test_the_bounds_must_be_positive() -> None:
-    """A wrong setting is refused at start, by name."""
+    """A wrong setting is refused at start; the error names it."""
     with pytest.raises(ConfigurationError, match="max_records"):
         AsyncMemoryBackend(max_records=0)
     with pytest.raises(ConfigurationError, match="max_bytes"):
@@ -145,7 +145,7 @@ def test_the_bounds_must_be_positive() -> None:
 
 
 def test_without_a_clock_time_passes() -> None:
-    """B-01: the backend has a clock of its own."""
+    """B-01: the backend's default clock."""
     backend = MemoryBackend()
     first = _lease(backend, claim_of(os.urandom(16)))
     second = _lease(backend, claim_of(os.urandom(16)))
@@ -153,7 +153,7 @@ def test_without_a_clock_time_passes() -> None:
 
 
 def test_a_dropped_backend_is_collected() -> None:
-    """I11: the two modes know each other, which keeps neither alive."""
+    """I11: the sync and the async backend refer to each other without keeping each other alive."""
     import weakref
 
     backend = MemoryBackend()
@@ -164,7 +164,7 @@ def test_a_dropped_backend_is_collected() -> None:
 
 
 def test_random_keys_that_are_refused_fill_it_for_an_hour_at_most() -> None:
-    """B-26: a client that makes up keys gets 404 for each; none of them counts for longer than ``error_ttl``."""
+    """B-26: each invented key gets a 404, whose record lives no longer than ``error_ttl``."""
     clock = ManualClock(100.0)
     adapter = Adapter(backend=MemoryBackend(max_records=3, clock=clock))
 
@@ -179,6 +179,6 @@ def test_random_keys_that_are_refused_fill_it_for_an_hour_at_most() -> None:
 
 
 def test_each_has_records_of_its_own() -> None:
-    """As a process has that was started again, or reloaded: both let the request run."""
+    """Another instance, as after a restart or a reload, has no records: both let the request run."""
     for _ in range(2):
         assert isinstance(MemoryBackend().claim(claim_of(b"r" * 32)), Leased)

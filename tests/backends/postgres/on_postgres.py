@@ -1,4 +1,4 @@
-"""Questions that go into one batch on PostgreSQL: for the contract and the model, and for the tests of batches."""
+"""Commands that share one batch on PostgreSQL: for the contract, the model, and the tests of batches."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ PATIENCE = 60.0
 
 
 def claim_of(record_id: bytes | None = None, **fields: Any) -> Claim:
-    """A claim of a record of its own."""
+    """A claim of a new record."""
     given = {"fingerprint": b"fingerprint", "owner": secrets.token_bytes(16), "lease": 30.0, "ttl": 600.0, **fields}
     return Claim(record_id or secrets.token_bytes(32), **given)
 
 
 def of_nobody() -> Release:
-    """A question that finds nothing, changes nothing, and is sent once more alone."""
+    """A command that finds and changes nothing, and is repeated alone."""
     return Release(Lease(secrets.token_bytes(32), bytes(16), 1, 1, b"", 30.0, 600.0))
 
 
 def leased(backend: PostgresBackend, claim: Claim | None = None) -> Lease:
-    """The lease of a claim that succeeds."""
-    answer = backend.claim(claim or claim_of())
-    assert isinstance(answer, Leased), answer
-    return answer.lease
+    """The lease of a successful claim."""
+    result = backend.claim(claim or claim_of())
+    assert isinstance(result, Leased), result
+    return result.lease
 
 
 def emptied(server: PostgresServer) -> str:
-    """The server's URL, with no record left in it."""
+    """The server's URL, with all records deleted."""
     with server.connect() as connection:
         connection.execute("DELETE FROM open_idempotency.records")
         connection.execute("DELETE FROM open_idempotency.reservations")
@@ -44,7 +44,7 @@ def emptied(server: PostgresServer) -> str:
 
 
 class BatchingPostgres(PostgresBackend):
-    """Sends every request in a batch, beside one that finds nothing; what the batch leaves it sends alone."""
+    """Sends every command in a batch with one that finds nothing; commands left out of the batch go alone."""
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
@@ -57,24 +57,24 @@ class BatchingPostgres(PostgresBackend):
         return self._executor.execute(verb, c) if row is APART else verb.response(c, (row,))
 
 
-async def together(backend: AsyncPostgresBackend, questions: Sequence[tuple[str, Any]]) -> list[Any]:
-    """The responses, or errors, of ``(verb, command)`` that go into one batch, in order.
+async def together(backend: AsyncPostgresBackend, commands: Sequence[tuple[str, Any]]) -> list[Any]:
+    """The results or errors of ``(verb, command)`` in one batch, in order.
 
-    The tasks begin in their order before any of them gets a response, so it is known which go alone.
+    The tasks begin in order before any of them gets a result, so it is known which of them go alone.
     """
     before = [("release", of_nobody()) for _ in range(executors.ALONE_ON_LOOP + 1)]
-    asking = [getattr(backend, verb)(command) for verb, command in [*before, *questions]]
-    answers = await asyncio.wait_for(asyncio.gather(*asking, return_exceptions=True), PATIENCE)
-    return answers[len(before) :]
+    calls = [getattr(backend, verb)(command) for verb, command in [*before, *commands]]
+    results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), PATIENCE)
+    return results[len(before) :]
 
 
-def at_once(backend: PostgresBackend, questions: Sequence[tuple[str, Any]]) -> list[Any]:
-    """The same on a loop of its own."""
+def at_once(backend: PostgresBackend, commands: Sequence[tuple[str, Any]]) -> list[Any]:
+    """``together``, on a new event loop."""
 
     async def ask() -> list[Any]:
         awaited = backend.to_async()
         try:
-            return await together(awaited, questions)
+            return await together(awaited, commands)
         finally:
             await awaited.close()
 

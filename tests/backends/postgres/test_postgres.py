@@ -1,4 +1,4 @@
-"""The shipped contract suite on PostgreSQL, the oldest and the newest that pip brings, in batches and one by one."""
+"""The contract suite on PostgreSQL: the oldest and the newest release on PyPI, in batches and without."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TestPostgres18(_InEachMode):
 
 
 class TestPostgres16OneByOne(_InEachMode):
-    """B-12 on PostgreSQL 16 without coalescing; trio does what the sync front does."""
+    """B-12 on PostgreSQL 16 without coalescing; under trio calls are those of the sync front."""
 
     @pytest.fixture(params=["sync", "asyncio"])
     def mode(self, request: pytest.FixtureRequest) -> str:

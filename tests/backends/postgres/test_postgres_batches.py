@@ -1,4 +1,4 @@
-"""Batches on PostgreSQL: one transaction for all, one winner for each key, no waiting for somebody else's lock."""
+"""Batches on PostgreSQL: one transaction for all commands, one winner for each key, no waiting for others' locks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from open_idempotency.backends.postgres import PostgresBackend
 from open_idempotency.exceptions import BackendUnavailable, LeaseLost, RecordUnreadable
 from tests.backends import holding
 from tests.backends.postgres.on_postgres import PATIENCE, at_once, claim_of, leased, together
-from tests.backends.postgres.test_postgres_server import SOON, waiting_until_told
+from tests.backends.postgres.test_postgres_server import SOON, waiting_until_notified
 from tests.postgres_server import PostgresServer
 
 MANY = 40
@@ -51,14 +51,14 @@ def backend(postgres18: PostgresServer) -> Iterator[PostgresBackend]:
 
 @pytest.fixture
 def own_url(postgres18: PostgresServer) -> str:
-    """A database of this test's own, on the shared server."""
+    """A database for this test alone, on the shared server."""
     url = postgres18.create_database(f"d{secrets.token_hex(8)}")
     PostgresBackend(url).migrate()
     return url
 
 
 def transactions(server: PostgresServer, record_ids: Sequence[bytes]) -> int:
-    """How many transactions wrote what is on record of them now."""
+    """The number of transactions that wrote the current versions of these records."""
     with server.connect() as connection:
         row = connection.execute(
             "SELECT count(DISTINCT xmin::text), count(*) FROM open_idempotency.records WHERE record_id = ANY (%b)",
@@ -70,12 +70,12 @@ def transactions(server: PostgresServer, record_ids: Sequence[bytes]) -> int:
 
 
 def ids(claims: Sequence[Claim]) -> list[bytes]:
-    """Of which records."""
+    """The ids of the records."""
     return [claim.record_id for claim in claims]
 
 
 def next_transaction(server: PostgresServer) -> int:
-    """The number that the next writing transaction will get; asking takes none."""
+    """The number of the next writing transaction; reading it uses none up."""
     with server.connect() as connection:
         row = connection.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint").fetchone()
         assert row is not None
@@ -83,12 +83,12 @@ def next_transaction(server: PostgresServer) -> int:
 
 
 def test_what_is_asked_at_once_is_one_transaction(backend: PostgresBackend, postgres18: PostgresServer) -> None:
-    """B-01, B-03: so many claims, then so many completions, each with one commit."""
+    """B-01, B-03: concurrent claims, then concurrent completions, with one commit each."""
     claims = [claim_of() for _ in range(MANY)]
-    answers = at_once(backend, [("claim", claim) for claim in claims])
-    assert [answer.lease.record_id for answer in answers] == [claim.record_id for claim in claims]
+    results = at_once(backend, [("claim", claim) for claim in claims])
+    assert [result.lease.record_id for result in results] == [claim.record_id for claim in claims]
     assert transactions(postgres18, ids(claims)) == 1
-    ends = [("complete", Complete(answer.lease, b"response %d" % n)) for n, answer in enumerate(answers)]
+    ends = [("complete", Complete(result.lease, b"response %d" % n)) for n, result in enumerate(results)]
     assert at_once(backend, ends) == [Completed()] * MANY
     assert transactions(postgres18, ids(claims)) == 1
     assert [backend.claim(claim_of(claim.record_id)) for claim in claims] == [
@@ -97,7 +97,7 @@ def test_what_is_asked_at_once_is_one_transaction(backend: PostgresBackend, post
 
 
 def test_without_coalescing_each_is_a_transaction(postgres18: PostgresServer) -> None:
-    """The option ``coalesce=no``."""
+    """With ``coalesce=no``."""
     backend = PostgresBackend(f"{postgres18.url()}?coalesce=no", timeout=30)
     claims = [claim_of() for _ in range(8)]
     at_once(backend, [("claim", claim) for claim in claims])
@@ -106,12 +106,12 @@ def test_without_coalescing_each_is_a_transaction(postgres18: PostgresServer) ->
 
 
 def test_of_one_key_many_times_in_a_batch_one_is_leased(backend: PostgresBackend, postgres18: PostgresServer) -> None:
-    """I1: the others are told that it runs; one that differs is reported."""
+    """I1: the other claims get Busy, or Mismatch for another fingerprint."""
     first = claim_of()
-    questions = [first, claim_of(first.record_id, fingerprint=b"other")]
-    questions += [claim_of(first.record_id) for _ in range(MANY)]
+    commands = [first, claim_of(first.record_id, fingerprint=b"other")]
+    commands += [claim_of(first.record_id) for _ in range(MANY)]
     before = next_transaction(postgres18)
-    leased_, mismatch, *others = at_once(backend, [("claim", claim) for claim in questions])
+    leased_, mismatch, *others = at_once(backend, [("claim", claim) for claim in commands])
     assert next_transaction(postgres18) == before + 1
     assert isinstance(leased_, Leased)
     assert mismatch == Mismatch()
@@ -119,7 +119,7 @@ def test_of_one_key_many_times_in_a_batch_one_is_leased(backend: PostgresBackend
 
 
 def test_a_claim_that_was_sent_again_in_the_same_batch_is_leased_too(backend: PostgresBackend) -> None:
-    """B-08: the owner is told that it owns the record, with the same token."""
+    """B-08: the owner gets its lease again, with the same token."""
     claim = claim_of()
     first, other, again = at_once(backend, [("claim", c) for c in (claim, claim_of(claim.record_id), claim)])
     assert isinstance(first, Leased)
@@ -137,27 +137,27 @@ def test_a_claim_that_was_sent_again_in_a_later_batch_is_leased_too(backend: Pos
 
 
 def test_a_batch_that_only_reads_writes_nothing(backend: PostgresBackend, postgres18: PostgresServer) -> None:
-    """B-11b: replays, 409 and 422 take no transaction number, so no disk is waited for."""
+    """B-11b: replays, 409 and 422 use no transaction number, so nothing is flushed to disk."""
     done, running = leased(backend), leased(backend)
     backend.complete(Complete(done, b"response"))
-    questions = [
+    commands = [
         ("claim", claim_of(done.record_id)),
         ("claim", claim_of(running.record_id)),
         ("claim", claim_of(running.record_id, fingerprint=b"other")),
     ] * 5
     before = next_transaction(postgres18)
-    answers = at_once(backend, questions)
+    results = at_once(backend, commands)
     assert next_transaction(postgres18) == before
-    assert [type(answer) for answer in answers] == [Finished, Busy, Mismatch] * 5
-    assert answers[0] == Finished(b"response")
+    assert [type(result) for result in results] == [Finished, Busy, Mismatch] * 5
+    assert results[0] == Finished(b"response")
 
 
 def test_every_verb_may_be_in_one_batch(backend: PostgresBackend, postgres18: PostgresServer) -> None:
-    """B-03, B-06: each gets its own response, and one record's is not another's."""
+    """B-03, B-06: each command gets its own result, of its own record."""
     staged, completed, failed, given_up, released, superseded = (leased(backend) for _ in range(6))
     new = claim_of()
     before = next_transaction(postgres18)
-    answers = at_once(
+    results = at_once(
         backend,
         [
             ("save_stage", SaveStage(staged, Stage("charge", "k", b"frame"))),
@@ -170,12 +170,12 @@ def test_every_verb_may_be_in_one_batch(backend: PostgresBackend, postgres18: Po
             ("claim", claim_of(completed.record_id)),
         ],
     )
-    # The last is of the same record as another verb's, so it goes alone, after the batch.
+    # The last command is for the record of another one, so it goes alone, after the batch.
     assert next_transaction(postgres18) == before + 1
-    assert [*answers[:4], *answers[5:]] == [
+    assert [*results[:4], *results[5:]] == [
         StageSaved(b"frame"), None, None, Completed(), None, StageSaved(b"second"), Finished(b"response"),
     ]  # fmt: skip
-    assert isinstance(answers[4], Leased)
+    assert isinstance(results[4], Leased)
     assert [stage.name for stage in backend.get(Get(staged.record_id)).stages] == ["charge", "ship"]
     assert backend.get(Get(released.record_id)) is None
     assert backend.get(Get(failed.record_id)).status is Status.FAILED
@@ -185,10 +185,10 @@ def test_every_verb_may_be_in_one_batch(backend: PostgresBackend, postgres18: Po
 
 
 def test_a_batch_notifies_waiting_duplicates(backend: PostgresBackend, postgres18: PostgresServer) -> None:
-    """O-04: of a completion, a failure and a release, by another process's batch."""
+    """O-04: of a completion, a failure and a release, by the batch of another process."""
     other = PostgresBackend(postgres18.url(), timeout=30)
     completed, failed, released = leases = [leased(backend) for _ in range(3)]
-    waiters = [waiting_until_told(backend, lease) for lease in leases]
+    waiters = [waiting_until_notified(backend, lease) for lease in leases]
     at_once(
         other,
         [
@@ -204,7 +204,7 @@ def test_a_batch_notifies_waiting_duplicates(backend: PostgresBackend, postgres1
 
 
 def test_a_lost_lease_is_reported_in_a_batch(backend: PostgresBackend) -> None:
-    """B-03, I3: a stale owner changes nothing, and the others of the batch are none the worse."""
+    """B-03, I3: a stale owner changes nothing, and does not affect other commands of the batch."""
     stale = leased(backend, claim_of(lease=0.0))
     owner = leased(backend, claim_of(stale.record_id))
     fine = leased(backend)
@@ -216,13 +216,13 @@ def test_a_lost_lease_is_reported_in_a_batch(backend: PostgresBackend) -> None:
         ("release", Release(stale)),
     ]
     lost = at_once(backend, verbs)
-    assert [type(answer) for answer in lost] == [LeaseLost, Completed, LeaseLost, LeaseLost, LeaseLost]
+    assert [type(result) for result in lost] == [LeaseLost, Completed, LeaseLost, LeaseLost, LeaseLost]
     record = backend.get(Get(stale.record_id))
     assert (record.token, record.status, record.stages) == (owner.token, Status.IN_PROGRESS, ())
 
 
 def test_what_cannot_be_read_is_left_alone_by_a_batch(backend: PostgresBackend, postgres18: PostgresServer) -> None:
-    """B-08b: typed error, no run, no overwrite; what else is in the batch is carried out."""
+    """B-08b: typed error, no run, no overwrite; other commands of the batch are executed."""
     newer = [leased(backend) for _ in range(5)]
     fine = leased(backend)
     claimed, completed, staged, failed, released = newer
@@ -242,7 +242,7 @@ def test_what_cannot_be_read_is_left_alone_by_a_batch(backend: PostgresBackend, 
             ("complete", Complete(fine, b"response")),
         ],
     )
-    assert [type(answer) for answer in unreadable] == [RecordUnreadable] * len(newer)
+    assert [type(result) for result in unreadable] == [RecordUnreadable] * len(newer)
     assert done == Completed()
     with postgres18.connect() as connection:
         connection.execute(
@@ -257,7 +257,7 @@ def test_what_cannot_be_read_is_left_alone_by_a_batch(backend: PostgresBackend, 
 def test_a_batch_does_not_wait_for_a_row_that_somebody_holds(
     backend: PostgresBackend, postgres18: PostgresServer
 ) -> None:
-    """B-10, I11: its owner is told in time, and the others of the batch at once."""
+    """B-10, I11: its owner gets an error in time, and the others of the batch a result at once."""
     held, *free = [leased(backend) for _ in range(10)]
     impatient = PostgresBackend(postgres18.url(), timeout=1.0)
 
@@ -266,13 +266,13 @@ def test_a_batch_does_not_wait_for_a_row_that_somebody_holds(
         waiting = asyncio.ensure_future(
             together(awaited, [("complete", Complete(lease, b"response")) for lease in [held, *free]])
         )
-        # Whoever asks meanwhile gets a response too.
+        # Concurrent callers get results too.
         while isinstance(await asyncio.to_thread(backend.claim, claim_of(free[-1].record_id)), Busy):
             await asyncio.sleep(0.01)
         assert not waiting.done()
-        answers = await waiting
+        results = await waiting
         await awaited.close()
-        return answers
+        return results
 
     with psycopg.connect(postgres18.url()) as locker:
         locker.execute("SELECT 1 FROM open_idempotency.records WHERE record_id = %b FOR UPDATE", (held.record_id,))
@@ -286,7 +286,7 @@ def test_a_batch_does_not_wait_for_a_row_that_somebody_holds(
 def test_a_batch_waits_only_shortly_for_a_record_that_somebody_is_inserting(
     backend: PostgresBackend, postgres18: PostgresServer
 ) -> None:
-    """B-10, I11: such a batch is refused by the server, and its questions go alone."""
+    """B-10, I11: the server refuses such a batch, and its commands are sent separately."""
     contested, *free = [claim_of() for _ in range(10)]
     impatient = PostgresBackend(postgres18.url(), timeout=1.0)
     with psycopg.connect(postgres18.url()) as inserter:
@@ -303,7 +303,7 @@ def test_a_batch_waits_only_shortly_for_a_record_that_somebody_is_inserting(
 
 
 def test_an_error_of_one_question_is_not_the_others(own_url: str) -> None:
-    """B-10: the server refuses the whole statement, so each is sent alone, and has its own outcome."""
+    """B-10: the server refuses the whole statement, so each command is sent alone, with its own result."""
     with psycopg.connect(own_url, autocommit=True) as connection:
         connection.execute(
             "CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$"
@@ -322,15 +322,15 @@ def test_an_error_of_one_question_is_not_the_others(own_url: str) -> None:
 
 
 def test_batches_of_several_processes_do_not_wait_for_each_other_in_a_circle(own_url: str) -> None:
-    """B-10, I1: the same keys in another order in each, claimed, staged and completed by whoever wins; no deadlock."""
+    """B-10, I1: batches with the same keys in different orders do not deadlock."""
     backends = [PostgresBackend(own_url, timeout=30) for _ in range(3)]
     winners: list[bytes] = []
 
     async def contend(backend: PostgresBackend, record_ids: list[bytes], seed: int) -> None:
         order = random.Random(seed).sample(record_ids, len(record_ids))
         awaited = backend.to_async()
-        answers = await together(awaited, [("claim", claim_of(record_id)) for record_id in order])
-        leases = [answer.lease for answer in answers if isinstance(answer, Leased)]
+        results = await together(awaited, [("claim", claim_of(record_id)) for record_id in order])
+        leases = [result.lease for result in results if isinstance(result, Leased)]
         winners.extend(lease.record_id for lease in leases)
         random.Random(seed).shuffle(leases)
         await together(awaited, [("save_stage", SaveStage(lease, Stage("a", "", b"f"))) for lease in leases])
@@ -353,7 +353,7 @@ def test_batches_of_several_processes_do_not_wait_for_each_other_in_a_circle(own
 
 
 def test_a_batch_that_was_held_up_has_tokens_of_later(own_url: str) -> None:
-    """B-02: whoever had one of its records meanwhile, and gave it back, has a smaller token.
+    """B-02: an owner that claimed and released one of its records meanwhile has a lower token.
 
     A batch waits for a tenth of a second at most, too short a time to rely on, so it may wait for longer here.
     """
@@ -370,20 +370,20 @@ def test_a_batch_that_was_held_up_has_tokens_of_later(own_url: str) -> None:
             waiting = "SELECT query FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s"
             assert "claims(" in str(looking.execute(waiting, (looking.info.dbname,)).fetchone())
             now = holder.now()
-        answers = batch.result(PATIENCE)
-    assert [type(answer) for answer in answers] == [Leased] * 4
-    assert all(answer.lease.token > now * 1_000_000 - 1 for answer in answers)
+        results = batch.result(PATIENCE)
+    assert [type(result) for result in results] == [Leased] * 4
+    assert all(result.lease.token > now * 1_000_000 - 1 for result in results)
     records = [backend.get(Get(claim.record_id)) for claim in claims]
-    assert [record.token for record in records if record] == [answer.lease.token for answer in answers]
+    assert [record.token for record in records if record] == [result.lease.token for result in results]
     assert all(record.lease_end >= now + 30 - 0.001 for record in records if record)
     backend.close()
 
 
 def test_a_claim_that_comes_late_is_left_by_its_batch(backend: PostgresBackend) -> None:
-    """B-08c: the others of the batch are leased, and it leaves nothing behind."""
+    """B-08c: other claims of the batch are leased; the late one leaves no record."""
     late, *others = [claim_of() for _ in range(4)]
     backend.withdraw(Withdraw(late))
-    answers = at_once(backend, [("claim", claim) for claim in (others[0], late, *others[1:])])
-    assert [type(answer) for answer in answers] == [Leased, Refused, Leased, Leased]
-    assert answers[1] == Refused(Refusal.WITHDRAWN, 0)
+    results = at_once(backend, [("claim", claim) for claim in (others[0], late, *others[1:])])
+    assert [type(result) for result in results] == [Leased, Refused, Leased, Leased]
+    assert results[1] == Refused(Refusal.WITHDRAWN, 0)
     assert backend.get(Get(late.record_id)) is None

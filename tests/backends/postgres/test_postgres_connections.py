@@ -1,4 +1,4 @@
-"""The connections of the PostgreSQL backend: how many there are, who gets one, and when they are closed."""
+"""The connections of the PostgreSQL backend: their number, their order, and when they are closed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from open_idempotency.backend import (
 from open_idempotency.backends.postgres import PostgresBackend
 from open_idempotency.backends.postgres.connections import Tries
 from open_idempotency.exceptions import BackendUnavailable
-from tests.backends.impatient import answered
+from tests.backends.impatient import retried
 from tests.backends.postgres.test_postgres_server import SOON, claim_of, leased
 from tests.postgres_server import PostgresServer
 
 
 def of_this_name(server: PostgresServer, name: str) -> int:
-    """How many connections of a name the server has."""
+    """The number of connections with this name on the server."""
     with server.connect() as connection:
         row = connection.execute(
             "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s", (name,)
@@ -31,7 +31,7 @@ def of_this_name(server: PostgresServer, name: str) -> int:
 
 
 def test_connections_of_a_loop_that_ended_are_closed(postgres18: PostgresServer) -> None:
-    """B-11: a backend is used on one loop after the other; none of them closes it."""
+    """B-11: one backend is used on several loops in turn, and none of them closes it."""
     name = secrets.token_hex(8)
     backend = PostgresBackend(f"{postgres18.url()}?application_name={name}", timeout=10).to_async()
 
@@ -48,7 +48,7 @@ def test_connections_of_a_loop_that_ended_are_closed(postgres18: PostgresServer)
 
 
 def test_more_calls_than_connections_take_turns(postgres18: PostgresServer) -> None:
-    """B-11: and never more connections than were allowed, sync and async."""
+    """B-11: the limit of connections holds, sync and async."""
     name = secrets.token_hex(8)
     backend = PostgresBackend(f"{postgres18.url()}?application_name={name}&max_connections=2&coalesce=no", timeout=20)
     lease = leased(backend, claim_of())
@@ -68,21 +68,21 @@ def test_more_calls_than_connections_take_turns(postgres18: PostgresServer) -> N
 def test_that_no_connection_was_free_in_time_is_said(postgres18: PostgresServer) -> None:
     """B-10, I11: sync and async; the only connection is in use."""
     backend = PostgresBackend(f"{postgres18.url()}?max_connections=1", timeout=0.3)
-    question = Get(secrets.token_bytes(32))
+    command = Get(secrets.token_bytes(32))
 
     async def on_a_loop() -> None:
         connections = backend.to_async()._executor.of_loop().connections
         held = await connections._take(Tries(PostgresBackend(postgres18.url(), timeout=20).options))
         with pytest.raises(BackendUnavailable, match="no connection was free"):
-            await backend.to_async().get(question)
+            await backend.to_async().get(command)
         connections._give(held)
-        assert await backend.to_async().get(question) is None
+        assert await backend.to_async().get(command) is None
         await backend.to_async().close()
 
     connections = backend._executor._of_process.get().connections
     held = connections._take(Tries(PostgresBackend(postgres18.url(), timeout=20).options))
     with pytest.raises(BackendUnavailable, match="no connection was free"):
-        backend.get(question)
+        backend.get(command)
     connections._give(held)
-    assert answered(lambda: backend.get(question)) is None
+    assert retried(lambda: backend.get(command)) is None
     asyncio.run(on_a_loop())

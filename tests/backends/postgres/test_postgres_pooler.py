@@ -1,4 +1,4 @@
-"""PostgreSQL behind a pooler in transaction mode, with the options that a URL has by itself."""
+"""PostgreSQL behind a pooler in transaction mode, with the default options of a URL."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NEVER = 100.0
 
 
 class TestPooler(_InEachMode):
-    """B-11a, B-12: the whole contract, sync and async; trio's calls are the sync front's."""
+    """B-11a, B-12: the whole contract, sync and async; under trio calls are those of the sync front."""
 
     @pytest.fixture(params=["sync", "asyncio"])
     def mode(self, request: pytest.FixtureRequest) -> str:
@@ -49,20 +49,20 @@ def backend(pooler: Pooler | PgBouncer) -> Iterator[PostgresBackend]:
 
 
 def leased(backend: PostgresBackend, record_id: bytes) -> Lease:
-    """The lease of a claim that succeeds."""
-    answer = backend.claim(claim_of(record_id))
-    assert isinstance(answer, Leased), answer
-    return answer.lease
+    """The lease of a successful claim."""
+    result = backend.claim(claim_of(record_id))
+    assert isinstance(result, Leased), result
+    return result.lease
 
 
 def test_a_pooler_of_these_tests_keeps_no_session(pooler: Pooler | PgBouncer) -> None:
-    """B-11a: what a library must not rely on does fail here; two clients share sessions, each in turn."""
+    """B-11a: session state is not preserved here: two clients share the sessions in turn."""
     with (
         psycopg.connect(pooler.url, autocommit=True, prepare_threshold=None) as client,
         psycopg.connect(pooler.url, autocommit=True, prepare_threshold=None) as other,
     ):
         client.execute("PREPARE mine AS SELECT 1")
-        with other.transaction():  # has the session that would come next, or that of before
+        with other.transaction():  # takes the next session, or the previous one
             other.execute("SELECT 1")
             with pytest.raises(psycopg.errors.InvalidSqlStatementName):
                 _everywhere(client, "EXECUTE mine")
@@ -75,17 +75,17 @@ def _everywhere(client: psycopg.Connection[tuple[object, ...]], statement: str) 
 
 
 def test_more_callers_than_sessions_are_served(backend: PostgresBackend) -> None:
-    """I1: of 32 claims of one record one wins, though the pooler has a few sessions for all."""
+    """I1: one of 32 claims of a record wins, although all share a few sessions."""
     record_id = secrets.token_bytes(32)
     with ThreadPoolExecutor(16) as callers:
-        answers = list(callers.map(lambda _: type(backend.claim(claim_of(record_id))).__name__, range(32)))
-    assert sorted(answers) == ["Busy"] * 31 + ["Leased"]
+        results = list(callers.map(lambda _: type(backend.claim(claim_of(record_id))).__name__, range(32)))
+    assert sorted(results) == ["Busy"] * 31 + ["Leased"]
 
 
 def test_who_waits_behind_a_pooler_polls_and_listens_on_no_session(
     backend: PostgresBackend, postgres18: PostgresServer
 ) -> None:
-    """O-04, B-11a: it is noticed that nothing would be heard, before a session of others is made to listen."""
+    """O-04, B-11a: the backend detects that notifications cannot arrive, before it sends LISTEN on a shared session."""
     lease = leased(backend, secrets.token_bytes(32))
     started = time.monotonic()
     for _ in range(5):
@@ -104,10 +104,10 @@ def test_who_waits_behind_a_pooler_polls_and_listens_on_no_session(
 def test_a_session_that_the_server_ended_is_replaced(
     backend: PostgresBackend, pooler: Pooler | PgBouncer, postgres18: PostgresServer
 ) -> None:
-    """B-10: by the pooler; a call that met the old one is made again."""
+    """B-10: by the pooler; a call on the old session is repeated."""
     lease = leased(backend, secrets.token_bytes(32))
     with postgres18.connect() as operator:
-        # As our pooler says, and as pgbouncer hands it on from its client.
+        # The message of the simulated pooler, and of PgBouncer.
         ended = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = ANY (%s)"
         assert operator.execute(ended, (["pooler", "open-idempotency"],)).fetchall()
     backend.complete(Complete(lease, b"response"))
@@ -116,7 +116,7 @@ def test_a_session_that_the_server_ended_is_replaced(
 
 @pytest.mark.parametrize("kind", POOLERS)
 def test_migrations_may_go_through_it(kind: str, postgres18: PostgresServer) -> None:
-    """B-11a: their lock belongs to their transaction."""
+    """B-11a: the migration's lock belongs to its transaction."""
     name = f"d{secrets.token_hex(8)}"
     postgres18.create_database(name)
     with POOLERS[kind](postgres18.port, name) as pooler:

@@ -1,4 +1,4 @@
-"""Statements that a connection sends often are prepared there, and nothing depends on it (B-11a)."""
+"""Statements that a connection sends often are prepared, and nothing depends on that (B-11a)."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def backend(postgres18: PostgresServer) -> Iterator[PostgresBackend]:
 
 def use(backend: PostgresBackend) -> None:
     """Send one statement often."""
-    answer = backend.claim(claim_of(secrets.token_bytes(32)))
-    assert isinstance(answer, Leased)
-    lease: Lease = answer.lease
+    result = backend.claim(claim_of(secrets.token_bytes(32)))
+    assert isinstance(result, Leased)
+    lease: Lease = result.lease
     for number in range(2 * OFTEN):
         assert backend.save_stage(SaveStage(lease, Stage(f"{number}", "", b"frame"))).frame == b"frame"
 
 
 def asked(backend: PostgresBackend, statement: str) -> list[Any]:
-    """The rows of a statement on the backend's own connection."""
+    """The rows of a statement on the backend's connection."""
     return backend._executor._of_process.get().connections.rows(Statement(statement), ())
 
 
 def test_what_is_sent_often_is_prepared_under_a_name_of_its_own(backend: PostgresBackend) -> None:
-    """Whoever else gets this session, and prepares under the same name, prepares the same text."""
+    """The name depends on the text, so another client of this session prepares the same text under it."""
     use(backend)
     assert asked(backend, PREPARED) == [(SENT.name, SENT.text)]
 
@@ -56,7 +56,7 @@ def test_nothing_is_prepared_where_it_is_not_wanted(postgres18: PostgresServer) 
 
 
 def test_a_statement_that_the_session_does_not_know_is_sent_plainly(backend: PostgresBackend) -> None:
-    """As where a pooler has given the next transaction to another session; from then on nothing is prepared."""
+    """A pooler may give the next transaction another session; then preparing stops."""
     use(backend)
     asked(backend, "DEALLOCATE ALL")
     use(backend)
@@ -64,7 +64,7 @@ def test_a_statement_that_the_session_does_not_know_is_sent_plainly(backend: Pos
 
 
 def test_a_statement_that_another_client_has_prepared_is_sent_plainly(backend: PostgresBackend) -> None:
-    """As where a pooler has given us the session of that client."""
+    """A pooler may give a session in which another client has prepared it."""
     asked(backend, f"PREPARE {SENT.name.decode()} AS {SENT.text.decode()}")
     use(backend)
     asked(backend, "DEALLOCATE ALL")
@@ -73,7 +73,7 @@ def test_a_statement_that_another_client_has_prepared_is_sent_plainly(backend: P
 
 
 def test_a_statement_with_other_results_since_a_migration_is_sent_plainly(backend: PostgresBackend) -> None:
-    """The server refuses to change what a prepared statement responds with."""
+    """The server refuses a prepared statement whose result type has changed."""
     asked(backend, "CREATE TEMPORARY TABLE changing (a integer)")
     asked(backend, "INSERT INTO changing VALUES (1)")
     statement = Statement("SELECT * FROM changing")

@@ -1,4 +1,4 @@
-"""A release of psycopg without the private parts that are used: the backend works by public ones, and says so once."""
+"""A psycopg without the private names that the backend uses: it falls back to public ones, and warns once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.postgres_server import PostgresServer
 
 @pytest.fixture(params=["psycopg.generators.execute", "psycopg.errors.error_from_result"])
 def missing(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name of a private part that is not there."""
+    """The name of a missing private attribute."""
     name: str = request.param
     with pytest.MonkeyPatch.context() as patched:
         patched.delattr(name)
@@ -62,7 +62,7 @@ def test_without_a_private_part_the_public_way_is_taken(
 
 
 def test_errors_of_the_server_keep_their_codes(missing: str, postgres18: PostgresServer) -> None:
-    """B-25: what depends on them, such as the hint to migrate, goes on."""
+    """B-25: features that depend on them, such as the hint to migrate, still work."""
     with psycopg.connect(postgres18.url(), autocommit=True) as connection:
         name = f"empty_{secrets.token_hex(4)}"
         connection.execute(f'CREATE DATABASE "{name}"'.encode())

@@ -1,4 +1,4 @@
-"""What is PostgreSQL's own: what a call costs, durability, restarts, poolers, waiting, migrations."""
+"""The PostgreSQL backend beyond the contract: costs, durability, restarts, poolers, waiting, migrations."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from open_idempotency.backends.postgres.verbs import Statement
 from open_idempotency.cli import main as command
 from open_idempotency.conformance import ManualClock
 from open_idempotency.exceptions import BackendUnavailable, RecordUnreadable
-from tests.backends.impatient import answered
+from tests.backends.impatient import retried
 from tests.backends.postgres.on_postgres import emptied
 from tests.postgres_server import PostgresServer
 
@@ -56,20 +56,20 @@ ENDS: dict[str, Callable[[PostgresBackend, Lease], object]] = {
 
 
 def claim_of(record_id: bytes | None = None, **fields: Any) -> Claim:
-    """A claim of a record of its own."""
+    """A claim of a new record."""
     times = {"lease": 30.0, "ttl": 600.0, **fields}
     return Claim(record_id or secrets.token_bytes(32), b"fingerprint", os.urandom(16), **times)
 
 
 def leased(backend: PostgresBackend, claim: Claim) -> Lease:
-    """The lease of a claim that succeeds."""
-    answer = backend.claim(claim)
-    assert isinstance(answer, Leased), answer
-    return answer.lease
+    """The lease of a successful claim."""
+    result = backend.claim(claim)
+    assert isinstance(result, Leased), result
+    return result.lease
 
 
 def asked(backend: PostgresBackend, statement: str, *values: Any) -> list[Any]:
-    """The rows of a statement on one of the backend's own connections."""
+    """The rows of a statement on one of the backend's connections."""
     return backend._executor._of_process.get().connections.rows(Statement(statement), values)
 
 
@@ -83,7 +83,7 @@ def backend(postgres18: PostgresServer) -> Iterator[PostgresBackend]:
 
 @pytest.fixture
 def own_server() -> Iterator[PostgresServer]:
-    """A server of this test's own, as it comes: with the disk."""
+    """A server for this test alone, with default durability."""
     server = PostgresServer(18).start()
     try:
         migrate(PostgresBackend(server.url()).options)
@@ -93,7 +93,7 @@ def own_server() -> Iterator[PostgresServer]:
 
 
 def next_transaction(server: PostgresServer) -> int:
-    """The number that the next writing transaction will get; asking takes none."""
+    """The number of the next writing transaction; reading it uses none up."""
     with server.connect() as connection:
         row = connection.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint").fetchone()
         assert row is not None
@@ -101,7 +101,7 @@ def next_transaction(server: PostgresServer) -> int:
 
 
 def test_a_replay_and_a_409_only_read(backend: PostgresBackend, postgres18: PostgresServer) -> None:
-    """B-11b: no transaction number is taken, so nothing is written and no disk is waited for."""
+    """B-11b: they use no transaction number, so nothing is written or flushed."""
     running, done = claim_of(), claim_of()
     leased(backend, running)
     backend.complete(Complete(leased(backend, done), b"response"))
@@ -113,7 +113,7 @@ def test_a_replay_and_a_409_only_read(backend: PostgresBackend, postgres18: Post
 
 
 def test_nothing_of_a_session_is_held(backend: PostgresBackend) -> None:
-    """B-11a: no session lock, no setting, no LISTEN on a pooled connection. What is prepared has tests of its own."""
+    """B-11a: no session lock, no setting, no LISTEN on a pooled connection. Other tests cover prepared statements."""
     lease = leased(backend, claim_of())
     backend.save_stage(SaveStage(lease, Stage("stage", "", b"frame")))
     backend.wait(Wait(lease.record_id, 0.01, 0.01))
@@ -127,7 +127,7 @@ def test_nothing_of_a_session_is_held(backend: PostgresBackend) -> None:
 
 
 def test_a_completion_and_a_renewal_write_no_index(own_server: PostgresServer) -> None:
-    """LIMITS: what an attempt changes is in no index, so all but the full page's go beside the row itself (HOT)."""
+    """LIMITS: attempts change no indexed column, so updates are HOT except on full pages."""
     backend = PostgresBackend(own_server.url(), timeout=10)
     for _ in range(5):
         lease = leased(backend, claim_of())
@@ -136,7 +136,7 @@ def test_a_completion_and_a_renewal_write_no_index(own_server: PostgresServer) -
     backend.close()
     deadline = time.monotonic() + SOON
     with own_server.connect() as connection:
-        # There may be more than ten: a claim that took long puts its time right, which is in no index either.
+        # There may be more than ten: a slow claim corrects its time, which is not indexed either.
         while (counts := connection.execute(_UPDATES).fetchone()) is None or counts[0] < 10:
             assert time.monotonic() < deadline, counts
             time.sleep(0.01)
@@ -147,7 +147,7 @@ _UPDATES = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relna
 
 
 def test_an_attempt_that_outlives_its_ttl_is_not_purged(postgres18: PostgresServer) -> None:
-    """B-05: what purging looks for is the earliest moment of expiry, and a renewed record expires later."""
+    """B-05: a purge reads the earliest moment of expiry, and a renewed record expires later."""
     clock = ManualClock()
     backend = PostgresBackend(emptied(postgres18), timeout=10, clock=clock)
     lease = leased(backend, claim_of(ttl=10.0))
@@ -164,7 +164,7 @@ def test_an_attempt_that_outlives_its_ttl_is_not_purged(postgres18: PostgresServ
 
 
 def test_one_of_many_claims_at_once_wins(backend: PostgresBackend) -> None:
-    """I1, O-02: 32 claims of one record on as many connections as there are."""
+    """I1, O-02: 32 claims of one record, on all connections."""
     record_id = secrets.token_bytes(32)
     start = threading.Barrier(16)
 
@@ -173,8 +173,8 @@ def test_one_of_many_claims_at_once_wins(backend: PostgresBackend) -> None:
         return type(backend.claim(claim_of(record_id))).__name__
 
     with ThreadPoolExecutor(16) as pool:
-        answers = [future.result(SOON) for future in [pool.submit(contend) for _ in range(16)]]
-    assert sorted(answers) == ["Busy"] * 15 + ["Leased"]
+        results = [future.result(SOON) for future in [pool.submit(contend) for _ in range(16)]]
+    assert sorted(results) == ["Busy"] * 15 + ["Leased"]
 
 
 def test_renewals_of_the_same_leases_in_another_order_do_not_wait_for_each_other(backend: PostgresBackend) -> None:
@@ -182,12 +182,12 @@ def test_renewals_of_the_same_leases_in_another_order_do_not_wait_for_each_other
     leases = [leased(backend, claim_of()) for _ in range(40)]
     with ThreadPoolExecutor(4) as pool:
         orders = [leases, leases[::-1]] * 10
-        answers = list(pool.map(lambda order: list(backend.renew(Renew(order))), orders, timeout=SOON))
-    assert all(answer == [Renewal.OWNED] * 40 for answer in answers)
+        results = list(pool.map(lambda order: list(backend.renew(Renew(order))), orders, timeout=SOON))
+    assert all(result == [Renewal.OWNED] * 40 for result in results)
 
 
 def test_an_acknowledged_write_survives_a_crash_of_the_server(own_server: PostgresServer) -> None:
-    """B-01, I2: the server is killed and recovers; the backend goes on by itself."""
+    """B-01, I2: the server is killed and recovers; the backend reconnects."""
     backend = PostgresBackend(own_server.url(), timeout=5)
     running, done = claim_of(), claim_of()
     lease = leased(backend, running)
@@ -206,7 +206,7 @@ def test_an_acknowledged_write_survives_a_crash_of_the_server(own_server: Postgr
 
 
 def test_broken_connections_are_replaced_within_one_call(own_server: PostgresServer) -> None:
-    """B-10: a restart between two calls is not noticed by the second."""
+    """B-10: the second call does not notice a restart before it."""
     backend = PostgresBackend(own_server.url(), timeout=5)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: backend.claim(claim_of()), range(32)))
@@ -218,7 +218,7 @@ def test_broken_connections_are_replaced_within_one_call(own_server: PostgresSer
 
 
 def test_a_server_that_does_not_reply_is_given_up(backend: PostgresBackend, postgres18: PostgresServer) -> None:
-    """B-10: a row that somebody keeps locked stands for every silence; the call ends in time."""
+    """B-10: a locked row simulates silence; the call ends in time."""
     claim = claim_of(lease=0.001)
     lease = leased(backend, claim)
     impatient = PostgresBackend(postgres18.url(), timeout=0.5)
@@ -228,7 +228,7 @@ def test_a_server_that_does_not_reply_is_given_up(backend: PostgresBackend, post
         with pytest.raises(BackendUnavailable, match="no response in time"):
             impatient.complete(Complete(lease, b"response"))
         assert time.monotonic() - started <= impatient.call_timeout + 1
-    answered(lambda: impatient.complete(Complete(lease, b"response")))
+    retried(lambda: impatient.complete(Complete(lease, b"response")))
     impatient.close()
 
 
@@ -265,7 +265,7 @@ def test_migrations_at_the_same_moment_are_applied_once(postgres18: PostgresServ
 
 
 def test_a_record_of_a_newer_version_is_left_alone(backend: PostgresBackend, postgres18: PostgresServer) -> None:
-    """B-08b: typed error, no run, no overwrite."""
+    """B-08b: typed error; no run, no overwrite."""
     lease = leased(backend, claim_of())
     with postgres18.connect() as connection:
         connection.execute(
@@ -284,7 +284,7 @@ def test_a_record_of_a_newer_version_is_left_alone(backend: PostgresBackend, pos
 
 
 def test_purges_at_the_same_moment_share_the_work(postgres18: PostgresServer) -> None:
-    """B-09: none waits for another, and nothing is counted twice."""
+    """B-09: none waits for another, and no record counts twice."""
     now = [1000.0]
     backend = PostgresBackend(postgres18.create_database(f"d{secrets.token_hex(8)}"), timeout=10, clock=lambda: now[0])
     backend.migrate()
@@ -298,9 +298,9 @@ def test_purges_at_the_same_moment_share_the_work(postgres18: PostgresServer) ->
     backend.close()
 
 
-def waiting_until_told(backend: PostgresBackend, lease: Lease) -> threading.Thread:
-    """A thread that waits for the attempt, and is known to be told."""
-    # The first to wait is not told yet, since nobody listens.
+def waiting_until_notified(backend: PostgresBackend, lease: Lease) -> threading.Thread:
+    """A thread that waits for the attempt, and has subscribed to its end."""
+    # The first waiter is not notified, since the backend does not listen yet.
     deadline = time.monotonic() + SOON
     while not backend.listener._listening and time.monotonic() < deadline:
         backend.wait(Wait(lease.record_id, 0.05, 0.05))
@@ -313,17 +313,17 @@ def waiting_until_told(backend: PostgresBackend, lease: Lease) -> threading.Thre
 
 
 def awaited(backend: PostgresBackend, lease: Lease) -> bool:
-    """Whether somebody has asked to be told."""
+    """Whether a waiter has subscribed to the end of the attempt."""
     rows = asked(backend, "SELECT awaited FROM open_idempotency.records WHERE record_id = {bytea}", lease.record_id)
     return bool(rows and rows[0][0])
 
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_waiting_duplicate_is_notified(backend: PostgresBackend, postgres18: PostgresServer, end: str) -> None:
-    """O-04: by a notification from another process's backend."""
+    """O-04: by the backend of another process."""
     other = PostgresBackend(postgres18.url(), timeout=10)
     lease = leased(backend, claim_of())
-    waiter = waiting_until_told(backend, lease)
+    waiter = waiting_until_notified(backend, lease)
     ENDS[end](other, lease)
     waiter.join(SOON)
     assert not waiter.is_alive()
@@ -331,7 +331,7 @@ def test_a_waiting_duplicate_is_notified(backend: PostgresBackend, postgres18: P
 
 
 def test_without_listening_it_polls(postgres18: PostgresServer) -> None:
-    """O-04, B-11a: behind a pooler no connection is kept for notifications."""
+    """O-04, B-11a: behind a pooler no connection listens for notifications."""
     backend = PostgresBackend(f"{postgres18.url()}?listen=no", timeout=10)
     lease = leased(backend, claim_of())
     started = time.monotonic()
@@ -354,20 +354,20 @@ def test_without_listening_it_polls(postgres18: PostgresServer) -> None:
     ],
 )
 def test_a_wrong_url_is_refused_at_start(url: str, message: str) -> None:
-    """Bad input: wrong configuration at start, by name."""
+    """Bad input: the error names the wrong setting."""
     with pytest.raises(ConfigurationError, match=message):
         open_backend(url)
 
 
 def test_without_a_host_libpq_looks_for_its_own_socket() -> None:
-    """B-10: as everywhere with libpq."""
+    """B-10: as in every client with libpq."""
     found = PostgresBackend("postgresql:///shop?host=/run/postgresql&timeout=3").options.conninfo
     assert "dbname=shop host=/run/postgresql " in found
     assert "host" not in PostgresBackend("postgresql:///shop").options.conninfo
 
 
 def test_of_several_hosts_the_one_that_writes_is_taken(postgres18: PostgresServer) -> None:
-    """B-10: and never a replica, which may not have heard of a claim yet."""
+    """B-10: never a replica, which may lack a claim."""
     backend = PostgresBackend(f"postgresql://postgres@127.0.0.1:1,127.0.0.1:{postgres18.port}/postgres")
     leased(backend, claim_of())
     assert asked(backend, "SELECT pg_is_in_recovery()") == [(False,)]
@@ -376,7 +376,7 @@ def test_of_several_hosts_the_one_that_writes_is_taken(postgres18: PostgresServe
 
 
 def test_what_is_libpqs_is_handed_on_as_it_is(postgres18: PostgresServer) -> None:
-    """B-10: to libpq a plus in a URL is a plus, and a space is written %20."""
+    """B-10: in a URL libpq takes a plus literally, and %20 as a space."""
     url = f"{postgres18.url()}?options=-c%20work_mem%3D5MB&timeout=9&application_name=a+b"
     backend = PostgresBackend(url)
     rows = asked(backend, "SELECT current_setting('work_mem'), current_setting('application_name')")
@@ -386,7 +386,7 @@ def test_what_is_libpqs_is_handed_on_as_it_is(postgres18: PostgresServer) -> Non
 
 
 def test_claims_that_meet_under_a_higher_default_isolation_get_a_response(postgres18: PostgresServer) -> None:
-    """B-10, I1: a serialization error is tried again, and not a backend that is down."""
+    """B-10, I1: a serialization error is retried, and does not count as a failed backend."""
     url = f"{postgres18.url()}?options=-c%20default_transaction_isolation%3Dserializable"
     backend = PostgresBackend(url, timeout=10)
     record_ids = [secrets.token_bytes(32) for _ in range(10)]
@@ -395,13 +395,13 @@ def test_claims_that_meet_under_a_higher_default_isolation_get_a_response(postgr
         return type(backend.claim(claim_of(record_id)))
 
     with ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(claimed, [record_id for record_id in record_ids for _ in range(8)]))
+        results = list(threads.map(claimed, [record_id for record_id in record_ids for _ in range(8)]))
     backend.close()
-    assert (answers.count(Leased), answers.count(Busy)) == (10, 70)
+    assert (results.count(Leased), results.count(Busy)) == (10, 70)
 
 
 def test_what_others_make_in_the_callers_search_path_is_not_called(postgres18: PostgresServer) -> None:
-    """A function of theirs that fits better than the server's own."""
+    """A user's function with a better-matching signature than the server's own is not called."""
     url = postgres18.create_database("searched")
     migrate(PostgresBackend(url).options)
     with psycopg.connect(url, autocommit=True) as connection:
@@ -410,9 +410,9 @@ def test_what_others_make_in_the_callers_search_path_is_not_called(postgres18: P
             " AS $$ BEGIN RAISE 'called'; END $$"
         )
     backend = PostgresBackend(url, timeout=10)
-    answer = backend.reserve(Reserve(secrets.token_bytes(32), secrets.token_bytes(32), 5, 30.0, 600.0))
+    result = backend.reserve(Reserve(secrets.token_bytes(32), secrets.token_bytes(32), 5, 30.0, 600.0))
     backend.close()
-    assert answer == Reserved()
+    assert result == Reserved()
 
 
 def test_no_message_repeats_the_password() -> None:

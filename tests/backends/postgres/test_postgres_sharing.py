@@ -1,4 +1,4 @@
-"""Who shares a batch on PostgreSQL and who goes alone, and what a batch leaves in the session."""
+"""Which commands share a batch on PostgreSQL and which go alone, and what a batch leaves in the session."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def backend(postgres18: PostgresServer) -> Iterator[PostgresBackend]:
 
 
 def test_threads_share_a_transaction_too(postgres18: PostgresServer) -> None:
-    """Those beyond the first few, which go alone; held by a clock until all of them have asked."""
+    """All but the first few, which go alone; a clock holds those until all threads have called."""
     go_on = threading.Event()
 
     def clock() -> float:
@@ -42,10 +42,10 @@ def test_threads_share_a_transaction_too(postgres18: PostgresServer) -> None:
     backend = PostgresBackend(postgres18.url(), timeout=30, clock=clock)
     mine = backend._executor._of_process.get()
     claims = [claim_of() for _ in range(MANY)]
-    answers: dict[int, Any] = {}
+    results: dict[int, Any] = {}
 
     def ask(number: int) -> None:
-        answers[number] = backend.claim(claims[number])
+        results[number] = backend.claim(claims[number])
 
     def until(condition: Any) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -68,12 +68,12 @@ def test_threads_share_a_transaction_too(postgres18: PostgresServer) -> None:
     for thread in held + batch:
         thread.join(PATIENCE)
     backend.close()
-    assert [type(answers[number]) for number in range(MANY)] == [Leased] * MANY
+    assert [type(results[number]) for number in range(MANY)] == [Leased] * MANY
     assert transactions(postgres18, ids(claims)) == 1
 
 
 def test_the_first_few_wait_for_no_batch(backend: PostgresBackend, postgres18: PostgresServer) -> None:
-    """B-10: a row that somebody keeps locked holds the connection of its own question up, and no other."""
+    """B-10: a locked row delays the connection of its own command only."""
     held, fine = leased(backend), leased(backend)
 
     async def ask() -> Any:
@@ -93,7 +93,7 @@ def test_the_first_few_wait_for_no_batch(backend: PostgresBackend, postgres18: P
 
 
 def test_nothing_of_a_batch_stays_in_the_session(backend: PostgresBackend) -> None:
-    """B-11a: neither its impatience with locks nor how its plans were made."""
+    """B-11a: neither its lock timeout nor its planner settings."""
 
     async def settings() -> list[Any]:
         awaited = backend.to_async()

@@ -1,4 +1,4 @@
-"""Shared by the tests of the Redis backend: servers of a test's own, and steps that are the same in every mode."""
+"""Shared by the tests of the Redis backend: servers for one test, and steps that run in every mode."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Steps = Callable[[AsyncVerbs], Awaitable[None]]
 
 @contextmanager
 def server(*options: str, kind: str = "valkey") -> Iterator[Server]:
-    """A server whose connections, settings and users are this test's alone."""
+    """A server for this test alone, which may change its settings and users."""
     made = Server(kind, *options).start()
     try:
         yield made
@@ -31,7 +31,7 @@ def server(*options: str, kind: str = "valkey") -> Iterator[Server]:
 
 
 def run(mode: str, backend: RedisBackend, steps: Steps) -> None:
-    """Carry out steps in one mode, on a loop of their own, within a bounded time."""
+    """Run steps in one mode, on a new event loop, within a bounded time."""
 
     async def main() -> None:
         verbs = AsyncVerbs(backend if mode == "sync" else backend.to_async())
@@ -45,14 +45,14 @@ def run(mode: str, backend: RedisBackend, steps: Steps) -> None:
 
 
 def lease(backend: Backend, record_id: bytes) -> Lease:
-    """A new owner's lease."""
-    answer = backend.claim(claim_of(record_id))
-    assert isinstance(answer, Leased), answer
-    return answer.lease
+    """The lease of a new owner."""
+    result = backend.claim(claim_of(record_id))
+    assert isinstance(result, Leased), result
+    return result.lease
 
 
 async def claimed_again(verbs: AsyncVerbs, record_id: bytes) -> ClaimResult:
-    """The first response after the trouble; each call until then has to be refused, and in time."""
+    """The first successful claim after a fault; every call before has to be refused in time."""
     deadline = time.monotonic() + SOON
     while time.monotonic() < deadline:
         started = time.monotonic()

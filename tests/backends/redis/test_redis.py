@@ -1,4 +1,4 @@
-"""What the Redis backend promises beyond the contract: one round trip, bounded calls, and servers that misbehave."""
+"""The Redis backend beyond the contract: one round trip, bounded calls, and faulty servers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def backend(server_url: str, prefix: str) -> Iterator[RedisBackend]:
 
 @pytest.fixture
 def plain(server_url: str) -> Iterator[redis.Redis]:
-    """A client that looks at the server behind the backend's back."""
+    """A plain client for direct access to the server."""
     with redis.Redis.from_url(server_url, socket_timeout=10, protocol=2) as client:
         yield client
 
@@ -81,7 +81,7 @@ def _server(*options: str, kind: str = "valkey") -> Iterator[Server]:
 
 
 def _run(mode: str, backend: RedisBackend, steps: Callable[[AsyncVerbs], Awaitable[None]]) -> None:
-    """Carry out steps in one mode, on a loop of their own."""
+    """Run steps in one mode, on a new event loop."""
 
     async def main() -> None:
         chosen: Backend | AsyncBackend = backend if mode == "sync" else backend.to_async()
@@ -95,9 +95,9 @@ def _run(mode: str, backend: RedisBackend, steps: Callable[[AsyncVerbs], Awaitab
 
 
 def _lease(backend: Backend, record_id: bytes = RECORD) -> Lease:
-    answer = backend.claim(claim_of(record_id))
-    assert isinstance(answer, Leased)
-    return answer.lease
+    result = backend.claim(claim_of(record_id))
+    assert isinstance(result, Leased)
+    return result.lease
 
 
 VERBS: dict[str, Callable[[AsyncVerbs, Lease], Awaitable[object]]] = {
@@ -115,7 +115,7 @@ VERBS: dict[str, Callable[[AsyncVerbs, Lease], Awaitable[object]]] = {
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_each_verb_is_one_round_trip(backend: RedisBackend, plain: redis.Redis, mode: str, verb: str) -> None:
-    """B-01: counted by the server, as scripts that clients called."""
+    """B-01: the server counts the scripts that clients call."""
 
     def calls() -> tuple[int, int]:
         stats = plain.info("commandstats")
@@ -136,7 +136,7 @@ def test_each_verb_is_one_round_trip(backend: RedisBackend, plain: redis.Redis, 
 
 
 def test_a_verb_sends_no_other_command(backend: RedisBackend, plain: redis.Redis) -> None:
-    """Nor PING, SELECT or CLIENT beside the script."""
+    """No PING, SELECT or CLIENT besides the script."""
     _lease(backend)
     seen: list[str] = []
     with plain.monitor() as monitor:
@@ -156,7 +156,7 @@ def test_a_verb_sends_no_other_command(backend: RedisBackend, plain: redis.Redis
 
 
 def test_the_key_outlives_the_record(backend: RedisBackend, plain: redis.Redis, key: bytes) -> None:
-    """The server's expiry is never the lease, but lease and ttl, or ttl, and a bit."""
+    """The key's expiry is lease and ttl, or ttl, and a margin; never the lease alone."""
     lease = _lease(backend)
     assert 30_000 + 3_600_000 <= plain.pttl(key) + 1000 <= 30_000 + 3_600_000 + 2500
     backend.complete(Complete(lease, b"response"))
@@ -164,7 +164,7 @@ def test_the_key_outlives_the_record(backend: RedisBackend, plain: redis.Redis, 
 
 
 def test_every_write_sets_an_expiry(backend: RedisBackend, plain: redis.Redis, key: bytes) -> None:
-    """I11: no key stays for ever, re-created ones included."""
+    """I11: no key lives for ever, recreated ones included."""
     lease = _lease(backend)
     steps: list[Callable[[], object]] = [
         lambda: backend.renew(Renew([lease])),
@@ -182,26 +182,26 @@ def test_every_write_sets_an_expiry(backend: RedisBackend, plain: redis.Redis, k
 
 
 def test_the_servers_clock_decides(backend: RedisBackend, plain: redis.Redis) -> None:
-    """B-01, L-07: without a clock of a test the server's own is asked."""
+    """B-01, L-07: without a test's clock the server's own is used."""
     seconds, micros = plain.time()
     token = _lease(backend).token
     assert 0 <= token - (seconds * 1_000_000 + micros) < 60_000_000
 
 
 def test_a_lease_really_ends(backend: RedisBackend) -> None:
-    """L-02: in real time, polled until it does."""
+    """L-02: in real time, by polling."""
     backend.claim(claim_of(RECORD, lease=0.05))
     deadline = time.monotonic() + 20
-    answer = backend.claim(claim_of(RECORD))
-    while isinstance(answer, Busy) and time.monotonic() < deadline:
+    result = backend.claim(claim_of(RECORD))
+    while isinstance(result, Busy) and time.monotonic() < deadline:
         time.sleep(0.01)
-        answer = backend.claim(claim_of(RECORD))
-    assert isinstance(answer, Leased)
-    assert answer.lease.attempt == 2
+        result = backend.claim(claim_of(RECORD))
+    assert isinstance(result, Leased)
+    assert result.lease.attempt == 2
 
 
 def _spliced(place: int, other: bytes) -> Callable[[redis.Redis, bytes], object]:
-    """What is packed into field m, with other bytes at one place."""
+    """The packed value of field m, with other bytes at one offset."""
 
     def damage(plain: redis.Redis, key: bytes) -> object:
         packed: Any = plain.hget(key, b"m")
@@ -239,7 +239,7 @@ DAMAGE: dict[str, Callable[[redis.Redis, bytes], object]] = {
 def test_a_key_that_cannot_be_read_is_left_alone(
     backend: RedisBackend, plain: redis.Redis, key: bytes, damage: str
 ) -> None:
-    """B-08b: corrupt, foreign or newer; no run, no overwrite, whatever the verb."""
+    """B-08b: corrupt, foreign or newer; no verb runs or overwrites it."""
     lease = _lease(backend)
     DAMAGE[damage](plain, key)
     before = plain.dump(key)
@@ -276,7 +276,7 @@ def test_a_stage_that_cannot_be_read_stops_the_attempt(
 def test_a_completion_without_its_response_is_not_replayed(
     backend: RedisBackend, plain: redis.Redis, key: bytes
 ) -> None:
-    """B-08b: nor run again."""
+    """B-08b: and does not run again."""
     backend.complete(Complete(_lease(backend), b"response"))
     plain.hdel(key, b"r")
     for attempt in (lambda: backend.claim(claim_of(RECORD)), lambda: backend.get(Get(RECORD))):
@@ -285,14 +285,14 @@ def test_a_completion_without_its_response_is_not_replayed(
 
 
 def test_one_damaged_record_does_not_stop_the_heartbeat(backend: RedisBackend, plain: redis.Redis, key: bytes) -> None:
-    """B-04, B-08b: the others' leases are renewed."""
+    """B-04, B-08b: other leases are renewed."""
     damaged, sound = _lease(backend), _lease(backend, b"sound")
     DAMAGE["string"](plain, key)
     assert list(backend.renew(Renew([damaged, sound]))) == [Renewal.LOST, Renewal.OWNED]
 
 
 def test_a_scan_skips_keys_of_other_programs(backend: RedisBackend, plain: redis.Redis, prefix: str) -> None:
-    """B-09: under the prefix, what is not named like a record is none."""
+    """B-09: keys under the prefix that are not named like a record."""
     _lease(backend)
     plain.set(prefix + "settings", b"theirs")
     assert [record.record_id for record in backend.scan()] == [RECORD]
@@ -322,7 +322,7 @@ def test_a_prefix_is_no_pattern(server_url: str, prefix: str) -> None:
 
 
 def test_nothing_of_an_expired_record_stays(server_url: str, plain: redis.Redis, prefix: str, key: bytes) -> None:
-    """I11: where an owner re-creates it, its old stages do not linger unseen."""
+    """I11: a record that its owner recreates has no old stages."""
     clock = ManualClock()
     backend = RedisBackend(server_url, prefix=prefix, timeout=10, clock=clock)
     lease = _lease(backend)
@@ -346,7 +346,7 @@ def test_scripts_that_the_server_forgot_are_sent_again(backend: RedisBackend, pl
 
 
 def test_after_a_crash_of_the_server_the_backend_works_again(mode: str) -> None:
-    """B-10: with every write on disk no record is lost, and clients reconnect by themselves."""
+    """B-10: with every write on disk no record is lost, and clients reconnect."""
     with _server("--appendonly", "yes", "--appendfsync", "always") as server:
 
         async def steps(verbs: AsyncVerbs) -> None:
@@ -364,7 +364,7 @@ def test_after_a_crash_of_the_server_the_backend_works_again(mode: str) -> None:
 
 
 def test_a_restart_between_two_calls_goes_unnoticed(mode: str) -> None:
-    """B-10: a pooled connection that broke meanwhile costs nobody a response."""
+    """B-10: a broken pooled connection fails no call."""
     with _server("--appendonly", "yes", "--appendfsync", "always") as server:
 
         async def steps(verbs: AsyncVerbs) -> None:
@@ -386,7 +386,7 @@ def test_a_server_that_is_down_is_unavailable_in_time(mode: str) -> None:
 
 
 def test_a_server_that_says_nothing_is_unavailable_in_time(mode: str) -> None:
-    """B-10: a silent partition is bounded by our timeouts, not by the driver's."""
+    """B-10: the backend's own timeouts bound a silent partition, and not the driver's."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -406,7 +406,7 @@ def _expect_unavailable(mode: str, backend: RedisBackend, cause: type[Exception]
 
 
 def test_when_all_connections_are_taken_a_call_gives_up(mode: str) -> None:
-    """B-10, I11: the pool is bounded, and so is the wait for it."""
+    """B-10, I11: the pool is bounded, and so is waiting for it."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -437,7 +437,7 @@ def test_when_all_connections_are_taken_a_call_gives_up(mode: str) -> None:
 
 
 def test_wrong_credentials_are_unavailable_and_not_repeated() -> None:
-    """B-10: the cause is kept, the password is in no text."""
+    """B-10: the cause is kept; no text contains the password."""
     with _server() as server:
         with server.connect() as plain:
             plain.config_set("requirepass", "right")
@@ -448,7 +448,7 @@ def test_wrong_credentials_are_unavailable_and_not_repeated() -> None:
 
 
 def test_one_backend_serves_several_event_loops(backend: RedisBackend) -> None:
-    """B-11: one after the other, each with connections of its own."""
+    """B-11: in turn, each with its own connections."""
     names = [b"%d" % number for number in range(4)]
 
     async def claim(name: bytes) -> None:
@@ -464,7 +464,7 @@ def test_one_backend_serves_several_event_loops(backend: RedisBackend) -> None:
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_clients_of_closed_loops_are_forgotten(backend: RedisBackend) -> None:
-    """B-11, I11: also where nobody closed the backend before the loop ended."""
+    """B-11, I11: even if the backend was not closed before the loop ended."""
     both = backend.to_async()
 
     async def use() -> None:
@@ -481,7 +481,7 @@ def test_clients_of_closed_loops_are_forgotten(backend: RedisBackend) -> None:
 def test_a_loop_that_was_made_before_a_fork_has_a_client_in_each_process(
     backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """B-11: the parent's client is neither used by the child nor dropped."""
+    """B-11: the child neither uses nor drops the parent's client."""
     calls, parent = backend.to_async()._calls, os.getpid()
 
     async def use() -> None:
@@ -500,13 +500,13 @@ def test_a_loop_that_was_made_before_a_fork_has_a_client_in_each_process(
 
 @pytest.mark.parametrize("wrong", [{"timeout": 0.0}, {"timeout": float("nan")}, {"max_connections": 0}])
 def test_wrong_settings_are_refused_at_start(wrong: dict[str, float]) -> None:
-    """By name."""
+    """The error names the setting."""
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
         RedisBackend("redis://localhost", **wrong)
 
 
 def test_closing_ends_calls_that_are_under_way(server_url: str, prefix: str) -> None:
-    """B-10, B-11: at once and with a typed error, whatever redis-py makes of a connection that is taken from it."""
+    """B-10, B-11: at once and with a typed error, whatever redis-py raises for a closed connection."""
     timeout = 60
     backend = RedisBackend(server_url, prefix=prefix, timeout=timeout)
     ended = threading.Event()

@@ -1,4 +1,4 @@
-"""Who may talk to a server, and how: the user of the documentation with exactly its rights, and TLS."""
+"""Access to a server: the documented ACL user with exactly its rights, and TLS."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 
 def _documented(name: str) -> list[str]:
-    """The words of an ACL rule as the page has them: what follows ``user <name>``."""
+    """The words of an ACL rule on the docs page: what follows ``user <name>``."""
     found = re.search(rf"^user {name} (.+)$", PAGE.read_text("utf-8"), re.MULTILINE)
     assert found is not None
     return found[1].split()
 
 
 async def _life(verbs: AsyncVerbs) -> None:
-    """All verbs but those of operators."""
+    """Call all verbs except those for operators."""
     lease = await lease_of(verbs, RECORD)
     assert isinstance(await verbs.claim(claim_of(RECORD)), Busy)
     await verbs.save_stage(SaveStage(lease, stage_of("charge")))
@@ -61,7 +61,7 @@ async def _operate(verbs: AsyncVerbs) -> None:
 
 
 def _let_in(server: Server, rules: list[str]) -> str:
-    """Make the user ``app``, and say where it finds the server."""
+    """Create the user ``app``; its URL."""
     with server.connect() as plain:
         plain.execute_command("ACL", "SETUSER", "app", "reset", *rules)
         plain.execute_command("ACL", "LOG", "RESET")
@@ -75,13 +75,13 @@ def _refused(server: Server) -> list[str]:
 
 @pytest.fixture(params=SERVER_KINDS, scope="module")
 def guarded(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server for users that the tests make."""
+    """A server on which tests create users."""
     with server(kind=request.param) as guarded:
         yield guarded
 
 
 def test_the_documented_rights_are_enough(mode: str, guarded: Server) -> None:
-    """B-11a: without CONFIG; the server noted no refusal."""
+    """B-11a: without CONFIG; the server logged no refusal."""
     url = _let_in(guarded, _documented("app"))
 
     async def steps(verbs: AsyncVerbs) -> None:
@@ -93,7 +93,7 @@ def test_the_documented_rights_are_enough(mode: str, guarded: Server) -> None:
 
 
 def test_without_the_rights_to_channels_only_waiting_is_slower(mode: str, guarded: Server) -> None:
-    """B-11a, O-04: publishing that is forbidden does not keep a completion from being recorded."""
+    """B-11a, O-04: a completion is recorded even if publishing is forbidden."""
     rules = [word for word in _documented("app") if word not in CHANNEL_RIGHTS]
     url = _let_in(guarded, [*rules, "resetchannels"])
 
@@ -106,7 +106,7 @@ def test_without_the_rights_to_channels_only_waiting_is_slower(mode: str, guarde
 
 
 def test_without_any_one_right_something_is_refused(guarded: Server) -> None:
-    """B-11a: the line in the documentation has no word too many, beside what quotas, replicas and databases need."""
+    """B-11a: every word of the documented rule is necessary, except those for quotas, replicas and databases."""
     rules = _documented("app")
     elsewhere = {"+wait", "+select", "+zscore", "+zcount", "+zrangebyscore", "+zadd", "+zrem", "+pttl"}
     for word in rules:
@@ -132,7 +132,7 @@ def test_without_any_one_right_something_is_refused(guarded: Server) -> None:
 
 
 def test_a_cluster_needs_a_few_rights_more(mode: str, cluster: Cluster) -> None:
-    """B-11a: to find the nodes and the slots."""
+    """B-11a: to discover nodes and slots."""
     for node in cluster.nodes:
         with node.connect() as plain:
             plain.flushdb()  # other tests of this process leave records there
@@ -182,7 +182,7 @@ def plain_server() -> Iterator[Server]:
 
 
 def test_tls_with_an_authority_of_ones_own(mode: str, plain_server: Server, certificates: Certificates) -> None:
-    """Encrypted, and the server's certificate is looked at; for the connection that listens as well."""
+    """The connection is encrypted and the server's certificate verified; also for the connection that listens."""
     with TlsFront(plain_server, certificates.context()) as front:
         url = f"rediss://127.0.0.1:{front.port}/1?ssl_ca_certs={certificates.ca}"
         run(mode, RedisBackend(url, timeout=10), _life)
@@ -196,7 +196,7 @@ def test_tls_with_an_authority_of_ones_own(mode: str, plain_server: Server, cert
 def test_a_server_that_is_not_the_right_one_is_refused(
     mode: str, trusted: str, names: tuple[str, ...], message: str, plain_server: Server, certificates: Certificates
 ) -> None:
-    """B-10: with the reason, before anything is sent; its name counts as well."""
+    """B-10: with the reason, before anything is sent; the host name is verified too."""
     with TlsFront(plain_server, certificates.context(names=names)) as front:
         url = f"rediss://127.0.0.1:{front.port}?ssl_ca_certs={getattr(certificates, trusted)}"
 
@@ -211,7 +211,7 @@ def test_a_server_that_is_not_the_right_one_is_refused(
 def test_less_can_be_asked_of_the_server(
     mode: str, option: str, plain_server: Server, certificates: Certificates
 ) -> None:
-    """By setting only."""
+    """Only if a setting says so."""
     with TlsFront(plain_server, certificates.context(names=("elsewhere.example",))) as front:
         url = f"rediss://127.0.0.1:{front.port}?ssl_ca_certs={certificates.ca}&{option}"
         run(mode, RedisBackend(url, timeout=10), _life)
@@ -221,7 +221,7 @@ def test_less_can_be_asked_of_the_server(
 def test_a_server_may_ask_for_a_certificate(
     mode: str, shown: bool, plain_server: Server, certificates: Certificates
 ) -> None:
-    """Who has none is refused."""
+    """A client without one is refused."""
     with TlsFront(plain_server, certificates.context(clients=True)) as front:
         url = f"rediss://127.0.0.1:{front.port}?ssl_ca_certs={certificates.ca}"
         ours = f"&ssl_certfile={certificates.client}&ssl_keyfile={certificates.client}"
@@ -244,7 +244,7 @@ def test_a_server_without_tls_is_unavailable_in_time(mode: str, plain_server: Se
 
 
 def test_sentinels_are_asked_over_tls_as_well(mode: str, plain_server: Server, certificates: Certificates) -> None:
-    """And so is the primary that they name; here it has no TLS, and is not spoken to without."""
+    """And so is the primary that they name; this one has no TLS and is refused."""
     sentinel = Sentinel(plain_server.port)
     try:
         sentinel.start()

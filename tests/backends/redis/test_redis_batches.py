@@ -1,6 +1,6 @@
-"""What is asked at once of the async front goes out in batches, and everybody gets his own response.
+"""Concurrent calls of the async front share batches, and each caller gets its own reply.
 
-A server that is stopped meanwhile makes sure that it is asked at once; how much was sent, the server counts.
+Calls begin while the server is stopped, which makes them concurrent; the server counts what it was sent.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.conftest import SERVER_KINDS
 from tests.servers import Server
 from tests.topologies import Cluster, replicated
 
-#: in flight; and into how many batches they go: two that find nothing on its way, and the rest behind these
+#: concurrent calls, and the number of their batches: two single calls, and one for the rest
 MANY, BATCHES = 64, 4
 #: seconds that a server may be stopped for
 LONG = 20.0
@@ -35,14 +35,14 @@ both_loops = pytest.mark.parametrize("uvloop", [False, True], ids=["asyncio", "u
 
 @pytest.fixture(params=SERVER_KINDS, scope="module")
 def own(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server that nobody else talks to; leave it running, and with its default settings."""
+    """A server for these tests alone; leave it running, with its default settings."""
     with server(kind=request.param) as own:
         yield own
 
 
 @asynccontextmanager
 async def _opened(url: str, **options: Any) -> AsyncIterator[AsyncRedisBackend]:
-    """A backend that is connected, on a server that knows the scripts."""
+    """A connected backend, on a server that has the scripts."""
     backend = RedisBackend(url, **{"timeout": LONG, "eviction": "ignore", **options}).to_async()
     try:
         lease = await _lease(backend, b"warm")
@@ -63,9 +63,9 @@ def _run(steps: Callable[[], Awaitable[None]], uvloop: bool = False) -> None:
 
 
 async def _lease(backend: AsyncRedisBackend, record_id: bytes) -> Lease:
-    answer = await backend.claim(claim_of(record_id, owner=os.urandom(16)))
-    assert isinstance(answer, Leased), answer
-    return answer.lease
+    result = await backend.claim(claim_of(record_id, owner=os.urandom(16)))
+    assert isinstance(result, Leased), result
+    return result.lease
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def _stopped(server: Server) -> Iterator[None]:
 
 
 async def _begin(calls: Sequence[Coroutine[Any, Any, Any]]) -> list[asyncio.Task[Any]]:
-    """Let each call come to where it waits for its response."""
+    """Let each call reach the point at which it waits for its reply."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     for _ in range(5):
         await asyncio.sleep(0)
@@ -86,14 +86,14 @@ async def _begin(calls: Sequence[Coroutine[Any, Any, Any]]) -> list[asyncio.Task
 
 
 async def _at_once(server: Server, calls: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """The responses and errors of calls that begin while the server stands still."""
+    """The results and errors of calls that begin while the server is stopped."""
     with _stopped(server):
         tasks = await _begin(calls)
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class _Count:
-    """What the server has read, run and accepted since then; a look at it is not counted."""
+    """What the server has read, run and accepted since then, without the reading of these counters."""
 
     def __init__(self, plain: redis.Redis) -> None:
         self._plain = plain
@@ -124,7 +124,7 @@ def _counting(server: Server) -> Iterator[_Count]:
 
 @both_loops
 def test_what_is_asked_at_once_is_few_writes_on_one_connection(own: Server, uvloop: bool) -> None:
-    """B-01: claims and completions of as many keys; each is one script."""
+    """B-01: claims and completions of many keys; each is one script."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -135,14 +135,14 @@ def test_what_is_asked_at_once_is_few_writes_on_one_connection(own: Server, uvlo
                 found = count()
             assert (found["scripts"], found["connections"]) == (2 * MANY, 0)
             assert found["reads"] <= 2 * BATCHES
-            answers = await asyncio.gather(*(backend.claim(claim_of(key)) for key in keys))
-            assert answers == [Finished(key) for key in keys]
+            results = await asyncio.gather(*(backend.claim(claim_of(key)) for key in keys))
+            assert results == [Finished(key) for key in keys]
 
     _run(steps, uvloop)
 
 
 def test_without_coalescing_each_call_has_a_connection(own: Server) -> None:
-    """The option: what the test above counts is there to be counted."""
+    """``coalesce=no`` disables what the test above counts."""
 
     async def steps() -> None:
         async with _opened(f"{own.url}?coalesce=no") as backend:
@@ -156,7 +156,7 @@ def test_without_coalescing_each_call_has_a_connection(own: Server) -> None:
 
 
 def test_a_large_response_holds_nobody_up(own: Server) -> None:
-    """I11: it goes on a connection of its own, as the others would have to wait behind it."""
+    """I11: it has its own connection, so that other calls do not wait behind it."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -172,7 +172,7 @@ def test_a_large_response_holds_nobody_up(own: Server) -> None:
 
 
 def test_alone_a_call_waits_for_nobody(own: Server) -> None:
-    """One after the other, each is one write."""
+    """Sequential calls are one write each."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -186,18 +186,18 @@ def test_alone_a_call_waits_for_nobody(own: Server) -> None:
 
 
 def test_of_one_key_in_one_batch_one_owner_wins(own: Server) -> None:
-    """I1: tokens and owners compared, not only responds."""
+    """I1: by tokens and owners, not only by the replies."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
             key = os.urandom(8)
             claims = [claim_of(key, owner=os.urandom(16)) for _ in range(MANY)]
             with _counting(own) as count:
-                answers = await _at_once(own, [backend.claim(claim) for claim in claims])
+                results = await _at_once(own, [backend.claim(claim) for claim in claims])
                 assert count()["reads"] <= BATCHES
-            winners = [(c, a.lease) for c, a in zip(claims, answers, strict=True) if isinstance(a, Leased)]
+            winners = [(c, a.lease) for c, a in zip(claims, results, strict=True) if isinstance(a, Leased)]
             ((claim, lease),) = winners
-            assert sum(isinstance(answer, Busy) for answer in answers) == MANY - 1
+            assert sum(isinstance(result, Busy) for result in results) == MANY - 1
             record = await backend.get(Get(key))
             assert record is not None
             assert (record.owner, record.token, record.attempt) == (claim.owner, lease.token, 1)
@@ -206,15 +206,15 @@ def test_of_one_key_in_one_batch_one_owner_wins(own: Server) -> None:
 
 
 def test_a_claim_that_is_sent_again_in_one_batch_is_one_lease(own: Server) -> None:
-    """B-08: the same owner is told that it owns the key, each time."""
+    """B-08: the same owner gets the same lease each time."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
             mine, theirs = claim_of(os.urandom(8), owner=b"me"), claim_of(b"other", owner=b"me")
             claims: list[Claim] = [mine, theirs] * (MANY // 2)
-            answers = await _at_once(own, [backend.claim(claim) for claim in claims])
-            assert all(isinstance(answer, Leased) for answer in answers)
-            assert len({(answer.lease.record_id, answer.lease.token) for answer in answers}) == 2
+            results = await _at_once(own, [backend.claim(claim) for claim in claims])
+            assert all(isinstance(result, Leased) for result in results)
+            assert len({(result.lease.record_id, result.lease.token) for result in results}) == 2
             await backend.delete(b"other")
 
     _run(steps)
@@ -222,7 +222,7 @@ def test_a_claim_that_is_sent_again_in_one_batch_is_one_lease(own: Server) -> No
 
 @both_loops
 def test_a_caller_that_leaves_takes_nobody_along(own: Server, uvloop: bool) -> None:
-    """Cancelled on the way and in the queue; the connection stays, and the responses are the others' own."""
+    """Cancelled in flight and in the queue; the connection stays, and others get their own replies."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -230,7 +230,7 @@ def test_a_caller_that_leaves_takes_nobody_along(own: Server, uvloop: bool) -> N
             with _counting(own) as count:
                 with _stopped(own):
                     tasks = await _begin([_lease(backend, key) for key in keys])
-                    # The first two are on their way by themselves; of the others all wait.
+                    # The first two are in flight, each alone; all others wait.
                     left = [tasks[0], tasks[1], *tasks[10::2]]
                     for task in left:
                         task.cancel()
@@ -258,14 +258,14 @@ def test_what_the_server_refuses_is_refused_to_its_caller_alone(own: Server) -> 
             try:
                 pairs = [(backend.claim(claim_of(os.urandom(8))), _done(backend, lease)) for lease in held]
                 calls: list[Coroutine[Any, Any, Any]] = [call for pair in pairs for call in pair]
-                answers = await _at_once(own, calls)
+                results = await _at_once(own, calls)
             finally:
                 with own.connect() as plain:
                     plain.config_set("maxmemory", 0)
-            assert answers[1::2] == [True] * 4
-            assert all(isinstance(error, BackendUnavailable) for error in answers[::2])
-            assert all(isinstance(error.__cause__, ResponseError) for error in answers[::2])
-            assert len({id(error) for error in answers[::2]}) == 4
+            assert results[1::2] == [True] * 4
+            assert all(isinstance(error, BackendUnavailable) for error in results[::2])
+            assert all(isinstance(error.__cause__, ResponseError) for error in results[::2])
+            assert len({id(error) for error in results[::2]}) == 4
 
     _run(steps)
 
@@ -275,7 +275,7 @@ async def _done(backend: AsyncRedisBackend, lease: Lease) -> bool:
 
 
 def test_scripts_that_the_server_forgot_are_sent_again_for_a_batch(own: Server) -> None:
-    """B-10: after SCRIPT FLUSH, on the same connection; each caller gets his response."""
+    """B-10: after SCRIPT FLUSH, on the same connection; each caller gets its reply."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -291,7 +291,7 @@ def test_scripts_that_the_server_forgot_are_sent_again_for_a_batch(own: Server) 
 
 
 def test_a_silent_server_is_refused_in_time_by_all(own: Server) -> None:
-    """B-10: those on their way and those that wait; afterwards it works again."""
+    """B-10: calls in flight and in the queue; afterwards calls succeed."""
 
     async def steps() -> None:
         async with _opened(own.url, timeout=0.4) as backend:
@@ -307,7 +307,7 @@ def test_a_silent_server_is_refused_in_time_by_all(own: Server) -> None:
 
 
 def test_a_connection_that_ends_costs_a_batch_nothing(own: Server) -> None:
-    """B-10, B-08: the commands that it carried are sent once more, on another."""
+    """B-10, B-08: its commands are sent again on another connection."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -323,7 +323,7 @@ def test_a_connection_that_ends_costs_a_batch_nothing(own: Server) -> None:
 
 
 def test_a_backend_that_is_closed_ends_every_wait(own: Server) -> None:
-    """B-10: with an error of ours; and it opens again."""
+    """B-10: with a typed error; the backend can be used again."""
 
     async def steps() -> None:
         async with _opened(own.url) as backend:
@@ -354,7 +354,7 @@ def test_a_connection_that_ends_before_its_first_use_holds_nobody_up(own: Server
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="nothing comes between the connection and its first use")
 @pytest.mark.parametrize("closed", [False, True], ids=["lost", "closed"])
 def test_a_call_whose_connection_ends_before_its_first_use_is_not_held_up(own: Server, closed: bool) -> None:
-    """B-10: it has another connection, or an error where the backend was closed."""
+    """B-10: it gets another connection, or an error if the backend was closed."""
 
     async def steps() -> None:
         backend = RedisBackend(own.url, timeout=LONG, eviction="ignore").to_async()
@@ -377,7 +377,7 @@ def test_a_call_whose_connection_ends_before_its_first_use_is_not_held_up(own: S
 
 
 def test_what_nobody_asked_for_ends_the_connection() -> None:
-    """I6: else it would be taken for the response to the next question."""
+    """I6: a surplus reply would be taken for that of the next command."""
 
     async def steps() -> None:
         said = asyncio.Event()
@@ -393,7 +393,7 @@ def test_what_nobody_asked_for_ends_the_connection() -> None:
         listening = await asyncio.start_server(speak, "127.0.0.1", 0)
         port = listening.sockets[0].getsockname()[1]
         backend = RedisBackend(f"redis://127.0.0.1:{port}", timeout=LONG, eviction="ignore").to_async()
-        # The first connection says one reply too many; the second question is asked on another.
+        # The first connection sends a surplus reply; the second command goes over another one.
         for _ in range(2):
             assert type(await backend.claim(claim_of(b"key"))).__name__ == "Mismatch"
         await backend.close()
@@ -404,7 +404,7 @@ def test_what_nobody_asked_for_ends_the_connection() -> None:
 
 
 def test_replicas_confirm_a_batch_at_once() -> None:
-    """I8: one WAIT for all that a batch wrote."""
+    """I8: one WAIT for all writes of a batch."""
 
     async def steps(primary: Server) -> None:
         async with _opened(primary.url, min_replicas=1) as backend:
@@ -423,12 +423,12 @@ def test_replicas_confirm_a_batch_at_once() -> None:
 
 
 def test_on_a_cluster_each_node_has_batches_of_its_own(cluster: Cluster) -> None:
-    """B-11a: what is asked while one node stands still waits for that node alone."""
+    """B-11a: only commands for a stopped node wait for it."""
 
     async def steps() -> None:
         async with _opened(cluster.url, prefix=os.urandom(4).hex()) as backend:
             keys = [os.urandom(8) for _ in range(3 * MANY)]
-            # Each node knows each script then, and has its connection.
+            # Afterwards each node has the scripts and a connection.
             await asyncio.gather(*(_lease(backend, key) for key in keys))
             await asyncio.gather(*(backend.get(Get(key)) for key in keys))
             stopped = cluster.nodes[0]
@@ -436,7 +436,7 @@ def test_on_a_cluster_each_node_has_batches_of_its_own(cluster: Cluster) -> None
                 counts = [stack.enter_context(_counting(node)) for node in cluster.nodes]
                 with _stopped(stopped):
                     tasks = await _begin([backend.get(Get(key)) for key in keys])
-                    await asyncio.wait_for(_answered(tasks, MANY), LONG)
+                    await asyncio.wait_for(_until_done(tasks, MANY), LONG)
                     assert not all(task.done() for task in tasks)
                 records = await asyncio.gather(*tasks)
                 found = [count() for count in counts]
@@ -447,7 +447,7 @@ def test_on_a_cluster_each_node_has_batches_of_its_own(cluster: Cluster) -> None
     _run(steps)
 
 
-async def _answered(tasks: list[asyncio.Task[Any]], number: int) -> None:
+async def _until_done(tasks: list[asyncio.Task[Any]], number: int) -> None:
     while sum(task.done() for task in tasks) < number:
         await asyncio.sleep(0.01)
 
@@ -455,7 +455,7 @@ async def _answered(tasks: list[asyncio.Task[Any]], number: int) -> None:
 def test_commands_that_could_not_be_written_take_nobody_elses_replies(
     own: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """B-10a: there was no memory for the write. Those that come next get their own replies, at once."""
+    """B-10a: the write fails without memory. Later commands get their own replies, at once."""
 
     def write(*_: object) -> None:
         raise MemoryError

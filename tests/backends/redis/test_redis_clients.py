@@ -1,4 +1,4 @@
-"""A client that the application has is taken as a backend: its settings are used, and it is left alone."""
+"""An application's redis-py client as a backend: its settings are used, and the client itself is not."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SECRET = "s3cr3t-word"
 CLIENTS: dict[str, Any] = {"sync client": redis.Redis, "async client": redis.asyncio.Redis}
 
 
-# Trio makes the blocking calls.
+# Under trio calls are those of the sync front.
 @pytest.fixture(params=["sync", "asyncio"])
 def mode(request: pytest.FixtureRequest) -> str:
     mode: str = request.param
@@ -43,7 +43,7 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=CLIENTS)
 def kind(request: pytest.FixtureRequest) -> Any:
-    """The class of a client for one server."""
+    """The class of a client for a single server."""
     return CLIENTS[request.param]
 
 
@@ -56,7 +56,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, 
 
 
 async def _life(verbs: AsyncVerbs) -> None:
-    """Each way to the server: scripts, what is renewed together, and a connection for channels."""
+    """Use scripts, batched renewals, and the connection for channels."""
     name = secrets.token_bytes(8)
     lease = await lease_of(verbs, name)
     assert list(await verbs.renew(Renew([lease]))) == [Renewal.OWNED]
@@ -73,7 +73,7 @@ def _opened(client: Any, **options: Any) -> RedisBackend:
 
 
 def test_host_login_and_database_of_a_client_are_used(mode: str, kind: Any, guarded: tuple[Server, Path]) -> None:
-    """B-15: also of a client that decodes replies, which ours never do."""
+    """B-15: also of a client that decodes replies, unlike the backend's own clients."""
     where, _ = guarded
     client = kind(host="127.0.0.1", port=where.port, password=SECRET, db=3, decode_responses=True, protocol=3)
     run(mode, _opened(client), _life)
@@ -83,7 +83,7 @@ def test_host_login_and_database_of_a_client_are_used(mode: str, kind: Any, guar
 
 
 def test_a_client_from_the_url_of_an_environment_is_used(mode: str, kind: Any, guarded: tuple[Server, Path]) -> None:
-    """B-15: whatever redis-py's own URLs may say that ours may not."""
+    """B-15: with options of redis-py's URLs that the backend's URLs lack."""
     where, _ = guarded
     client = kind.from_url(f"redis://localhost:{where.port}?db=4&password={SECRET}")
     backend = _opened(client)
@@ -100,14 +100,14 @@ def test_the_path_of_a_socket_is_used(mode: str, kind: Any, guarded: tuple[Serve
 
 
 def test_a_provider_of_credentials_is_used(mode: str, kind: Any, guarded: tuple[Server, Path]) -> None:
-    """B-15: as for passwords that change."""
+    """B-15: for passwords that change."""
     where, _ = guarded
     provider = UsernamePasswordCredentialProvider("default", SECRET)
     run(mode, _opened(kind(host="127.0.0.1", port=where.port, credential_provider=provider)), _life)
 
 
 def test_tls_is_used_as_the_client_uses_it(mode: str, kind: Any, tmp_path: Path, valkey_url: str) -> None:
-    """B-15: with its authority; without it the certificate is not believed."""
+    """B-15: with its certificate authority; without it the certificate is refused."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
@@ -147,7 +147,7 @@ def test_the_nodes_of_a_cluster_are_used(mode: str, library: str, cluster: Clust
 
 @pytest.mark.parametrize("library", [redis.sentinel, redis.asyncio.sentinel], ids=CLIENTS)
 def test_the_primary_of_a_sentinel_is_used(mode: str, library: Any, sentinel_url: str) -> None:
-    """B-15, B-14a: the backend asks the Sentinels itself, and hears from them."""
+    """B-15, B-14a: the backend queries the Sentinels itself, and subscribes to them."""
     sentinel = library.Sentinel([("127.0.0.1", urlsplit(sentinel_url).port)])
     backend = _opened(sentinel.master_for(SERVICE, db=2))
     assert backend.options.service == SERVICE
@@ -156,7 +156,7 @@ def test_the_primary_of_a_sentinel_is_used(mode: str, library: Any, sentinel_url
 
 
 def test_sentinels_and_servers_have_tls_of_their_own(mode: str, sentinel_url: str, tmp_path: Path) -> None:
-    """B-15: as here, where only the Sentinels have it; the settings of both are those of the client."""
+    """B-15: here only the Sentinels have TLS; the client has settings for both."""
     authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
@@ -167,7 +167,7 @@ def test_sentinels_and_servers_have_tls_of_their_own(mode: str, sentinel_url: st
 
 
 def test_the_client_is_neither_used_nor_closed(valkey_url: str) -> None:
-    """B-15: its one connection is the same one afterwards, and no other was made."""
+    """B-15: its one connection stays the same, and it opens no other."""
     with redis.Redis.from_url(valkey_url, max_connections=1) as client:
         before = client.client_id()
         backend = _opened(client)
@@ -178,7 +178,7 @@ def test_the_client_is_neither_used_nor_closed(valkey_url: str) -> None:
 
 
 def test_the_async_client_is_neither_used_nor_closed(valkey_url: str) -> None:
-    """B-15: its one connection is the same one afterwards, on the same loop."""
+    """B-15: its one connection stays the same, on the same loop."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         async with redis.asyncio.Redis.from_url(valkey_url, max_connections=1) as client:
@@ -192,7 +192,7 @@ def test_the_async_client_is_neither_used_nor_closed(valkey_url: str) -> None:
 
 
 def test_options_and_timeouts_of_a_client() -> None:
-    """B-15: keywords count most, then a timeout of the client that is shorter than ours."""
+    """B-15: keywords win, then a timeout of the client that is shorter than the default."""
     assert RedisBackend(redis.Redis(socket_timeout=0.2)).options.timeout == 0.2
     assert RedisBackend(redis.Redis(socket_connect_timeout=0.3)).options.timeout == 0.3
     assert RedisBackend(redis.Redis(socket_timeout=30, socket_connect_timeout=None)).options.timeout == 1.0
@@ -202,7 +202,7 @@ def test_options_and_timeouts_of_a_client() -> None:
 
 
 def test_middleware_takes_a_client() -> None:
-    """B-15: what is wrong with it is found at start."""
+    """B-15: a wrong client is refused at start."""
 
     async def app(scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
         raise NotImplementedError
@@ -213,7 +213,7 @@ def test_middleware_takes_a_client() -> None:
 
 
 class _Tunnel(redis.Connection):
-    """Connections of the application's own kind."""
+    """A connection class of the application."""
 
 
 def _through_a_tunnel() -> redis.Redis:
@@ -221,7 +221,7 @@ def _through_a_tunnel() -> redis.Redis:
 
 
 def _greeting(_: object) -> None:
-    """For new connections."""
+    """A callback of the application for new connections."""
 
 
 def _with_a_setting_of_one_kind() -> redis.Redis:
@@ -240,14 +240,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_client_that_cannot_be_followed_is_refused_at_start(name: str) -> None:
-    """B-15: with what to do instead."""
+    """B-15: the error says what to use instead."""
     make, message = REFUSED[name]
     with pytest.raises(ConfigurationError, match=message):
         open_backend(make())
 
 
 def test_a_client_library_that_says_nothing_is_refused_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """B-15: where a later redis-py has other names, the message says so and names the other way."""
+    """B-15: if a later redis-py renames attributes, the error says so and suggests a URL."""
     client = redis.sentinel.Sentinel([("127.0.0.1", 1)]).master_for("x")
     monkeypatch.setattr(client.connection_pool, "sentinel_manager", object())
     with pytest.raises(ConfigurationError, match=f"redis-py {redis.__version__} does not say where .* pass a URL"):
@@ -255,7 +255,7 @@ def test_a_client_library_that_says_nothing_is_refused_at_start(monkeypatch: pyt
 
 
 def test_what_is_no_client_is_refused_at_start() -> None:
-    """B-15: by its type; nothing of it is repeated."""
+    """B-15: the error names the type and repeats no value."""
     assert not inspect.iscoroutinefunction(open_backend)
     with pytest.raises(ConfigurationError, match=r"a client of redis-py, .* got object"):
         open_backend(object())

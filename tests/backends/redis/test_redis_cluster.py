@@ -1,4 +1,4 @@
-"""A Cluster: each key on its own node, renewals in one round trip for each, and slots that move meanwhile."""
+"""Redis Cluster: each key on its own node, one round trip of renewals for each node, and moving slots."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.topologies import Cluster, until
 RECORDS = [b"%d" % number for number in range(30)]
 
 
-# Trio makes the sync front's calls.
+# Under trio calls are those of the sync front.
 @pytest.fixture(params=["sync", "asyncio"])
 def mode(request: pytest.FixtureRequest) -> str:
     mode: str = request.param
@@ -42,7 +42,7 @@ def backend(cluster: Cluster) -> Iterator[RedisBackend]:
 
 
 def _calls(cluster: Cluster, *names: str) -> list[int]:
-    """How often each primary was asked."""
+    """The number of calls to each primary."""
     found: list[int] = []
     for node in cluster.nodes[:3]:
         with node.connect() as plain:
@@ -52,7 +52,7 @@ def _calls(cluster: Cluster, *names: str) -> list[int]:
 
 
 def test_the_records_are_spread_and_all_are_found(mode: str, backend: RedisBackend, cluster: Cluster) -> None:
-    """B-09, B-11a: scanning and purging go to all primaries."""
+    """B-09, B-11a: scans and purges go to all primaries."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         for name in RECORDS:
@@ -70,7 +70,7 @@ def test_the_records_are_spread_and_all_are_found(mode: str, backend: RedisBacke
 def test_many_leases_are_renewed_in_one_round_trip_for_each_node(
     mode: str, backend: RedisBackend, cluster: Cluster
 ) -> None:
-    """B-04: no script may take keys of two slots, so each is sent one for each slot, all at once."""
+    """B-04: no script may use keys of two slots, so a node gets one for each slot, all at once."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         leases = [await lease_of(verbs, secrets.token_bytes(8)) for _ in range(200)]
@@ -78,7 +78,7 @@ def test_many_leases_are_renewed_in_one_round_trip_for_each_node(
         reads, scripts = _reads(cluster), _calls(cluster, "evalsha", "eval")
         assert set(await verbs.renew(Renew(leases))) == {Renewal.OWNED}
         assert sum(_calls(cluster, "evalsha", "eval")) - sum(scripts) <= len(leases)
-        # One read event may hold a part of what was sent at once, and looking costs some; 200 it never is.
+        # The server may read one write in several events, and INFO adds some; but never 200.
         assert all(after - before < 20 for before, after in zip(reads, _reads(cluster), strict=True))
 
     run(mode, backend, steps)
@@ -93,7 +93,7 @@ def _reads(cluster: Cluster) -> list[int]:
 
 
 def test_leases_of_one_slot_are_renewed_by_one_script(mode: str, cluster: Cluster) -> None:
-    """B-04: a prefix with a hash tag keeps an application on one node, and there it is as on a single server."""
+    """B-04: a prefix with a hash tag keeps an application on one node, as on a single server."""
     backend = RedisBackend(cluster.url, prefix=f"{{{secrets.token_hex(8)}}}:", timeout=10)
 
     async def steps(verbs: AsyncVerbs) -> None:
@@ -107,7 +107,7 @@ def test_leases_of_one_slot_are_renewed_by_one_script(mode: str, cluster: Cluste
 
 
 def test_renewals_keep_their_order(mode: str, backend: RedisBackend) -> None:
-    """B-04: the responses are in the order of the leases, whatever nodes they came from."""
+    """B-04: the results are in the order of the leases, whichever nodes replied."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         leases: list[Lease] = [await lease_of(verbs, name) for name in RECORDS]
@@ -122,7 +122,7 @@ def test_renewals_keep_their_order(mode: str, backend: RedisBackend) -> None:
 
 @pytest.fixture(scope="module")
 def whole() -> Iterator[Cluster]:
-    """A Cluster whose primaries have a replica each."""
+    """A Cluster with a replica for each primary."""
     cluster = Cluster("valkey", 3, 1)
     try:
         yield cluster.start()
@@ -132,7 +132,7 @@ def whole() -> Iterator[Cluster]:
 
 @pytest.mark.parametrize("replicas", [0, 1])
 def test_a_slot_is_followed_while_it_moves_and_afterwards(mode: str, replicas: int, whole: Cluster) -> None:
-    """B-10, B-11a: for a single call, for renewals, and for what replicas must confirm on the same connection."""
+    """B-10, B-11a: for a single call, for renewals, and for a WAIT on the same connection."""
     tag = secrets.token_hex(8)
     slot = key_slot(tag.encode())
     backend = RedisBackend(whole.url, prefix=f"{{{tag}}}:", timeout=10, min_replicas=replicas)
@@ -160,7 +160,7 @@ def test_a_slot_is_followed_while_it_moves_and_afterwards(mode: str, replicas: i
 
 
 def test_leases_of_a_slot_that_has_half_moved_are_renewed(mode: str, whole: Cluster) -> None:
-    """L-13: a script for keys on two nodes is refused by both, so each lease is renewed by itself."""
+    """L-13: both nodes refuse a script for keys on both, so each lease is renewed separately."""
     tag = secrets.token_hex(8)
     slot = key_slot(tag.encode())
     backend = RedisBackend(whole.url, prefix=f"{{{tag}}}:", timeout=10)
@@ -191,7 +191,7 @@ def test_leases_of_a_slot_that_has_half_moved_are_renewed(mode: str, whole: Clus
 
 @pytest.mark.parametrize("kind", SERVER_KINDS)
 def test_after_a_failover_the_backend_works_again_by_itself(kind: str) -> None:
-    """B-10: sync and async; every call until then is refused in time, and then all nodes are found."""
+    """B-10: sync and async; calls before are refused in time, and then all nodes are found."""
     cluster = Cluster(kind, 3, 1)
 
     async def steps(verbs: AsyncVerbs) -> None:
@@ -214,7 +214,7 @@ def test_after_a_failover_the_backend_works_again_by_itself(kind: str) -> None:
 
 @pytest.mark.parametrize("connected", [True, False], ids=["connected", "unconnected"])
 def test_silence_is_unavailable_in_time(mode: str, connected: bool, cluster: Cluster) -> None:
-    """B-10: whatever the library tries meanwhile, for one call and for many at once."""
+    """B-10: whatever the client library tries, for one call and for many."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         if connected:
@@ -235,7 +235,7 @@ def test_silence_is_unavailable_in_time(mode: str, connected: bool, cluster: Clu
 
 
 def test_many_threads_meet_silence_in_time(cluster: Cluster) -> None:
-    """B-10, I11: they also wait for each other, where one of them looks for the nodes."""
+    """B-10, I11: they also wait for the thread that discovers the nodes."""
     backend = RedisBackend(cluster.url, prefix=f"t{secrets.token_hex(8)}:", timeout=0.3)
     took: list[float] = []
 
@@ -263,7 +263,7 @@ def test_many_threads_meet_silence_in_time(cluster: Cluster) -> None:
 
 
 def test_any_node_notifies_a_waiting_duplicate(mode: str, backend: RedisBackend, cluster: Cluster) -> None:
-    """O-04, B-11a: the nodes pass messages on, so listening to one of them is enough."""
+    """O-04, B-11a: nodes forward messages, so listening at one of them is enough."""
 
     def subscribed() -> int:
         keys = [backend.options.keys.record(name) for name in RECORDS]
@@ -301,7 +301,7 @@ def test_a_server_that_is_no_cluster_is_reported(mode: str, valkey_url: str) -> 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.anyio
 async def test_a_connection_that_was_dropped_when_it_was_given_out_is_a_broken_one(backend: RedisBackend) -> None:
-    """B-10: the client library then stumbles over None; the call is made once more, and its errors are ours."""
+    """B-10: the client library then fails on None; the call is repeated once, and errors are typed."""
     calls, tries = backend.to_async()._calls, list[int]()
 
     async def stumbling(client: AsyncClient, times: int) -> str:
@@ -320,7 +320,7 @@ async def test_a_connection_that_was_dropped_when_it_was_given_out_is_a_broken_o
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.anyio
 async def test_a_client_whose_last_call_broke_leaves_no_connection_open(cluster: Cluster) -> None:
-    """B-11: redis-py's own client takes itself for closed then."""
+    """B-11: redis-py's client then counts as closed already."""
     options = RedisBackend(cluster.url, timeout=10).options
     before = _clients(cluster)
     client = AsyncClusterClient(options)
@@ -340,7 +340,7 @@ async def test_a_client_whose_last_call_broke_leaves_no_connection_open(cluster:
 
 
 def test_a_closed_backend_leaves_no_connection_open(backend: RedisBackend, cluster: Cluster) -> None:
-    """B-25: redis-py leaves those of the nodes to the garbage collector."""
+    """B-25: redis-py leaves the nodes' connections to the garbage collector."""
     before = _clients(cluster)
     for name in RECORDS:
         backend.claim(claim_of(name))
@@ -351,7 +351,7 @@ def test_a_closed_backend_leaves_no_connection_open(backend: RedisBackend, clust
 
 
 def test_closing_ends_calls_to_nodes_that_are_silent(backend: RedisBackend, cluster: Cluster) -> None:
-    """B-10, B-11: at once, and redis-py does not go on to look for the nodes."""
+    """B-10, B-11: at once, and redis-py does not rediscover the nodes."""
     for name in RECORDS:
         backend.claim(claim_of(name))
     refused: list[float] = []
@@ -381,7 +381,7 @@ def test_closing_ends_calls_to_nodes_that_are_silent(backend: RedisBackend, clus
 
 
 def _clients(cluster: Cluster) -> set[tuple[int, str]]:
-    """Who is connected: the node, and the number that the node has given."""
+    """The connected clients: the node, and the id that it has given."""
     found = set[tuple[int, str]]()
     for number, node in enumerate(cluster.nodes):
         with node.connect() as plain:

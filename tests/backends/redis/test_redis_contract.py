@@ -1,4 +1,4 @@
-"""The shipped contract suite where the Redis backend has more than one server to know."""
+"""The contract suite on Redis Cluster and behind a Sentinel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.topologies import Cluster
 
 
 class TestCluster(_InEachMode):
-    """B-12, B-11a on a Cluster of three primaries. Trio makes the sync front's calls."""
+    """B-12, B-11a on a Cluster of three primaries. Under trio calls are those of the sync front."""
 
     @pytest.fixture(params=["sync", "asyncio"])
     def mode(self, request: pytest.FixtureRequest) -> str:
@@ -27,7 +27,7 @@ class TestCluster(_InEachMode):
 
 
 class TestSentinel(_InEachMode):
-    """B-12 on a primary that a Sentinel names: one mode, since its calls are those on a single server."""
+    """B-12 on a primary that a Sentinel names: in one mode, as its calls are those on a single server."""
 
     @pytest.fixture(params=["asyncio"])
     def mode(self, request: pytest.FixtureRequest) -> str:

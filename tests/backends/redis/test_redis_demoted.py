@@ -1,4 +1,4 @@
-"""A primary that became a replica: it refuses writes, and the backend leaves it at once."""
+"""A primary that becomes a replica refuses writes, and the backend leaves it at once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Server, Server]]:
 
 
 def _switch(primary: Server, replica: Server, endpoint: FaultProxy) -> None:
-    """Make the replica the primary, and let the endpoint lead to it. The old primary lives on as its replica."""
+    """Promote the replica, and lead the endpoint to it. The old primary becomes its replica."""
     with primary.connect() as old, replica.connect() as new:
         old.execute_command("SET", "oi-test", 1)
         assert old.execute_command("WAIT", 1, 10_000) == 1
@@ -50,7 +50,7 @@ def _switch(primary: Server, replica: Server, endpoint: FaultProxy) -> None:
 def test_an_endpoint_that_moved_to_another_server_is_followed(
     mode: str, coalesce: bool, pair: tuple[Server, Server]
 ) -> None:
-    """B-14: no call is refused, whatever connections the pool still has to the old server."""
+    """B-14: no call is refused, although the pool still has connections to the old server."""
     primary, replica = pair
     with FaultProxy(primary.port) as endpoint:
         backend = RedisBackend(f"redis://127.0.0.1:{endpoint.port}/0", timeout=5, coalesce=coalesce)

@@ -1,4 +1,4 @@
-"""A server that is full, or that may evict records: what is refused, what is recorded all the same, what is told."""
+"""A server that is full or may evict records: what is refused, what is still recorded, and what is reported."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LARGE = b"\x00\xff" * 500_000
 EVICTING = ("--maxmemory", "100mb", "--maxmemory-policy", "volatile-lru")
 
 
-# Trio makes the sync front's calls.
+# Under trio calls are those of the sync front.
 @pytest.fixture(params=["sync", "asyncio"])
 def mode(request: pytest.FixtureRequest) -> str:
     mode: str = request.param
@@ -51,7 +51,7 @@ def small(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 def _flood(server: Server) -> None:
-    """Another tenant fills the server, and some more than that: what its connection took is free again afterwards."""
+    """Another tenant fills the server beyond its limit, since its own connection's memory is freed afterwards."""
     with server.connect() as plain:
         for number in range(1000):
             try:
@@ -87,7 +87,7 @@ def test_at_the_memory_limit_nothing_begins_and_everything_ends(mode: str, small
 
 
 def test_at_the_memory_limit_what_vanished_is_written_anew(mode: str, small: Server) -> None:
-    """B-08a, B-11b: finished work is kept, whatever its size, by scripts that are sent again."""
+    """B-08a, B-11b: finished work of any size is recorded, by scripts that are sent again."""
     backend = RedisBackend(small.url, timeout=10)
     gone = {name: lease(backend, name) for name in (b"small", b"large", b"stage")}
 
@@ -105,7 +105,7 @@ def test_at_the_memory_limit_what_vanished_is_written_anew(mode: str, small: Ser
 
 
 def test_when_there_is_room_again_claims_are_taken(small: Server) -> None:
-    """I6: nothing has to be done here."""
+    """I6: without any action here."""
     backend = RedisBackend(small.url, timeout=10)
     _flood(small)
     with pytest.raises(BackendUnavailable):
@@ -126,7 +126,7 @@ def evicting(request: pytest.FixtureRequest) -> Iterator[Server]:
 def test_a_server_that_may_evict_records_is_reported_once(
     mode: str, evicting: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """B-11b: with the first claim of a process; the claim is taken."""
+    """B-11b: at the first claim of a process; the claim succeeds."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         for name in (b"one", b"two", b"three"):
@@ -140,7 +140,7 @@ def test_a_server_that_may_evict_records_is_reported_once(
 
 
 def test_a_server_that_may_evict_records_can_be_refused(mode: str, evicting: Server) -> None:
-    """B-11b, I8: nothing begins there; what runs is recorded."""
+    """B-11b, I8: claims fail there; running requests are recorded."""
     running = lease(RedisBackend(evicting.url, timeout=10, eviction="ignore"), RECORD)
     backend = RedisBackend(f"{evicting.url}?eviction=refuse", timeout=10)
 
@@ -155,7 +155,7 @@ def test_a_server_that_may_evict_records_can_be_refused(mode: str, evicting: Ser
 
 
 def test_what_is_ignored_is_not_asked_for(mode: str, evicting: Server, caplog: pytest.LogCaptureFixture) -> None:
-    """B-11b: by setting."""
+    """B-11b: by a setting."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         await verbs.claim(claim_of(RECORD))
@@ -171,10 +171,10 @@ def test_what_is_ignored_is_not_asked_for(mode: str, evicting: Server, caplog: p
 def test_it_is_looked_at_from_time_to_time(
     mode: str, small: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """B-11b: a policy that changes is noticed, and between two looks no call is made for it."""
+    """B-11b: a changed policy is noticed, without extra calls between two checks."""
 
     def looks(plain: redis.Redis) -> int:
-        # This call counts itself in the next one only.
+        # The counter includes this call only at the next one.
         return int(plain.info("commandstats")["cmdstat_info"]["calls"])
 
     async def steps(verbs: AsyncVerbs) -> None:
@@ -197,7 +197,7 @@ def test_it_is_looked_at_from_time_to_time(
 
 
 def test_without_a_limit_nothing_is_evicted(mode: str, caplog: pytest.LogCaptureFixture) -> None:
-    """B-11b: then no policy is a danger."""
+    """B-11b: then any policy is safe."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         await lease_of(verbs, RECORD)
@@ -210,7 +210,7 @@ def test_without_a_limit_nothing_is_evicted(mode: str, caplog: pytest.LogCapture
 
 @pytest.mark.parametrize("eviction", ["warn", "refuse"])
 def test_a_user_who_may_not_ask(mode: str, eviction: str, caplog: pytest.LogCaptureFixture) -> None:
-    """B-11a, B-11b: is reported once, and refused where an evicting server would be."""
+    """B-11a, B-11b: it is reported once, or refused if evicting servers are."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         for name in (b"one", b"two"):
@@ -231,7 +231,7 @@ def test_a_user_who_may_not_ask(mode: str, eviction: str, caplog: pytest.LogCapt
 
 
 def test_health_says_what_endangers_records(mode: str, evicting: Server) -> None:
-    """B-11b: eviction, missing replicas, no append-only file; a server that is away is unavailable."""
+    """B-11b: eviction, missing replicas, no append-only file; a server that is down is unavailable."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         health = await verbs.health()
@@ -267,12 +267,12 @@ def test_a_sound_server_has_no_warnings(mode: str) -> None:
 
 
 def test_any_backend_reports_whether_it_replies() -> None:
-    """B-09: the default asks for one record."""
+    """B-09: the default implementation reads one record."""
     backend: Backend = MemoryBackend()
     assert backend.health() == Health()
 
 
 def test_a_setting_that_does_not_exist_is_refused_at_start() -> None:
-    """By name."""
+    """The error names the setting."""
     with pytest.raises(ConfigurationError, match="eviction: 'no' is none of warn, refuse, ignore"):
         RedisBackend("redis://localhost", eviction="no")

@@ -1,4 +1,4 @@
-"""A redis-py whose private parts have other names: the backend works through its public parts, and says so once."""
+"""A redis-py with other private names: the backend falls back to public ones, and warns once."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ for level, message in Heard.messages:
 
 
 def _renamed(folder: Path, *parts: str) -> dict[str, str]:
-    """The environment of a Python that imports a copy of redis-py in which these attributes have other names."""
+    """The environment of a Python process that imports a copy of redis-py with these attributes renamed."""
     installed = Path(redis.__file__).parent
     copy = folder / "redis"
     shutil.copytree(installed, copy, ignore=shutil.ignore_patterns("__pycache__"))
@@ -74,7 +74,7 @@ def _renamed(folder: Path, *parts: str) -> dict[str, str]:
 
 
 def _life(environment: dict[str, str], url: str, warnings: int) -> list[str]:
-    """What was logged by a process that claims, completes and replays."""
+    """The log of a process that claims, completes and replays."""
     command = [sys.executable, "-W", "error", "-c", _LIFE, url, str(warnings)]
     ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
@@ -83,7 +83,7 @@ def _life(environment: dict[str, str], url: str, warnings: int) -> list[str]:
 
 @pytest.mark.parametrize("missing", [*((part,) for part in PARTS), PARTS], ids=" ".join)
 def test_a_missing_part_is_one_warning(missing: tuple[str, ...], tmp_path: Path, valkey_url: str) -> None:
-    """B-10: claims, completions and replays work all the same, sync and async."""
+    """B-10: claims, completions and replays still work, sync and async."""
     (message,) = _life(_renamed(tmp_path, *missing), f"{valkey_url}?prefix={tmp_path.name}", 1)
     assert message.startswith("WARNING ")
     assert f"redis-py {redis.__version__} has no {', '.join(missing)} on its connections" in message
@@ -95,7 +95,7 @@ def test_a_redis_py_with_all_parts_is_no_warning(tmp_path: Path, valkey_url: str
 
 
 def test_without_a_way_to_forget_certificates_tls_works_and_says_so_once(tmp_path: Path, valkey_url: str) -> None:
-    """B-16: with TLS only; after a certificate was renewed such a process has to be restarted."""
+    """B-16: with TLS only; such a process has to be restarted after a certificate was renewed."""
     environment = _renamed(tmp_path, "ssl_context")
     assert _life(environment, f"{valkey_url}?prefix={tmp_path.name}", 0) == []
     authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -109,7 +109,7 @@ def test_without_a_way_to_forget_certificates_tls_works_and_says_so_once(tmp_pat
 
 
 def test_the_contract_holds_without_the_parts(tmp_path: Path) -> None:
-    """B-10, B-12: what the contract suite says of claims, completions and replays, on one server."""
+    """B-10, B-12: the contract suite for claims, completions and replays, on one server."""
     suite = "tests/backends/test_contract.py::TestValkey"
     options = ("-q", "-p", "no:cacheprovider", "-n", "0", "-k", "claim or complet or response or finished")
     ended = subprocess.run(

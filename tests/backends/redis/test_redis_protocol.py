@@ -1,4 +1,4 @@
-"""The protocol as batches speak it: what is sent is what the client library sends, and replies are cut anywhere."""
+"""The protocol of batches: commands as the client library packs them, and replies that are cut anywhere."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_command_is_packed_as_the_client_library_does(words: list[bytes | int 
 
 @given(st.lists(_replies, max_size=6), st.lists(st.integers(0, 400), max_size=6))
 def test_replies_are_the_same_wherever_they_are_cut(replies: list[Reply], cuts: list[int]) -> None:
-    """What belongs to one caller never ends up with another."""
+    """No caller gets another caller's reply."""
     data, reading = b"".join(map(_encoded, replies)), Replies()
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     found: list[Any] = []
@@ -48,14 +48,14 @@ def test_replies_are_the_same_wherever_they_are_cut(replies: list[Reply], cuts: 
 
 
 def test_a_value_that_arrives_byte_by_byte_is_whole() -> None:
-    """R-01: with line ends of its own inside."""
+    """R-01: with line ends inside."""
     reading = Replies()
     found = [reply for byte in b"*2\r\n:2\r\n$6\r\n\r\n$1\r\n\r\n+OK\r\n" for reply in reading.feed(bytes((byte,)))]
     assert found == [[2, b"\r\n$1\r\n"], b"OK"]
 
 
 def test_a_refusal_is_the_client_librarys_error() -> None:
-    """B-10: so that what may be mended is told from what may not."""
+    """B-10: so that retryable errors are distinguished from others."""
     first, second = Replies().feed(b"-NOSCRIPT No matching script.\r\n-ERR something\r\n")
     assert isinstance(first, NoScriptError)
     assert type(second) is ResponseError
@@ -63,6 +63,6 @@ def test_a_refusal_is_the_client_librarys_error() -> None:
 
 @pytest.mark.parametrize("data", [b"HTTP/1.1 400 Bad Request\r\n", b":x\r\n", b"$x\r\n", b"%1\r\n"])
 def test_what_is_no_reply_is_an_error(data: bytes) -> None:
-    """B-08b: of another server, say."""
+    """B-08b: for example from another kind of server."""
     with pytest.raises(InvalidResponse):
         Replies().feed(data)

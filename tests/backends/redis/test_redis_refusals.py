@@ -1,4 +1,4 @@
-"""What a server refuses, and what a call makes of it: it goes elsewhere, or it is unavailable, by the error's code."""
+"""Errors that a server replies with: by its code the call goes to another server or is unavailable."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.topologies import TlsFront, until
 RECORD = b"\x01\xff record"
 
 
-# Trio makes the blocking calls.
+# Under trio calls are those of the sync front.
 @pytest.fixture(params=["sync", "asyncio", "asyncio one by one"])
 def how(request: pytest.FixtureRequest) -> tuple[str, bool]:
     """The async library, and whether calls share batches."""
@@ -42,7 +42,7 @@ def how(request: pytest.FixtureRequest) -> tuple[str, bool]:
     return mode, not one_by_one
 
 
-# The old server says the same in other words, which a table below has.
+# The old server has other messages, which a table below lists.
 @pytest.fixture(params=SERVER_KINDS if is_full("CONTRACT") else SERVER_KINDS[:1])
 def kind(request: pytest.FixtureRequest) -> str:
     """The server."""
@@ -67,7 +67,7 @@ LEFT: dict[str, Callable[[redis.Redis], None]] = {
 
 @pytest.mark.parametrize("code", LEFT)
 def test_a_server_that_may_not_be_the_primary_any_more_is_left(how: tuple[str, bool], kind: str, code: str) -> None:
-    """B-16: the connection is dropped, and the call is sent once more to where the address leads now."""
+    """B-16: the connection is dropped, and the call is sent again to the address's current server."""
     mode, coalesce = how
     with server(kind=kind) as old, server(kind=kind) as new, FaultProxy(old.port) as endpoint:
 
@@ -84,7 +84,7 @@ def test_a_server_that_may_not_be_the_primary_any_more_is_left(how: tuple[str, b
 
 
 def test_without_replicas_new_claims_are_unavailable_and_replays_go_on(how: tuple[str, bool], kind: str) -> None:
-    """B-16: NOREPLICAS of a server that nobody has replaced; its connections are made anew at most once a second."""
+    """B-16: NOREPLICAS, without a failover; connections are renewed at most once a second."""
     mode, coalesce = how
     with server(kind=kind) as alone, alone.connect() as plain:
 
@@ -120,7 +120,7 @@ def _connections(plain: redis.Redis) -> int:
 
 
 def test_a_server_that_is_loading_its_data_is_unavailable_until_it_has(how: tuple[str, bool]) -> None:
-    """B-16: LOADING, as after a restart; what was recorded is found then."""
+    """B-16: LOADING, as after a restart; records are found afterwards."""
     mode, coalesce = how
     slow = ("--key-load-delay", "2000", "--loading-process-events-interval-bytes", "1024")
     with server(*slow) as loading:
@@ -143,7 +143,7 @@ def test_a_server_that_is_loading_its_data_is_unavailable_until_it_has(how: tupl
 
 
 async def _until_refused(verbs: AsyncVerbs, with_what: str) -> None:
-    """Claim until a refusal has these words; each call ends in time."""
+    """Claim until a refusal contains these words; each call ends in time."""
     deadline = time.monotonic() + SOON
     while time.monotonic() < deadline:
         started = time.monotonic()
@@ -158,7 +158,7 @@ async def _until_refused(verbs: AsyncVerbs, with_what: str) -> None:
 
 
 def test_a_server_that_runs_a_slow_script_is_unavailable_at_once(how: tuple[str, bool], kind: str) -> None:
-    """B-16: BUSY; somebody's script holds the server, and a second try would find it there too."""
+    """B-16: BUSY; another client's script blocks the server, so a second try would fail too."""
     mode, coalesce = how
     with server("--lua-time-limit", "10", kind=kind) as busy, busy.connect() as plain:
 
@@ -192,7 +192,7 @@ def _is_busy(plain: redis.Redis) -> bool:
 
 
 def test_a_server_that_cannot_save_is_unavailable(how: tuple[str, bool], kind: str) -> None:
-    """B-16: MISCONF; what it takes now it may forget. Replays go on, and all goes on when it can save."""
+    """B-16: MISCONF; it may lose new writes. Replays continue; claims succeed when it can save again."""
     mode, coalesce = how
     with server(kind=kind) as full, full.connect() as plain:
         in_the_way = Path(plain.config_get("dir")["dir"], plain.config_get("dbfilename")["dbfilename"])
@@ -230,13 +230,13 @@ REFUSALS = {
 
 @pytest.mark.parametrize("line", REFUSALS)
 def test_only_the_code_of_a_refusal_counts(line: str) -> None:
-    """B-16: wherever an old server puts it; never the words behind it."""
+    """B-16: wherever an old server puts the code; the message is ignored."""
     error = error_of(line)
     assert (code_of(error), says_replica(error), says_cut_off(error)) == REFUSALS[line]
 
 
 def test_errors_of_the_client_library_have_the_same_codes() -> None:
-    """B-16: its classes stand for codes, which their texts lack."""
+    """B-16: its error classes stand for codes that their texts lack."""
     errors: list[Exception] = [ReadOnlyError("You can't"), MasterDownError("Link"), OutOfMemoryError("command")]
     assert [code_of(error) for error in errors] == ["READONLY", "MASTERDOWN", "OOM"]
     assert code_of(TimeoutError("NOREPLICAS is no code here")) == "ERR"
@@ -245,7 +245,7 @@ def test_errors_of_the_client_library_have_the_same_codes() -> None:
 def test_a_name_that_leads_to_another_server_is_looked_up_again(
     how: tuple[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """B-16: with each new connection, and so when the old server is a replica now, or gone."""
+    """B-16: at each new connection, so also if the old server is a replica now, or down."""
     mode, coalesce = how
     with server() as old, server() as new, server() as last:
         leads_to = [old.port]
@@ -276,13 +276,13 @@ def test_a_name_that_leads_to_another_server_is_looked_up_again(
 
 @pytest.fixture(scope="module")
 def plain_server() -> Iterator[Server]:
-    """A server behind TLS; leave it running."""
+    """A server with TLS; leave it running."""
     with server() as plain_server:
         yield plain_server
 
 
 def test_certificates_that_were_renewed_are_used(how: tuple[str, bool], plain_server: Server, tmp_path: Path) -> None:
-    """B-16: of the server, and of the authority in ``ssl_ca_certs``, with the next connection; no restart is needed."""
+    """B-16: those of the server, and of ``ssl_ca_certs``, with the next connection, without a restart."""
     mode, coalesce = how
     context, ca = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), tmp_path / "ca.pem"
 

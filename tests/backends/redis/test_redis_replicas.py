@@ -1,4 +1,4 @@
-"""``min_replicas``: what no replica confirmed does not count; and, as documented, what happens without it."""
+"""``min_replicas``: writes that no replica confirmed do not count; and the documented loss without it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RECORD = b"\x01\xff record"
 AT_ONCE = ("--repl-diskless-sync-delay", "0")
 
 
-# Trio makes the sync front's calls.
+# Under trio calls are those of the sync front.
 @pytest.fixture(params=["sync", "asyncio"])
 def mode(request: pytest.FixtureRequest) -> str:
     mode: str = request.param
@@ -33,7 +33,7 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=SERVER_KINDS, scope="module")
 def primary(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A primary with one replica; leave both running, with nothing in them."""
+    """A primary with one replica, both empty; leave them running."""
     with replicated(1, kind=request.param) as (primary, _):
         yield primary
 
@@ -49,7 +49,7 @@ def backend(primary: Server) -> Iterator[RedisBackend]:
 
 @pytest.fixture
 def demanding(primary: Server) -> Iterator[RedisBackend]:
-    """It demands one replica more than there is."""
+    """A backend that demands one replica more than there is."""
     backend = RedisBackend(primary.url, min_replicas=2, timeout=5, replicas_timeout=0.05)
     yield backend
     backend.close()
@@ -63,7 +63,7 @@ def _commands(plain: redis.Redis) -> dict[str, int]:
 
 
 def test_a_confirmed_claim_is_two_round_trips(mode: str, backend: RedisBackend, primary: Server) -> None:
-    """I8: it is written, and written again with the question; a completion asks at once."""
+    """I8: a claim is written, and then repeated with WAIT; a completion has WAIT at once."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         await verbs.complete(Complete(await lease_of(verbs, b"first"), b"response"))
@@ -83,7 +83,7 @@ def test_a_confirmed_claim_is_two_round_trips(mode: str, backend: RedisBackend, 
 
 
 def test_a_claim_that_is_not_confirmed_does_not_run(mode: str, demanding: RedisBackend) -> None:
-    """I8: it is refused, and given back, so that the key is not held for a lease."""
+    """I8: it is refused and released, so that the key is free before the lease ends."""
 
     async def steps(verbs: AsyncVerbs) -> None:
         started = time.monotonic()
@@ -96,7 +96,7 @@ def test_a_claim_that_is_not_confirmed_does_not_run(mode: str, demanding: RedisB
 
 
 def test_a_takeover_that_is_not_confirmed_keeps_the_stages(mode: str, primary: Server, demanding: RedisBackend) -> None:
-    """I8, B-05: the earlier attempt's work is not lost with the claim, and counts no attempt."""
+    """I8, B-05: earlier stages stay, and no attempt is counted."""
     plain = RedisBackend(primary.url, timeout=10)
     first = lease(plain, RECORD)
     plain.save_stage(SaveStage(first, stage_of("charge")))
@@ -114,7 +114,7 @@ def test_a_takeover_that_is_not_confirmed_keeps_the_stages(mode: str, primary: S
 
 
 def test_what_is_not_confirmed_is_not_done_and_may_be_sent_again(mode: str, primary: Server) -> None:
-    """I4, L-08: a completion and a stage are refused until the replicas have them; sent again they ask again."""
+    """I4, L-08: completions and stages fail until the replicas have them; a repeated one checks again."""
     with FaultProxy(primary.port) as proxy, _replica_of(proxy.port):
         backend = RedisBackend(primary.url, min_replicas=2, timeout=5, replicas_timeout=0.2)
 
@@ -124,7 +124,7 @@ def test_what_is_not_confirmed_is_not_done_and_may_be_sent_again(mode: str, prim
             lease = leased.lease
             proxy.swallow()
             for _ in range(2):
-                # On a connection that wrote nothing yet WAIT alone would count every replica.
+                # On a connection without a write, WAIT counts every replica.
                 await verbs.close()
                 with pytest.raises(BackendUnavailable, match=r"[01] of 2 replicas"):
                     await verbs.save_stage(SaveStage(lease, stage_of("charge")))
@@ -147,7 +147,7 @@ def _replica_of(port: int) -> Iterator[Server]:
 
 
 def _failed_over(min_replicas: int) -> tuple[object, object]:
-    """Claim while the replica's link is silent, lose the primary, promote the replica; what a second claim is told."""
+    """Claim while the replica's link is silent, kill the primary, promote the replica; the result of a second claim."""
     with server(*AT_ONCE) as primary, FaultProxy(primary.port) as proxy, _replica_of(proxy.port) as replica:
         before = RedisBackend(primary.url, timeout=5, min_replicas=min_replicas, replicas_timeout=0.2)
         proxy.swallow()
@@ -166,7 +166,7 @@ def _failed_over(min_replicas: int) -> tuple[object, object]:
 
 
 def test_without_replicas_a_failover_forgets_a_claim_and_the_handler_runs_twice() -> None:
-    """Documented. The claim was acknowledged, and the promoted replica never had it."""
+    """A documented loss: the claim was acknowledged, and the promoted replica does not have it."""
     first, second = _failed_over(0)
     assert isinstance(first, Leased)
     assert isinstance(second, Leased)
@@ -174,7 +174,7 @@ def test_without_replicas_a_failover_forgets_a_claim_and_the_handler_runs_twice(
 
 
 def test_with_replicas_the_claim_that_a_failover_would_forget_is_refused() -> None:
-    """I8: so the handler runs once, after it."""
+    """I8: so the handler runs once, after the failover."""
     first, second = _failed_over(1)
     assert isinstance(first, BackendUnavailable)
     assert isinstance(second, Leased)
@@ -182,7 +182,7 @@ def test_with_replicas_the_claim_that_a_failover_would_forget_is_refused() -> No
 
 @pytest.mark.parametrize("coalesce", [True, False])
 def test_a_connection_whose_write_was_not_confirmed_is_not_used_again(mode: str, coalesce: bool) -> None:
-    """B-16: the replicas of the old server may follow the one to which the address leads now."""
+    """B-16: the old server's replicas may follow the address's current server."""
     with server() as old, replicated(1) as (new, _), FaultProxy(old.port) as endpoint:
         url = f"redis://127.0.0.1:{endpoint.port}"
         backend = RedisBackend(url, min_replicas=1, timeout=5, replicas_timeout=0.1, coalesce=coalesce)
@@ -198,7 +198,7 @@ def test_a_connection_whose_write_was_not_confirmed_is_not_used_again(mode: str,
 
 
 def test_a_confirmed_claim_survives_a_failover() -> None:
-    """I1: with Sentinel, at once, without waiting for replication otherwise."""
+    """I1: with Sentinel, right after the claim."""
     with replicated(1) as (primary, _):
         sentinel = Sentinel(primary.port).start()
         try:
@@ -208,9 +208,9 @@ def test_a_confirmed_claim_survives_a_failover() -> None:
                 await lease_of(verbs, RECORD, lease=600.0)
                 primary.kill()
                 sentinel.hurry()
-                # It has no replica now, so a claim is not confirmed; what is on record is told.
+                # It has no replica now, so a claim is not confirmed; the record is read.
                 plain = RedisBackend(sentinel.sentinel_url, timeout=2)
-                assert isinstance(until(lambda: _told(plain), "the failover"), Busy)
+                assert isinstance(until(lambda: _reported(plain), "the failover"), Busy)
                 plain.close()
                 with pytest.raises(BackendUnavailable, match="0 of 1 replicas"):
                     await verbs.claim(claim_of(b"new"))
@@ -220,7 +220,7 @@ def test_a_confirmed_claim_survives_a_failover() -> None:
             sentinel.stop()
 
 
-def _told(backend: RedisBackend) -> object:
+def _reported(backend: RedisBackend) -> object:
     try:
         return backend.claim(claim_of(RECORD))
     except BackendUnavailable:
@@ -236,6 +236,6 @@ def _told(backend: RedisBackend) -> object:
     ],
 )
 def test_wrong_settings_are_refused_at_start(query: str, message: str) -> None:
-    """By name; a wait that may outlast the connection's own timeout is no use."""
+    """The error names the setting; a wait must be shorter than the connection's timeout."""
     with pytest.raises(ConfigurationError, match=message):
         RedisBackend(f"redis://localhost?{query}")

@@ -1,4 +1,4 @@
-"""Sentinel: the backend finds the primary, finds the next one after a failover, and takes no step without an end."""
+"""Sentinel: the backend finds the primary and its successor after a failover, and every step is bounded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RECORD = b"\x01\xff record"
 SECRET = "s3cr3t-word"
 
 
-# Trio makes the sync front's calls.
+# Under trio calls are those of the sync front.
 @pytest.fixture(params=["sync", "asyncio"])
 def mode(request: pytest.FixtureRequest) -> str:
     mode: str = request.param
@@ -32,7 +32,7 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def watched() -> Iterator[tuple[Server, Server, Sentinel]]:
-    """A primary, its replica, and the Sentinel that watches them."""
+    """A primary, its replica, and a Sentinel."""
     with replicated(1) as (primary, (replica,)):
         sentinel = Sentinel(primary.port).start()
         try:
@@ -44,7 +44,7 @@ def watched() -> Iterator[tuple[Server, Server, Sentinel]]:
 
 @pytest.fixture(scope="module")
 def steady() -> Iterator[tuple[Server, Sentinel]]:
-    """A primary without replicas and its Sentinel; leave both running."""
+    """A primary without replicas, and its Sentinel; leave both running."""
     with replicated(0) as (primary, _):
         sentinel = Sentinel(primary.port)
         try:
@@ -56,7 +56,7 @@ def steady() -> Iterator[tuple[Server, Sentinel]]:
 def test_after_a_failover_the_backend_works_again_by_itself(
     mode: str, watched: tuple[Server, Server, Sentinel]
 ) -> None:
-    """B-10: every call until then is refused in time, and what the replica has is known."""
+    """B-10: calls before are refused in time; the replica's records are found."""
     primary, replica, sentinel = watched
 
     async def steps(verbs: AsyncVerbs) -> None:
@@ -77,7 +77,7 @@ def test_after_a_failover_the_backend_works_again_by_itself(
 
 @pytest.mark.parametrize("kind", SERVER_KINDS)
 def test_a_primary_that_became_a_replica_is_left(mode: str, kind: str) -> None:
-    """B-10: also where only its refusal shows it, as nobody closed the connection. The new one is used at once."""
+    """B-10: even if only its refusal shows that, as the connection stays open. The new one is used at once."""
     with replicated(1, kind=kind) as (primary, (replica,)):
         sentinel, later = Sentinel(primary.port), Sentinel(replica.port)
         url = sentinel.start().sentinel_url
@@ -104,14 +104,14 @@ def test_a_primary_that_became_a_replica_is_left(mode: str, kind: str) -> None:
 
 @pytest.mark.parametrize("lines", [(), ("user default on nopass ~* &* +@all -subscribe",)], ids=["heard", "asked"])
 def test_a_primary_that_was_replaced_is_left_while_it_still_serves(mode: str, lines: tuple[str, ...]) -> None:
-    """B-14a: by a planned failover. Sentinel lets the old primary be one for seconds after it named the new one."""
+    """B-14a: after a planned failover Sentinel lets the old primary be one for seconds."""
     with replicated(1) as (primary, (replica,)):
         sentinel = Sentinel(primary.port, *lines)
 
         async def steps(verbs: AsyncVerbs) -> None:
             await lease_of(verbs, RECORD)
             with sentinel.connect() as plain:
-                # It refuses until it has heard how far the replica is.
+                # It refuses until it knows the replica's offset.
                 until(lambda: plain.execute_command("SENTINEL", "FAILOVER", SERVICE), "the failover begins")
             until(lambda: sentinel.primary() == replica.port, "the failover")
             with replica.connect() as new, primary.connect() as old:
@@ -167,7 +167,7 @@ def test_a_planned_failover_forgets_no_response_that_was_acknowledged(
 def test_silence_is_unavailable_in_time(
     mode: str, silent: str, connected: bool, steady: tuple[Server, Sentinel]
 ) -> None:
-    """B-10: whoever says nothing; who is connected to the primary needs no Sentinel."""
+    """B-10: of any server; a connected backend needs no Sentinel."""
     primary, sentinel = steady
     frozen = {"sentinel": (sentinel,), "primary": (primary,), "both": (primary, sentinel)}[silent]
 
@@ -192,7 +192,7 @@ def test_silence_is_unavailable_in_time(
 
 
 def test_a_sentinel_that_is_away_is_passed_over(mode: str, steady: tuple[Server, Sentinel]) -> None:
-    """B-10: the URL names several, and one that responds is enough."""
+    """B-10: the URL names several, and one that replies is enough."""
     _, sentinel = steady
     with server() as gone:
         port = gone.port
@@ -205,7 +205,7 @@ def test_a_sentinel_that_is_away_is_passed_over(mode: str, steady: tuple[Server,
 
 
 def test_an_unknown_service_is_unavailable(mode: str, steady: tuple[Server, Sentinel]) -> None:
-    """B-10: the message names it."""
+    """B-10: the message names the service."""
     _, sentinel = steady
 
     async def steps(verbs: AsyncVerbs) -> None:
@@ -216,7 +216,7 @@ def test_an_unknown_service_is_unavailable(mode: str, steady: tuple[Server, Sent
 
 
 def test_sentinels_have_a_login_of_their_own(mode: str) -> None:
-    """B-11a: other than the servers'; neither is repeated."""
+    """B-11a: another one than the servers'; no error repeats either."""
     with replicated(0, "--requirepass", "data-" + SECRET) as (primary, _):
         lines = (f"sentinel auth-pass {SERVICE} data-{SECRET}", f"requirepass sentinel-{SECRET}")
         sentinel = Sentinel(primary.port, *lines)
@@ -239,7 +239,7 @@ def test_sentinels_have_a_login_of_their_own(mode: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["redis+sentinel", "rediss+cluster"])
 def test_a_client_library_that_is_too_old_is_refused_at_start(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bad input: wrong configuration at start, with what to do."""
+    """Bad input: the error says what to do."""
     monkeypatch.setattr(redis, "__version__", "5.0.1")
     path = "/primary" if "sentinel" in scheme else ""
     with pytest.raises(ConfigurationError, match="pip install -U redis"):

@@ -1,4 +1,4 @@
-"""Values that a server refuses for their size are not taken for a server that is down."""
+"""A value that a server refuses for its size is not taken for a failed server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIMIT = calls.SMALLEST_LIMIT
 LARGE = bytes(LIMIT + 300_000)
 
 
-# Trio makes the blocking calls.
+# Under trio calls are those of the sync front.
 @pytest.fixture(params=["sync", "asyncio", "trio"])
 def mode(request: pytest.FixtureRequest) -> str:
     mode: str = request.param
@@ -31,17 +31,17 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=SERVER_KINDS, scope="module")
 def small(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server with the lowest limit that there is. The user "app" may not ask for it."""
+    """A server with the lowest possible limit. The user "app" may not read it."""
     with server("--proto-max-bulk-len", "1mb", "--repl-diskless-sync-delay", "0", kind=request.param) as small:
         with small.connect() as plain:
             plain.execute_command("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", "-config")
         yield small
 
 
-@pytest.fixture(params=["told", "not told"])
+@pytest.fixture(params=["reported", "not reported"])
 def url(request: pytest.FixtureRequest, small: Server) -> str:
-    """Where the limit can be asked for, and where it cannot."""
-    return small.url if request.param == "told" else small.url.replace("//", "//app:secret@")
+    """With a user that may read the limit, and with one that may not."""
+    return small.url if request.param == "reported" else small.url.replace("//", "//app:secret@")
 
 
 async def _refused(verbs: AsyncVerbs) -> None:
@@ -59,12 +59,12 @@ async def _refused(verbs: AsyncVerbs) -> None:
 
 
 def test_a_value_over_the_limit_is_refused_as_such(mode: str, url: str) -> None:
-    """B-17: whether or not the user may ask for the limit; nothing is written, and the lease holds."""
+    """B-17: whether or not the user may read the limit; nothing is written, and the lease stays."""
     run(mode, RedisBackend(url, timeout=5), _refused)
 
 
 def test_it_is_refused_as_such_where_replicas_confirm(small: Server) -> None:
-    """B-17: in each call that may be sent with a question to the replicas."""
+    """B-17: in each call that may be sent with WAIT."""
     words = ("--replicaof", "127.0.0.1", str(small.port), "--repl-diskless-sync-delay", "0")
     with server(*words) as replica, replica.connect() as plain:
         while plain.info("replication").get("master_link_status") != "up":
@@ -74,7 +74,7 @@ def test_it_is_refused_as_such_where_replicas_confirm(small: Server) -> None:
 
 
 def test_the_limit_is_asked_for_once_and_only_before_large_values(mode: str, small: Server) -> None:
-    """B-17, B-11a: no CONFIG for those whose responses are small."""
+    """B-17, B-11a: applications with small responses need no CONFIG."""
 
     def asked(plain: redis.Redis) -> int:
         stats = plain.info("commandstats")
@@ -95,7 +95,7 @@ def test_the_limit_is_asked_for_once_and_only_before_large_values(mode: str, sma
 
 
 def test_a_large_value_to_a_server_that_is_away_is_unavailable(mode: str) -> None:
-    """B-17, B-10: else its response would be lost for an outage. It is recorded when the server is back."""
+    """B-17, B-10: otherwise an outage would lose the response. It is recorded when the server is back."""
     with server() as large, FaultProxy(large.port) as proxy:
         backend = RedisBackend(f"redis://127.0.0.1:{proxy.port}", timeout=2)
 
@@ -114,7 +114,7 @@ def test_a_large_value_to_a_server_that_is_away_is_unavailable(mode: str) -> Non
 
 
 def test_a_large_value_on_a_connection_that_breaks_once_is_sent_again(mode: str) -> None:
-    """B-17, B-10: one broken connection says nothing about sizes."""
+    """B-17, B-10: one broken connection does not mean that the value is too large."""
     with server() as large, FaultProxy(large.port) as proxy:
         backend = RedisBackend(f"redis://127.0.0.1:{proxy.port}", timeout=5)
 

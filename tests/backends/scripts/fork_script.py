@@ -1,4 +1,4 @@
-"""Run by the fork tests as a process of its own: ``fork_script.py SCENARIO URL``; exits with 0 if all is well."""
+"""A separate process for the fork tests: ``fork_script.py SCENARIO URL``; exits with 0 if the scenario succeeds."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def claim_of(record_id: bytes) -> Claim:
 
 
 def work(backend, name: bytes) -> None:
-    """Claims and completions whose responses would show a connection that is shared with another process."""
+    """Claims and completions that would fail on a connection shared with another process."""
     for number in range(CLAIMS):
         record_id = name + b"-%d" % number
-        answer = backend.claim(claim_of(record_id))
-        assert isinstance(answer, Leased), answer
-        backend.complete(Complete(answer.lease, record_id))
+        result = backend.claim(claim_of(record_id))
+        assert isinstance(result, Leased), result
+        backend.complete(Complete(result.lease, record_id))
         assert backend.claim(claim_of(record_id)) == Finished(record_id)
 
 
 def in_child(function) -> int:
-    """Fork, run ``function`` in the child alone, and return its pid."""
+    """Fork, run ``function`` in the child only, and return its pid."""
     pid = os.fork()
     if pid:
         return pid
@@ -47,7 +47,7 @@ def expect(pid: int) -> None:
 
 
 def after_use(url: str) -> None:
-    """Parent and child go on at the same time, after the parent used the backend."""
+    """Parent and child continue together, after the parent used the backend."""
     backend = open_backend(url)
     mine = claim_of(b"before")
     assert isinstance(backend.claim(mine), Leased)
@@ -64,13 +64,13 @@ def after_use(url: str) -> None:
 
 
 def on_loops(url: str) -> None:
-    """Parent and child go on at the same time, each on a loop of its own; the parent had used one before."""
+    """Parent and child continue together, each on a new event loop; the parent had used one before."""
     backend = open_backend(url)
 
     async def at_once(name: bytes) -> None:
         ids = [name + b"-%d" % number for number in range(20)]
-        answers = await asyncio.gather(*(backend.to_async().claim(claim_of(record_id)) for record_id in ids))
-        assert all(isinstance(answer, Leased) for answer in answers), answers
+        results = await asyncio.gather(*(backend.to_async().claim(claim_of(record_id)) for record_id in ids))
+        assert all(isinstance(result, Leased) for result in results), results
 
     asyncio.run(at_once(b"before"))
     pid = in_child(lambda: asyncio.run(at_once(b"child")))
@@ -79,7 +79,7 @@ def on_loops(url: str) -> None:
 
 
 def while_locked(url: str) -> None:
-    """The fork happens while another thread is in the middle of a write."""
+    """Fork while another thread is in the middle of a write."""
     inside, go_on, parent = threading.Event(), threading.Event(), os.getpid()
 
     def clock() -> float:
@@ -121,25 +121,25 @@ def no_file_inherited(path: str) -> None:
 
 
 def while_waiting(url: str) -> None:
-    """The parent waits when it forks; from then on both wait, and each is notified of the end that the other brings."""
+    """The parent waits when it forks; then both wait, and each is notified when the other completes."""
     backend = open_backend(url)
     claims = {name: claim_of(name) for name in (b"parent", b"child")}
     leases = {}
     for name, claim in claims.items():
-        answer = backend.claim(claim)
-        assert isinstance(answer, Leased)
-        leases[name] = answer.lease
+        result = backend.claim(claim)
+        assert isinstance(result, Leased)
+        leases[name] = result.lease
     parent = threading.Thread(target=lambda: backend.wait(Wait(b"parent", 100.0, 100.0)), daemon=True)
     parent.start()
     while backend.listener._session is None or not backend.listener._session._waiters:
         time.sleep(0.001)
-    reported, tell = os.pipe()
+    reader, writer = os.pipe()
 
     def child() -> None:
         backend.complete(Complete(leases[b"parent"], b"response"))
         waiting = threading.Thread(target=lambda: backend.wait(Wait(b"child", 100.0, 100.0)), daemon=True)
         waiting.start()
-        os.write(tell, b"!")
+        os.write(writer, b"!")
         waiting.join(20)
         assert not waiting.is_alive()
         assert backend.claim(claim_of(b"child")) == Finished(b"response")
@@ -148,7 +148,7 @@ def while_waiting(url: str) -> None:
     pid = in_child(child)
     parent.join(20)
     assert not parent.is_alive()
-    os.read(reported, 1)
+    os.read(reader, 1)
     backend.complete(Complete(leases[b"child"], b"response"))
     expect(pid)
     backend.close()

@@ -1,6 +1,6 @@
-"""Run by the storm test: ``storm_script.py FORM URL KEY...``; sends each key from some threads until a response.
+"""A separate process for the storm test: ``storm_script.py FORM URL KEY...``; each key is sent from some threads.
 
-Prints JSON: for each key the final responses of its requests, and how often anything but 201 and 409 came.
+Prints JSON: for each key the final responses of its requests, and the number of responses other than 201 and 409.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from tests.proof.traps import Trap
 
 THREADS = 4
 PATIENCE = 60.0
-#: seconds of a backend's call, which waits for locks: so many that no call gives up for want of a processor
+#: seconds for a backend's call, which waits for locks; enough for a busy machine
 TIMEOUT = 8
 LEASE = 120
-#: of the table into which each run puts its key
+#: the table in which each run inserts its key
 RUNS = "INSERT INTO runs (name, number) VALUES (%s, %s)"
 
 
 def with_sqlalchemy(url: str) -> Any:
-    """Records through SQLAlchemy; the effect commits by itself."""
+    """Records through SQLAlchemy; the effect commits separately."""
     import pymysql
 
     from open_idempotency.wsgi import IdempotencyMiddleware
@@ -100,7 +100,7 @@ urlpatterns: list[Any] = []
 
 
 def served(app: Any, key: str) -> tuple[str, Counter[int]]:
-    """The response, and every other status that came before it."""
+    """The final response, and every other status before it."""
     others, deadline = Counter[int](), time.monotonic() + PATIENCE
     while True:
         status, body = call_wsgi(app, Trap(), key)
@@ -113,7 +113,7 @@ def served(app: Any, key: str) -> tuple[str, Counter[int]]:
 
 
 def main() -> None:
-    """Begin when the input ends."""
+    """Start when the input ends."""
     form, url, *keys = sys.argv[1:]
     app = FORMS[form](url)
     sys.stdout.write("ready\n")

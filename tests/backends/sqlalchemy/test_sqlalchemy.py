@@ -1,4 +1,4 @@
-"""The shipped contract suite on the databases that SQLAlchemy drives, through blocking and asynchronous drivers."""
+"""The contract suite on the databases of the SQLAlchemy backend, through sync and async drivers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.backends.test_contract import _InEachMode
 
 
 class TestSqlite(_InEachMode):
-    """B-12 on SQLite through the standard library's driver, which is blocking only."""
+    """B-12 on SQLite through the standard library's driver, which is sync only."""
 
     @pytest.fixture
     def mode(self) -> str:
@@ -33,7 +33,7 @@ class TestSqlite(_InEachMode):
 
 
 class TestAiosqlite(_InEachMode):
-    """B-12 on SQLite through a driver that is asynchronous only, from an engine."""
+    """B-12 on SQLite through an async driver, from an engine."""
 
     @pytest.fixture
     def mode(self) -> str:
@@ -49,7 +49,7 @@ class TestAiosqlite(_InEachMode):
 
 
 class _OnServer(_InEachMode):
-    """Drivers that are both; under trio each call is the sync front's, which another test shows once."""
+    """Drivers that are sync and async; under trio calls are those of the sync front, which one test covers."""
 
     kind: str
     driver = ""
@@ -67,13 +67,13 @@ class _OnServer(_InEachMode):
 
 
 class TestPostgres(_OnServer):
-    """B-12 on PostgreSQL through psycopg, which is both: blocking and asynchronous."""
+    """B-12 on PostgreSQL through psycopg, sync and async."""
 
     kind = "postgresql"
 
 
 class TestAsyncpg(_InEachMode):
-    """B-12 on PostgreSQL through a driver that is asynchronous only."""
+    """B-12 on PostgreSQL through a driver that is async only."""
 
     @pytest.fixture
     def mode(self) -> str:
@@ -88,7 +88,7 @@ class TestAsyncpg(_InEachMode):
 if "mysql" in KINDS:
 
     class TestMysql(_OnServer):
-        """B-12 on MySQL or MariaDB through PyMySQL, which is blocking only."""
+        """B-12 on MySQL or MariaDB through PyMySQL, which is sync only."""
 
         kind = "mysql"
 
@@ -97,7 +97,7 @@ if "mysql" in KINDS:
             return "sync"
 
     class TestAsyncmy(_OnServer):
-        """B-12 on MySQL or MariaDB through a driver that is asynchronous only."""
+        """B-12 on MySQL or MariaDB through a driver that is async only."""
 
         kind = "mysql"
         driver = "asyncmy"

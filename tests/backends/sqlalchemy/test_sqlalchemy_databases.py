@@ -1,4 +1,4 @@
-"""What the SQLAlchemy backend promises beyond the contract: locks, limits, races, and what it says when it fails."""
+"""The SQLAlchemy backend beyond the contract: locks, limits, races, and errors."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ SOON = 20.0
 
 
 def claim_of(record_id: bytes | None = None, **fields: Any) -> Claim:
-    """A claim of a record of its own."""
+    """A claim of a new record."""
     given = {"fingerprint": b"fingerprint", "lease": 30.0, "ttl": 600.0, **fields}
     return Claim(record_id or secrets.token_bytes(32), owner=os.urandom(16), **given)
 
 
 def leased(backend: SqlalchemyBackend, claim: Claim) -> Lease:
-    """The lease of a claim that succeeds."""
-    answer = backend.claim(claim)
-    assert isinstance(answer, Leased), answer
-    return answer.lease
+    """The lease of a successful claim."""
+    result = backend.claim(claim)
+    assert isinstance(result, Leased), result
+    return result.lease
 
 
 @pytest.fixture(params=KINDS)
@@ -64,14 +64,14 @@ def url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def backend(url: str) -> Iterator[SqlalchemyBackend]:
-    """A backend on it, on the database's own clock."""
+    """A backend on each kind of database, with the database's own clock."""
     backend = SqlalchemyBackend(f"sqlalchemy+{url}", timeout=10)
     yield backend
     backend.close()
 
 
 def test_what_only_reads_waits_for_no_writer(backend: SqlalchemyBackend, url: str) -> None:
-    """B-11b: a replay, a 409 and a 422 are told while somebody else holds the rows."""
+    """B-11b: a replay, a 409 and a 422 are returned while another transaction holds the rows."""
     running, done, failed = claim_of(), claim_of(), claim_of()
     leased(backend, running)
     backend.complete(Complete(leased(backend, done), b"response"))
@@ -92,7 +92,7 @@ def test_what_only_reads_waits_for_no_writer(backend: SqlalchemyBackend, url: st
 
 
 def test_a_row_that_stays_locked_is_unavailable_in_time(url: str) -> None:
-    """B-10, I11: within the time that was told, with SQLAlchemy's error as the cause; and it works afterwards."""
+    """B-10, I11: within call_timeout, with SQLAlchemy's error as the cause; afterwards calls succeed."""
     impatient = SqlalchemyBackend(f"sqlalchemy+{url}", timeout=0.2)
     lease = leased(impatient, claim_of())
     other = create_engine(url)
@@ -110,7 +110,7 @@ def test_a_row_that_stays_locked_is_unavailable_in_time(url: str) -> None:
 
 
 def test_of_many_claims_at_once_one_wins(backend: SqlalchemyBackend) -> None:
-    """I1: the insert that comes second reads again, whichever thread or connection makes it."""
+    """I1: an insert that comes second reads again, from any thread or connection."""
     record_id, start = secrets.token_bytes(32), threading.Barrier(16, timeout=SOON)
 
     def contend(_: int) -> str:
@@ -118,21 +118,21 @@ def test_of_many_claims_at_once_one_wins(backend: SqlalchemyBackend) -> None:
         return type(backend.claim(claim_of(record_id))).__name__
 
     with ThreadPoolExecutor(16) as threads:
-        answers = list(threads.map(contend, range(16), timeout=SOON))
-    assert sorted(answers) == ["Busy"] * 15 + ["Leased"]
+        results = list(threads.map(contend, range(16), timeout=SOON))
+    assert sorted(results) == ["Busy"] * 15 + ["Leased"]
 
 
 def test_renewals_in_another_order_do_not_wait_for_each_other(backend: SqlalchemyBackend) -> None:
-    """B-04: no deadlock between heartbeats, whatever the order of their leases."""
+    """B-04: heartbeats do not deadlock, in any order of their leases."""
     leases = [leased(backend, claim_of()) for _ in range(20)]
     with ThreadPoolExecutor(4) as threads:
         orders = [leases, leases[::-1]] * 5
-        answers = list(threads.map(lambda order: list(backend.renew(Renew(order))), orders, timeout=SOON))
-    assert all(answer == [Renewal.OWNED] * 20 for answer in answers)
+        results = list(threads.map(lambda order: list(backend.renew(Renew(order))), orders, timeout=SOON))
+    assert all(result == [Renewal.OWNED] * 20 for result in results)
 
 
 def test_purging_in_parallel_deletes_each_record_once(url: str) -> None:
-    """B-09: several at once neither wait for each other for ever nor count twice; stages go with their records."""
+    """B-09: purges neither block each other nor count a record twice; stages are deleted too."""
     clock = ManualClock()
     backend = SqlalchemyBackend(f"sqlalchemy+{url}", timeout=10, clock=clock)
     for _ in range(60):
@@ -142,7 +142,7 @@ def test_purging_in_parallel_deletes_each_record_once(url: str) -> None:
     clock.advance(100_000)
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda _: backend.purge(1000), range(4), timeout=SOON))
-    # What one of them holds another one skips, and may leave.
+    # Rows that one purge has locked are skipped by the others, and may remain.
     assert sum(found) + backend.purge(1000) == 61
     backend.close()
     engine = create_engine(url)
@@ -153,7 +153,7 @@ def test_purging_in_parallel_deletes_each_record_once(url: str) -> None:
 
 
 def test_claims_purge_expired_records(url: str) -> None:
-    """I11: the tables stay in proportion to the live records without anybody's help."""
+    """I11: the tables stay in proportion to the live records without a separate purge."""
     clock = ManualClock()
     backend = SqlalchemyBackend(f"sqlalchemy+{url}", timeout=10, clock=clock)
     for _ in range(20):
@@ -169,7 +169,7 @@ def test_claims_purge_expired_records(url: str) -> None:
 
 
 def test_the_databases_clock_decides(backend: SqlalchemyBackend, url: str) -> None:
-    """L-07: in seconds since 1970, whatever the time zone of the session."""
+    """L-07: in seconds since 1970, in any time zone of the session."""
     lease = leased(backend, claim_of())
     record = backend.get(Get(lease.record_id))
     assert record is not None
@@ -179,7 +179,7 @@ def test_the_databases_clock_decides(backend: SqlalchemyBackend, url: str) -> No
 
 
 def test_for_ever_is_kept(backend: SqlalchemyBackend) -> None:
-    """B-05: on databases without an infinity too, and renewing does not overflow."""
+    """B-05: also on databases without an infinity; a renewal does not overflow."""
     lease = leased(backend, claim_of(ttl=float("inf")))
     assert list(backend.renew(Renew([lease]))) == [Renewal.OWNED]
     record = backend.get(Get(lease.record_id))
@@ -188,7 +188,7 @@ def test_for_ever_is_kept(backend: SqlalchemyBackend) -> None:
 
 
 def test_a_record_that_was_deleted_by_hand_takes_its_stages_along(backend: SqlalchemyBackend, url: str) -> None:
-    """Stages of an earlier life are never replayed."""
+    """Stages of a deleted record are never replayed."""
     lease = leased(backend, claim_of())
     backend.save_stage(SaveStage(lease, Stage("charge", "", b"old")))
     engine = create_engine(url)
@@ -207,7 +207,7 @@ def test_a_record_that_was_deleted_by_hand_takes_its_stages_along(backend: Sqlal
 def test_a_row_that_cannot_be_read_is_left_alone(
     backend: SqlalchemyBackend, url: str, damage: dict[str, object]
 ) -> None:
-    """B-08b: corrupt, foreign or newer; no run, no overwrite, whatever the verb; an operator can delete it."""
+    """B-08b: corrupt, foreign or newer; no verb runs or overwrites it; an operator can delete it."""
     lease, sound = leased(backend, claim_of()), leased(backend, claim_of())
     engine = create_engine(url)
     this = records.c.record_id == lease.record_id
@@ -232,7 +232,7 @@ def test_a_row_that_cannot_be_read_is_left_alone(
 
 
 def test_values_of_other_types_are_left_alone(request: pytest.FixtureRequest) -> None:
-    """B-08b: SQLite takes any value in any column, and none is converted into something that looks sound."""
+    """B-08b: SQLite stores any type in any column, and none is converted to a valid value."""
     url = url_of("sqlite", request)
     backend = SqlalchemyBackend(f"sqlalchemy+{url}")
     engine = create_engine(url)
@@ -257,7 +257,7 @@ def test_values_of_other_types_are_left_alone(request: pytest.FixtureRequest) ->
 
 
 def test_broken_connections_in_the_pool_are_replaced(postgres18: PostgresServer) -> None:
-    """B-10: as after a restart of the server; nobody sees an error."""
+    """B-10: as after a restart of the server; no call fails."""
     url = postgres_url(postgres18)
     make_tables(url)
     backend = SqlalchemyBackend(f"sqlalchemy+{url}?application_name=to_be_ended", timeout=10)
@@ -277,7 +277,7 @@ def test_broken_connections_in_the_pool_are_replaced(postgres18: PostgresServer)
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("mode", ["sync", "asyncio"])
 async def test_a_silent_server_is_unavailable_in_time(postgres18: PostgresServer, mode: str) -> None:
-    """B-10: nothing arrives any more, on the connections that are open and on new ones."""
+    """B-10: no packet arrives, on open connections and on new ones."""
     url = postgres_url(postgres18)
     make_tables(url)
     with FaultProxy(postgres18.port) as proxy:
@@ -286,8 +286,8 @@ async def test_a_silent_server_is_unavailable_in_time(postgres18: PostgresServer
         verbs: Any = backend if mode == "sync" else backend.to_async()
 
         async def claim() -> object:
-            answer = verbs.claim(claim_of())
-            return answer if mode == "sync" else await answer
+            result = verbs.claim(claim_of())
+            return result if mode == "sync" else await result
 
         assert isinstance(await claim(), Leased)
         proxy.swallow()
@@ -300,7 +300,7 @@ async def test_a_silent_server_is_unavailable_in_time(postgres18: PostgresServer
 
 
 def test_a_replay_takes_no_transaction_number_and_no_session_state(postgres18: PostgresServer) -> None:
-    """B-11a, B-11b: nothing is written, and behind a pooler nothing is left for the next client of a session."""
+    """B-11a, B-11b: nothing is written, and no session state is left for a pooler's next client."""
     url = postgres_url(postgres18)
     make_tables(url)
     backend = SqlalchemyBackend(f"sqlalchemy+{url}?application_name=looked_at", timeout=10)
@@ -322,7 +322,7 @@ def test_a_replay_takes_no_transaction_number_and_no_session_state(postgres18: P
 
 
 def test_missing_tables_are_reported_from_a_missing_database(tmp_path: Path, postgres18: PostgresServer) -> None:
-    """B-10: the message says what to do; ``migrate`` does it, once, and also when several do at once."""
+    """B-10: the message says what to do; ``migrate`` does it, once, even if run concurrently."""
     empty = postgres18.create_database(f"empty_{secrets.token_hex(4)}").replace(
         "postgresql://", "postgresql+psycopg://"
     )

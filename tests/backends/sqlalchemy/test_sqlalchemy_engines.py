@@ -1,4 +1,4 @@
-"""URLs and engines that the SQLAlchemy backend is given: what is taken from them, and what wrong ones are told."""
+"""URLs and engines for the SQLAlchemy backend: which settings are used, and which errors wrong ones raise."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FORKS = Path(__file__).parents[1] / "scripts" / "fork_script.py"
 
 
 def claim_of(record_id: bytes | None = None) -> Claim:
-    """A claim of a record of its own."""
+    """A claim of a new record."""
     return Claim(record_id or secrets.token_bytes(32), b"fingerprint", os.urandom(16), 30.0, 600.0)
 
 
@@ -40,7 +40,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_url_names_the_backend(path: Path) -> None:
-    """Our options are taken out of the URL, the others are the driver's."""
+    """The backend's options are taken out of the URL, the others are the driver's."""
     backend = open_backend(f"sqlalchemy+sqlite:///{path}?timeout=3&max_connections=2&detect_types=0")
     assert type(backend) is SqlalchemyBackend
     options = backend.options
@@ -65,19 +65,19 @@ def test_a_url_names_the_backend(path: Path) -> None:
     ],
 )
 def test_a_wrong_url_is_explained(url: str, message: str) -> None:
-    """At start, naming the option."""
+    """At start; the error names the option."""
     with pytest.raises(ConfigurationError, match=message):
         open_backend(url)
 
 
 def test_another_database_is_refused_at_start() -> None:
-    """One whose locks nobody has tried."""
+    """Its locking has not been tested."""
     with pytest.raises((ConfigurationError, MissingExtra)):
         open_backend("sqlalchemy+oracle://localhost")
 
 
 def test_a_missing_driver_is_named() -> None:
-    """At start, with the command; SQLAlchemy alone would fail with the first request."""
+    """At start, with the pip command; SQLAlchemy alone would fail at the first request."""
     code = (
         "import sys; sys.modules['pymysql'] = None\n"
         "from open_idempotency import open_backend\n"
@@ -91,7 +91,7 @@ def test_a_missing_driver_is_named() -> None:
 
 @pytest.mark.parametrize("wrong", [None, 3, object()])
 def test_what_is_no_engine_is_refused(wrong: Any) -> None:
-    """By type."""
+    """The error names the type."""
     with pytest.raises(ConfigurationError, match="an engine of SQLAlchemy's"):
         SqlalchemyBackend(wrong)
 
@@ -107,7 +107,7 @@ def test_what_is_no_engine_is_refused(wrong: Any) -> None:
     ],
 )
 def test_credentials_are_never_repeated(url: str) -> None:
-    """Not in errors and their causes, not in reprs."""
+    """Neither in errors and their causes nor in reprs."""
     try:
         backend = open_backend(url)
         reported: list[Any] = [backend, backend.to_async(), backend.options]
@@ -122,13 +122,13 @@ def test_credentials_are_never_repeated(url: str) -> None:
 
 
 def test_constructing_opens_nothing(tmp_path: Path) -> None:
-    """B-11: so that a preloading server has nothing to inherit."""
+    """B-11: a preloading server has no connection to inherit."""
     open_backend(f"sqlalchemy+sqlite:///{tmp_path / 'x.db'}")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_engine_lends_its_way_to_connect_and_none_of_its_connections(path: Path) -> None:
-    """I6: its listeners are notified of our ends, and handlers that hold all of its own keep nobody waiting."""
+    """I6: its listeners see the backend's connections; handlers that hold all of its own block no call."""
     engine = create_engine(f"sqlite:///{path}", pool_size=1, max_overflow=0, pool_timeout=0.01)
     connected: list[object] = []
     event.listen(engine, "connect", lambda connection, _: connected.append(connection))
@@ -141,15 +141,15 @@ def test_an_engine_lends_its_way_to_connect_and_none_of_its_connections(path: Pa
 
 
 def test_an_asynchronous_engine_serves_several_loops_and_threads(path: Path) -> None:
-    """B-11: each loop has connections of its own, and the heartbeat's thread too."""
+    """B-11: each loop has its own connections, and so has the heartbeat's thread."""
     engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
     backend = AsyncSqlalchemyBackend(engine, timeout=10)
     record = claim_of()
 
     async def on_a_loop() -> object:
-        answer = await backend.claim(claim_of(record.record_id))
+        result = await backend.claim(claim_of(record.record_id))
         await backend.close()
-        return type(answer)
+        return type(result)
 
     assert asyncio.run(on_a_loop()) is Leased
     assert asyncio.run(on_a_loop()) is Busy
@@ -160,7 +160,7 @@ def test_an_asynchronous_engine_serves_several_loops_and_threads(path: Path) -> 
 @pytest.mark.anyio
 @pytest.mark.parametrize("driver", ["sqlite", "sqlite+aiosqlite"])
 async def test_every_driver_works_on_every_loop(driver: str, path: Path) -> None:
-    """B-11: on asyncio and on trio; calls of a driver that does not know the loop are made in a thread."""
+    """B-11: on asyncio and on trio; a driver without support for the loop runs in a thread."""
     backend = AsyncSqlalchemyBackend(f"sqlalchemy+{driver}:///{path}", timeout=10)
     claim = claim_of()
     assert isinstance(await backend.claim(claim), Leased)
@@ -170,7 +170,7 @@ async def test_every_driver_works_on_every_loop(driver: str, path: Path) -> None
 
 
 def test_sync_and_async_lead_to_each_other(path: Path) -> None:
-    """Whichever was made first."""
+    """In either order of creation."""
     awaited = AsyncSqlalchemyBackend(f"sqlalchemy+sqlite+aiosqlite:///{path}")
     assert awaited.to_sync().to_async() is awaited
     assert awaited.call_timeout == awaited.to_sync().call_timeout
@@ -189,7 +189,7 @@ def test_operators_have_the_same_commands(driver: str, tmp_path: Path, capsys: p
 
 
 def test_no_other_backends_tables_are_touched() -> None:
-    """One database may hold the ledger, the SQLite backend's tables and these."""
+    """One database may hold the ledger and the tables of the SQLite backend too."""
     assert all(name.startswith("open_idempotency_sqlalchemy_") for name in metadata.tables)
 
 
@@ -202,7 +202,7 @@ def _fork(scenario: str, url: str) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork on Windows")
 @pytest.mark.parametrize("scenario", ["after_use", "while_locked"])
 def test_sqlite_goes_on_in_both_processes_after_a_fork(scenario: str, path: Path) -> None:
-    """B-11: an inherited connection is never used, and no lock of SQLite's is inherited."""
+    """B-11: an inherited connection is never used, and no lock of SQLite is inherited."""
     _fork(scenario, f"sqlalchemy+sqlite:///{path}?timeout=20")
 
 
@@ -237,7 +237,7 @@ backend.close()
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are listed on Linux only")
 def test_a_fork_closes_sqlites_files(path: Path) -> None:
-    """B-11: POSIX locks do not survive a fork, so no handle may."""
+    """B-11: POSIX locks do not survive a fork, so no file handle may be inherited."""
     command = [sys.executable, "-W", "error", "-c", FILES_IN_CHILD, str(path)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr

@@ -1,4 +1,4 @@
-"""Run by the coalescing tests: ``killed_commit_script PATH OnThreads|OnALoop before|after``.
+"""A separate process for the coalescing tests: ``killed_commit_script PATH OnThreads|OnALoop before|after``.
 
 Ten claims share a transaction, and the process is killed right before or right after its COMMIT.
 """
@@ -18,7 +18,7 @@ from tests.backends.sqlite.together import PATIENCE, claim_of
 
 
 class _Killing(transactions.transaction):
-    """The second transaction from now on is the last thing that this process does."""
+    """Kills this process at its second transaction."""
 
     moment = "before"
     left = 2
@@ -35,38 +35,38 @@ class _Killing(transactions.transaction):
             _kill()
 
 
-def _telling(claim: Any) -> Any:
-    def tell(self: SqliteBackend, c: Claim) -> Any:
-        answer = claim(self, c)
+def _reporting(claim: Any) -> Any:
+    def report(self: SqliteBackend, c: Claim) -> Any:
+        result = claim(self, c)
         os.write(1, c.record_id + b"\n")
-        return answer
+        return result
 
-    return tell
+    return report
 
 
-def _atelling(claim: Any) -> Any:
-    async def tell(self: AsyncSqliteBackend, c: Claim) -> Any:
-        answer = await claim(self, c)
+def _areporting(claim: Any) -> Any:
+    async def report(self: AsyncSqliteBackend, c: Claim) -> Any:
+        result = await claim(self, c)
         os.write(1, c.record_id + b"\n")
-        return answer
+        return result
 
-    return tell
+    return report
 
 
 def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(path: str, asking: str, moment: str) -> None:
-    """Never returns."""
+def main(path: str, callers: str, moment: str) -> None:
+    """Run the claims; never returns."""
     backend = SqliteBackend(path, timeout=PATIENCE)
     _Killing.moment = moment
-    backend.migrate()  # which makes the file, in a transaction of its own
+    backend.migrate()  # creates the file, in a separate transaction
     transactions.transaction = _Killing
-    SqliteBackend.claim = _telling(SqliteBackend.claim)
-    AsyncSqliteBackend.claim = _atelling(AsyncSqliteBackend.claim)
-    questions = [("claim", claim_of(b"key-%d" % number)) for number in range(10)]
-    getattr(together, asking)(backend).answers(path, questions, lambda: None)
+    SqliteBackend.claim = _reporting(SqliteBackend.claim)
+    AsyncSqliteBackend.claim = _areporting(AsyncSqliteBackend.claim)
+    commands = [("claim", claim_of(b"key-%d" % number)) for number in range(10)]
+    getattr(together, callers)(backend).results(path, commands, lambda: None)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run by the race test: ``race_script.py URL``; claims when its input ends, prints the response's name."""
+"""A separate process for the race test: ``race_script.py URL``; claims when stdin ends, prints the types of results."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ sys.stdout.write("ready\n")
 sys.stdout.flush()
 sys.stdin.read()
 for number in range(20):
-    answer = backend.claim(Claim(b"race-%d" % number, b"fingerprint", os.urandom(16), 30.0, 600.0))
-    sys.stdout.write(f"{type(answer).__name__}\n")
+    result = backend.claim(Claim(b"race-%d" % number, b"fingerprint", os.urandom(16), 30.0, 600.0))
+    sys.stdout.write(f"{type(result).__name__}\n")
 backend.close()

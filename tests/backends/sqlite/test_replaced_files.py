@@ -1,4 +1,4 @@
-"""SQLite's file while workers use it: removed, replaced, and whom it lets read (B-18)."""
+"""The SQLite file while workers use it: removed or replaced, and its permissions (B-18)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def path(tmp_path: Path) -> str:
 
 @pytest.fixture(params=KINDS)
 def make(request: pytest.FixtureRequest, path: str) -> Iterator[Make]:
-    """Makes a backend on the file at ``path``, with empty tables, as another worker would."""
+    """Makes a backend on the file at ``path``, with empty tables, as another worker does."""
     yield from KINDS[request.param](path)
 
 
@@ -67,7 +67,7 @@ def remove(path: str) -> None:
 
 
 def replace(path: str, empty: str) -> None:
-    """Move an empty database into the place of the one that is used."""
+    """Replace the database in use with an empty one."""
     remove(path)
     os.rename(empty, path)
 
@@ -84,7 +84,7 @@ def empty(make: Make, path: str, tmp_path: Path) -> str:
 
 
 def test_workers_meet_on_the_file_that_took_the_place_of_theirs(make: Make, path: str, empty: str) -> None:
-    """B-18: a worker with connections to the old file and one that starts later let one claim through, not two."""
+    """B-18: of a worker with connections to the old file and a new worker, one claim succeeds."""
     with closing(make()) as old:
         assert isinstance(old.claim(claim_of(os.urandom(32))), Leased)
         replace(path, empty)
@@ -96,7 +96,7 @@ def test_workers_meet_on_the_file_that_took_the_place_of_theirs(make: Make, path
 
 
 def test_the_owner_of_a_record_in_the_old_file_records_in_the_new_one(make: Make, path: str, empty: str) -> None:
-    """B-08a, B-18: what it acknowledges is where the next worker looks."""
+    """B-08a, B-18: the next worker finds what the owner has acknowledged."""
     with closing(make()) as old, closing(make()) as new:
         leased = old.claim(claim_of(os.urandom(32)))
         assert isinstance(leased, Leased)
@@ -108,7 +108,7 @@ def test_the_owner_of_a_record_in_the_old_file_records_in_the_new_one(make: Make
 
 
 def test_async_callers_meet_on_the_new_file_too(make: Make, path: str, empty: str) -> None:
-    """B-18: connections of an event loop are others than those of threads."""
+    """B-18: event loops have other connections than threads."""
 
     async def claims() -> None:
         old, new = make().to_async(), make().to_async()
@@ -127,7 +127,7 @@ def test_async_callers_meet_on_the_new_file_too(make: Make, path: str, empty: st
 
 
 def test_a_file_that_is_gone_refuses_claims_until_there_is_one_again(make: Make, path: str, empty: str) -> None:
-    """B-18, I8: the message says which file, and what to do. No worker makes a new one behind the others' backs."""
+    """B-18, I8: the message names the file and the remedy. No worker creates a new file silently."""
     with closing(make()) as backend:
         assert isinstance(backend.claim(claim_of(os.urandom(32))), Leased)
         remove(path)
@@ -140,7 +140,7 @@ def test_a_file_that_is_gone_refuses_claims_until_there_is_one_again(make: Make,
 
 
 def test_the_log_of_the_new_file_survives_the_end_of_the_old_connections(make: Make, path: str, empty: str) -> None:
-    """B-18: SQLite deletes a log by its name; the records in the new file's log must not go with the old file."""
+    """B-18: SQLite deletes a log by its name; closing the old file must not delete the new one's log."""
     with closing(make()) as old, closing(make()) as new:
         assert isinstance(old.claim(claim_of(os.urandom(32))), Leased)
         replace(path, empty)
@@ -155,7 +155,7 @@ def test_the_log_of_the_new_file_survives_the_end_of_the_old_connections(make: M
 
 @pytest.mark.parametrize("url", ["sqlite:///{path}", "sqlalchemy+sqlite:///{path}"])
 def test_a_new_file_can_be_read_by_its_owner_alone(path: str, url: str) -> None:
-    """B-18: with its log and its index, whatever the process's umask is. Stored responses are in them."""
+    """B-18: with its log and its index, under any umask, as it contains responses."""
     script = (
         "import os, sys; os.umask(0)\n"
         "from open_idempotency import open_backend\n"
@@ -178,7 +178,7 @@ def test_a_new_file_can_be_read_by_its_owner_alone(path: str, url: str) -> None:
 
 
 def test_permissions_of_a_file_that_is_there_stay(path: str, tmp_path: Path) -> None:
-    """B-18: an operator who lets a group read it has decided that."""
+    """B-18: an operator may have let a group read it."""
     Path(path).touch(0o640)
     os.chmod(path, 0o640)
     with closing(SqliteBackend(path)) as backend:
@@ -188,7 +188,7 @@ def test_permissions_of_a_file_that_is_there_stay(path: str, tmp_path: Path) -> 
 
 
 def test_a_folder_that_takes_no_file_is_named(tmp_path: Path) -> None:
-    """B-10, B-18: the path and the system's reason are in the message."""
+    """B-10, B-18: the message has the path and the system's reason."""
     folder = tmp_path / "records"
     folder.mkdir()
     backend = SqliteBackend(str(folder / "records.db"))

@@ -1,4 +1,4 @@
-"""What the SQLite backend promises beyond the contract: reads without locks, and a file that it can trust."""
+"""The SQLite backend beyond the contract: reads without locks, and checks of its file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from open_idempotency.backends.sqlite import SqliteBackend
 from open_idempotency.conformance import ManualClock
 from open_idempotency.conformance.support import claim_of, stage_of
 from open_idempotency.exceptions import BackendUnavailable, ConfigurationError, RecordUnreadable
-from tests.backends.impatient import answered
+from tests.backends.impatient import retried
 
 RECORDS = "open_idempotency_records"
 
@@ -49,7 +49,7 @@ def backend(path: str) -> Iterator[SqliteBackend]:
 
 @pytest.fixture
 def other(path: str, backend: SqliteBackend) -> Iterator[sqlite3.Connection]:
-    """A connection of somebody else; the schema is there."""
+    """A connection that is not the backend's; the schema exists."""
     backend.get(Get(b"none"))
     connection = sqlite3.connect(path, isolation_level=None, timeout=0)
     yield connection
@@ -57,13 +57,13 @@ def other(path: str, backend: SqliteBackend) -> Iterator[sqlite3.Connection]:
 
 
 def _lease(backend: SqliteBackend, record_id: bytes = b"a"):
-    answer = backend.claim(claim_of(record_id))
-    assert isinstance(answer, Leased)
-    return answer.lease
+    result = backend.claim(claim_of(record_id))
+    assert isinstance(result, Leased)
+    return result.lease
 
 
 def test_refused_duplicates_take_no_write_lock(backend: SqliteBackend, other: sqlite3.Connection) -> None:
-    """B-11b: a replay, a 409 and a 422 only read, so a writer elsewhere does not hold them up."""
+    """B-11b: a replay, a 409 and a 422 only read, so another writer does not delay them."""
     _lease(backend, b"running")
     backend.complete(Complete(_lease(backend, b"completed"), b"response"))
     backend.fail(Fail(_lease(backend, b"final"), final=True))
@@ -90,13 +90,13 @@ def test_a_locked_database_is_unavailable_in_time(path: str, other: sqlite3.Conn
     assert time.monotonic() - started < impatient.call_timeout + 1
     other.execute("ROLLBACK")
     claim = claim_of(b"a")
-    assert isinstance(answered(lambda: impatient.claim(claim)), Leased)
+    assert isinstance(retried(lambda: impatient.claim(claim)), Leased)
     impatient.close()
 
 
 @pytest.mark.parametrize("coalesce", [True, False])
 def test_threads_of_one_process_queue_for_the_write_lock(path: str, coalesce: bool) -> None:
-    """B-10: a writer that holds its turn too long is told from a lock of another process, and bounded too."""
+    """B-10: the error distinguishes a slow writer of this process from a lock of another one."""
     inside, go_on = threading.Event(), threading.Event()
 
     def clock() -> float:
@@ -114,12 +114,12 @@ def test_threads_of_one_process_queue_for_the_write_lock(path: str, coalesce: bo
     go_on.set()
     thread.join(20)
     claim = claim_of(b"b")
-    assert isinstance(answered(lambda: backend.claim(claim)), Leased)
+    assert isinstance(retried(lambda: backend.claim(claim)), Leased)
     backend.close()
 
 
 def test_two_processes_never_both_win(path: str) -> None:
-    """B-01: one file, several processes of one machine."""
+    """B-01: several processes on one file."""
     script = Path(__file__).with_name("race_script.py")
     command = [sys.executable, str(script), f"sqlite:///{path}?synchronous=normal&timeout=20"]
     racers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -129,13 +129,13 @@ def test_two_processes_never_both_win(path: str) -> None:
     for racer in racers:
         assert racer.stdin is not None
         racer.stdin.close()
-    answers = []
+    results = []
     for racer in racers:
         assert racer.stdout is not None
-        answers.append(racer.stdout.read().split())
+        results.append(racer.stdout.read().split())
         racer.stdout.close()
         assert racer.wait(30) == 0
-    assert [sorted(pair) for pair in zip(*answers, strict=True)] == [["Busy", "Leased"]] * 20
+    assert [sorted(pair) for pair in zip(*results, strict=True)] == [["Busy", "Leased"]] * 20
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_two_processes_never_both_win(path: str) -> None:
 def test_a_row_that_cannot_be_read_is_left_alone(
     backend: SqliteBackend, other: sqlite3.Connection, damage: str
 ) -> None:
-    """B-08b: corrupt, foreign or newer; no run, no overwrite, whatever the verb."""
+    """B-08b: corrupt, foreign or newer; no verb runs or overwrites it."""
     lease = _lease(backend)
     other.execute(f"UPDATE {RECORDS} SET {damage}")
     before = other.execute(f"SELECT * FROM {RECORDS}").fetchall()
@@ -189,7 +189,7 @@ def test_a_stage_that_cannot_be_read_is_left_alone(backend: SqliteBackend, other
 
 
 def test_an_operator_can_delete_what_cannot_be_read(backend: SqliteBackend, other: sqlite3.Connection) -> None:
-    """B-09: the way out of B-08b."""
+    """B-09: the remedy for B-08b."""
     _lease(backend)
     other.execute(f"UPDATE {RECORDS} SET record_version = 2")
     assert backend.delete(b"a")
@@ -206,7 +206,7 @@ def test_a_newer_schema_is_left_alone(path: str, backend: SqliteBackend, other: 
 
 
 def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
-    """B-08b: somebody else's file is not overwritten."""
+    """B-08b: another program's file is not overwritten."""
     path = tmp_path / "notes.txt"
     path.write_bytes(b"these are notes, not records " * 100)
     before = path.read_bytes()
@@ -218,7 +218,7 @@ def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_an_applications_own_database_can_hold_the_records(path: str) -> None:
-    """Our tables are prefixed, and the application's stay as they are."""
+    """The tables have a prefix, and the application's own ones do not change."""
     theirs = sqlite3.connect(path)
     with theirs:
         theirs.execute("CREATE TABLE records (name TEXT)")
@@ -231,7 +231,7 @@ def test_an_applications_own_database_can_hold_the_records(path: str) -> None:
 
 
 def test_one_damaged_record_does_not_stop_the_heartbeat(backend: SqliteBackend, other: sqlite3.Connection) -> None:
-    """B-04, B-08b: the others' leases are renewed."""
+    """B-04, B-08b: other leases are renewed."""
     from open_idempotency.backend import Renew, Renewal
 
     damaged, sound = _lease(backend, b"damaged"), _lease(backend, b"sound")
@@ -258,7 +258,7 @@ def test_claims_purge_expired_records(path: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("synchronous", "level"), [("full", 2), ("normal", 1)])
 def test_durability_is_what_was_asked_for(path: str, synchronous: str, level: int) -> None:
-    """FULL survives a power cut; write-ahead logging in any case."""
+    """FULL survives a power failure; write-ahead logging is always on."""
     backend = SqliteBackend(path, synchronous=synchronous)
 
     def pragmas(connection: sqlite3.Connection) -> list[object]:
@@ -269,20 +269,20 @@ def test_durability_is_what_was_asked_for(path: str, synchronous: str, level: in
 
 
 def test_constructing_opens_nothing(path: str) -> None:
-    """B-11: so that a preloading server has nothing to inherit."""
+    """B-11: a preloading server has no file to inherit."""
     SqliteBackend(path)
     assert not Path(path).exists()
 
 
 @pytest.mark.parametrize("wrong", ["", ":memory:"])
 def test_records_in_memory_are_another_backends(wrong: str) -> None:
-    """Threads and processes would each see a database of their own."""
+    """In-memory SQLite is refused: each thread would have its own database."""
     with pytest.raises(ConfigurationError, match="memory://"):
         SqliteBackend(wrong)
 
 
 def test_another_file_is_another_backend(tmp_path: Path) -> None:
-    """As a relative path is from another directory, or a path on another machine: both let the request run."""
+    """Two workers with different files both let the request run."""
     for name in ("one", "other"):
         backend = SqliteBackend(str(tmp_path / f"{name}.db"))
         assert isinstance(backend.claim(claim_of(b"r" * 32)), Leased)
@@ -290,7 +290,7 @@ def test_another_file_is_another_backend(tmp_path: Path) -> None:
 
 
 def test_a_missing_directory_is_found_at_start(tmp_path: Path) -> None:
-    """An error at start names the directory."""
+    """The error at start names the directory."""
     with pytest.raises(ConfigurationError, match="does not exist"):
         SqliteBackend(str(tmp_path / "missing" / "records.db"))
     with pytest.raises(ConfigurationError, match="is a directory"):
@@ -298,16 +298,16 @@ def test_a_missing_directory_is_found_at_start(tmp_path: Path) -> None:
 
 
 def test_an_attempt_that_outlives_its_ttl_is_not_purged(path: str) -> None:
-    """B-05: what purging looks for is the earliest moment of expiry, and a renewed record expires later."""
+    """B-05: a purge reads the earliest moment of expiry, and a renewed record expires later."""
     clock = ManualClock()
     backend = SqliteBackend(path, synchronous="normal", clock=clock)
-    answer = backend.claim(claim_of(b"long", ttl=10.0))
-    assert isinstance(answer, Leased)
+    result = backend.claim(claim_of(b"long", ttl=10.0))
+    assert isinstance(result, Leased)
     for _ in range(10):
         clock.advance(20)
-        assert backend.renew(Renew([answer.lease])) == [Renewal.OWNED]
+        assert backend.renew(Renew([result.lease])) == [Renewal.OWNED]
     assert backend.purge() == 0
-    backend.complete(Complete(answer.lease, b"response"))
+    backend.complete(Complete(result.lease, b"response"))
     clock.advance(9)
     assert backend.purge() == 0
     clock.advance(2)
@@ -327,7 +327,7 @@ def test_a_relative_path_is_fixed_at_start(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_turn_to_write_is_given_back_only_by_who_has_it(path: str) -> None:
-    """B-10: it is given back in any case, since a signal's handler may raise right behind taking it."""
+    """B-10: it is always released, even if a signal handler raises right after the acquisition."""
     turn = SqliteBackend(path)._connections.turn
     with ThreadPoolExecutor(1) as another:
         assert another.submit(turn.acquire, 0).result(20)
@@ -340,7 +340,7 @@ def test_a_turn_to_write_is_given_back_only_by_who_has_it(path: str) -> None:
 
 
 def test_what_goes_on_after_a_fork_lets_go_of_its_own_lock_alone(path: str) -> None:
-    """B-11: also where the backend was closed, and used again, while another thread forked."""
+    """B-11: even if the backend was closed, and used again, while another thread forked."""
     backend = SqliteBackend(path, synchronous="normal", timeout=20)
     backend.get(Get(b"schema"))
     resume = backend._connections.pause()
@@ -364,7 +364,7 @@ def test_no_connection_is_opened_while_the_process_forks(path: str) -> None:
     resume = backend._connections.pause()
     thread = threading.Thread(target=lambda: backend._connections.read(lambda _: opened.set()))
     thread.start()
-    # Where it did not wait it would be there in a millisecond.
+    # Without waiting, it would be open within a millisecond.
     assert not opened.wait(0.1)
     resume()
     assert opened.wait(20)
@@ -373,7 +373,7 @@ def test_no_connection_is_opened_while_the_process_forks(path: str) -> None:
 
 
 def test_what_waits_for_a_fork_does_not_wait_for_ever(path: str) -> None:
-    """B-10, I11."""
+    """B-10, I11: the wait is bounded."""
     backend = SqliteBackend(path, synchronous="normal", timeout=0.05)
     resume = backend._connections.pause()
     for call in (lambda: backend.get(Get(b"a")), lambda: backend.claim(claim_of(b"a"))):
@@ -381,12 +381,12 @@ def test_what_waits_for_a_fork_does_not_wait_for_ever(path: str) -> None:
             call()
     resume()
     claim = claim_of(b"a")
-    assert isinstance(answered(lambda: backend.claim(claim)), Leased)
+    assert isinstance(retried(lambda: backend.claim(claim)), Leased)
     backend.close()
 
 
 def test_purging_goes_on_when_the_clock_is_put_back(path: str) -> None:
-    """L-07: what looked for expired records in the future looks for them again."""
+    """L-07: the next purge does not wait until the old time has come again."""
     clock, right = ManualClock(), ManualClock()
     backend, other = (SqliteBackend(path, synchronous="normal", clock=each) for each in (clock, right))
     clock.advance(1_000_000)
@@ -404,17 +404,17 @@ def test_purging_goes_on_when_the_clock_is_put_back(path: str) -> None:
 def test_the_stages_of_a_record_that_was_deleted_by_hand_are_not_taken_over(
     backend: SqliteBackend, other: sqlite3.Connection
 ) -> None:
-    """B-06: a new record begins without stages, also for the attempts after its first."""
+    """B-06: a new record begins without stages, also for later attempts."""
     backend.save_stage(SaveStage(_lease(backend), stage_of("reserve")))
     other.execute(f"DELETE FROM {RECORDS}")
     backend.fail(Fail(_lease(backend)))
-    answer = backend.claim(claim_of(b"a"))
-    assert isinstance(answer, Leased)
-    assert (answer.lease.attempt, answer.stages) == (2, ())
+    result = backend.claim(claim_of(b"a"))
+    assert isinstance(result, Leased)
+    assert (result.lease.attempt, result.stages) == (2, ())
 
 
 def test_more_threads_than_idle_connections_are_closed_after_use(path: str) -> None:
-    """I11: connections do not pile up, whatever the number of threads was."""
+    """I11: idle connections are bounded, whatever the number of threads was."""
     backend = SqliteBackend(path, synchronous="normal", timeout=20)
     barrier = threading.Barrier(24, timeout=20)
 

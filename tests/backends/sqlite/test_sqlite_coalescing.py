@@ -1,4 +1,4 @@
-"""Group commit on SQLite: what waits while a transaction is written shares the next; each has its own response."""
+"""Group commit on SQLite: commands that wait for a transaction share the next one; each has its own result."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from open_idempotency.backends.sqlite import SqliteBackend, verbs
 from open_idempotency.backends.sqlite.transactions import Request
 from open_idempotency.conformance.support import stage_of
 from open_idempotency.exceptions import AlreadyCompleted, BackendUnavailable, LeaseLost, RecordUnreadable
-from tests.backends.impatient import answered
+from tests.backends.impatient import retried
 from tests.backends.sqlite.together import (
     FIRST,
     PATIENCE,
@@ -54,7 +54,7 @@ Ask = Callable[..., list[Any]]
 
 
 def nothing() -> None:
-    """For those who have nothing to do while all wait."""
+    """Do nothing while all commands wait."""
 
 
 @pytest.fixture
@@ -71,12 +71,12 @@ def backend(path: str) -> Iterator[SqliteBackend]:
 
 @pytest.fixture(params=[OnThreads, OnALoop])
 def together(request: pytest.FixtureRequest, backend: SqliteBackend, path: str) -> Ask:
-    """``together((verb, command), ...)``: what is asked in one transaction, on threads and on a loop."""
-    asking = request.param(backend)
+    """``together((verb, command), ...)``: the results of commands in one transaction, on threads and on a loop."""
+    callers = request.param(backend)
 
-    def ask(*questions: tuple[str, Any], meanwhile: Callable[[], None] = nothing) -> list[Any]:
-        answers: list[Any] = asking.answers(path, questions, meanwhile)
-        return answers
+    def ask(*commands: tuple[str, Any], meanwhile: Callable[[], None] = nothing) -> list[Any]:
+        results: list[Any] = callers.results(path, commands, meanwhile)
+        return results
 
     return ask
 
@@ -89,19 +89,19 @@ def rows_of(path: str) -> set[bytes]:
 
 
 def test_what_waits_shares_one_transaction(together: Ask, path: str, backend: SqliteBackend) -> None:
-    """LIMITS: claims and completions alike; one transaction for the one that was first, one for all others."""
+    """LIMITS: claims and completions; one transaction for the first command, one for all others."""
     done = lease_of(backend, b"done")
     before = commits(path)
     keys = [b"key-%d" % number for number in range(20)]
-    answers = together(*(("claim", claim_of(key)) for key in keys), ("complete", Complete(done, b"response")))
-    assert [type(answer) for answer in answers] == [Leased] * 20 + [Completed]
+    results = together(*(("claim", claim_of(key)) for key in keys), ("complete", Complete(done, b"response")))
+    assert [type(result) for result in results] == [Leased] * 20 + [Completed]
     assert commits(path) - before == 2
     assert rows_of(path) == {FIRST, b"done", *keys}
     assert backend.claim(claim_of(b"done", b"another")) == Finished(b"response")
 
 
 def test_without_coalescing_each_has_a_transaction(path: str) -> None:
-    """The option: ``coalesce=no``; four writers at once, four transactions."""
+    """``coalesce=no``: four concurrent writers, four transactions."""
     backend = SqliteBackend.from_url(f"sqlite:///{path}?coalesce=no&synchronous=normal&timeout=20")
     lease_of(backend, b"schema")
     before = commits(path)
@@ -116,14 +116,14 @@ def test_without_coalescing_each_has_a_transaction(path: str) -> None:
 
 @pytest.mark.parametrize("mode", ["sync", "asyncio"])
 def test_who_is_alone_waits_for_nobody(backend: SqliteBackend, path: str, mode: str) -> None:
-    """LIMITS: no timer; a claim and its completion are two transactions, each one's own."""
+    """LIMITS: no timer; a claim and its completion have one transaction each."""
     lease_of(backend, b"schema")
     before = commits(path)
 
     async def pair() -> None:
-        answer = await backend.to_async().claim(claim_of(b"alone"))
-        assert isinstance(answer, Leased)
-        await backend.to_async().complete(Complete(answer.lease, b"response"))
+        result = await backend.to_async().claim(claim_of(b"alone"))
+        assert isinstance(result, Leased)
+        await backend.to_async().complete(Complete(result.lease, b"response"))
 
     if mode == "sync":
         backend.complete(Complete(lease_of(backend, b"alone"), b"response"))
@@ -133,14 +133,14 @@ def test_who_is_alone_waits_for_nobody(backend: SqliteBackend, path: str, mode: 
 
 
 def test_of_two_with_one_key_in_a_transaction_one_wins(together: Ask) -> None:
-    """B-01: the second finds what the first has written, though that is not committed yet."""
+    """B-01: the second claim finds the uncommitted record of the first."""
     one, two = together(("claim", claim_of(b"key", b"one")), ("claim", claim_of(b"key", b"two")))
     assert isinstance(one, Leased)
     assert isinstance(two, Busy)
 
 
 def test_a_claim_that_is_sent_twice_into_a_transaction_is_owned(together: Ask) -> None:
-    """B-08: the same owner is told twice that it owns the record, by the same token."""
+    """B-08: the same owner gets a lease twice, with the same token."""
     one, two = together(("claim", claim_of(b"key", b"me")), ("claim", claim_of(b"key", b"me")))
     assert isinstance(one, Leased)
     assert isinstance(two, Leased)
@@ -148,14 +148,14 @@ def test_a_claim_that_is_sent_twice_into_a_transaction_is_owned(together: Ask) -
 
 
 def test_another_request_with_the_key_of_a_transaction_is_reported(together: Ask) -> None:
-    """O-05: a mismatch, also while the first claim is not committed yet."""
+    """O-05: a mismatch, even before the first claim is committed."""
     one, two = together(("claim", claim_of(b"key")), ("claim", claim_of(b"key", b"two", fingerprint=b"other")))
     assert isinstance(one, Leased)
     assert two == Mismatch()
 
 
 def test_what_one_is_refused_is_no_business_of_the_others(together: Ask, path: str, backend: SqliteBackend) -> None:
-    """B-03, B-08b: LeaseLost, AlreadyCompleted and RecordUnreadable reach their askers alone, and write nothing."""
+    """B-03, B-08b: only their own callers get LeaseLost, AlreadyCompleted and RecordUnreadable, which write nothing."""
     stale, done, damaged, sound = (lease_of(backend, key) for key in (b"stale", b"done", b"damaged", b"sound"))
     backend.fail(Fail(stale))
     owner = lease_of(backend, b"stale")
@@ -164,7 +164,7 @@ def test_what_one_is_refused_is_no_business_of_the_others(together: Ask, path: s
     with connection:
         connection.execute(f"UPDATE {RECORDS} SET record_version = 9 WHERE record_id = ?", (b"damaged",))
     before = commits(path)
-    answers = together(
+    results = together(
         ("complete", Complete(stale, b"stale")),
         ("save_stage", SaveStage(sound, stage_of("reserve"))),
         ("save_stage", SaveStage(done, stage_of("late"))),
@@ -173,10 +173,10 @@ def test_what_one_is_refused_is_no_business_of_the_others(together: Ask, path: s
         ("fail", Fail(stale)),
         ("claim", claim_of(b"new")),
     )
-    assert [type(answer) for answer in answers] == [
+    assert [type(result) for result in results] == [
         LeaseLost, StageSaved, AlreadyCompleted, RecordUnreadable, list, LeaseLost, Leased
     ]  # fmt: skip
-    assert answers[4] == [Renewal.LOST, Renewal.OWNED]
+    assert results[4] == [Renewal.LOST, Renewal.OWNED]
     assert commits(path) - before == 2
     kept = backend.get(Get(b"stale"))
     assert kept is not None
@@ -186,67 +186,67 @@ def test_what_one_is_refused_is_no_business_of_the_others(together: Ask, path: s
 
 
 def test_what_cannot_be_written_takes_nobody_with_it(together: Ask, path: str) -> None:
-    """B-10: a value that SQLite refuses undoes the transaction, and then each of it is written alone."""
-    answers = together(
+    """B-10: a value that SQLite refuses rolls the transaction back; then each command is written alone."""
+    results = together(
         ("claim", claim_of(b"one")), ("claim", claim_of(b"bad", ttl=float("nan"))), ("claim", claim_of(b"two"))
     )
-    assert [type(answer) for answer in answers] == [Leased, BackendUnavailable, Leased]
-    assert isinstance(answers[1].__cause__, sqlite3.IntegrityError)
+    assert [type(result) for result in results] == [Leased, BackendUnavailable, Leased]
+    assert isinstance(results[1].__cause__, sqlite3.IntegrityError)
     assert rows_of(path) == {FIRST, b"one", b"two"}
 
 
 def test_a_command_that_makes_no_sense_takes_nobody_with_it(together: Ask, path: str) -> None:
-    """B-10: nor does a mistake of one caller."""
-    answers = together(
+    """B-10: a wrong command fails alone."""
+    results = together(
         ("claim", claim_of(b"one")), ("claim", claim_of(b"bad", ttl="soon")), ("claim", claim_of(b"two"))
     )
-    assert [type(answer) for answer in answers] == [Leased, TypeError, Leased]
+    assert [type(result) for result in results] == [Leased, TypeError, Leased]
     assert rows_of(path) == {FIRST, b"one", b"two"}
 
 
 def test_a_look_that_fails_takes_nobody_with_it(backend: SqliteBackend) -> None:
-    """B-10: the same for what only reads, of which a loop sends several at once."""
+    """B-10: also for reads, of which a loop sends several at once."""
     lease_of(backend, b"running")
     claims = [claim_of(b"new"), claim_of(b"running", fingerprint="text"), claim_of(b"running", b"other")]
-    questions = [Request(verbs.CLAIM, claim, PATIENCE) for claim in claims]
-    assert [type(answer) for answer in backend._transactions.look(questions)] == [type(None), TypeError, Busy]
+    commands = [Request(verbs.CLAIM, claim, PATIENCE) for claim in claims]
+    assert [type(result) for result in backend._transactions.look(commands)] == [type(None), TypeError, Busy]
     no_id = claim_of(b"")
     no_id.record_id = {}
-    questions = [Request(verbs.CLAIM, claim, PATIENCE) for claim in (no_id, claims[2], claims[0])]
-    assert [type(answer) for answer in backend._transactions.look(questions)] == [BackendUnavailable, Busy, type(None)]
+    commands = [Request(verbs.CLAIM, claim, PATIENCE) for claim in (no_id, claims[2], claims[0])]
+    assert [type(result) for result in backend._transactions.look(commands)] == [BackendUnavailable, Busy, type(None)]
 
 
 def test_many_are_looked_for_at_once(backend: SqliteBackend) -> None:
-    """B-11b: whatever their number, each is told what is true of its own record."""
+    """B-11b: any number of reads, each with the result of its own record."""
     for number in range(0, 300, 50):
         lease_of(backend, b"%d" % number)
-    questions = [Request(verbs.CLAIM, claim_of(b"%d" % number, b"o"), PATIENCE) for number in range(300)]
-    answers = backend._transactions.look(questions)
-    assert [number for number, answer in enumerate(answers) if isinstance(answer, Busy)] == list(range(0, 300, 50))
-    assert answers.count(None) == 294
+    commands = [Request(verbs.CLAIM, claim_of(b"%d" % number, b"o"), PATIENCE) for number in range(300)]
+    results = backend._transactions.look(commands)
+    assert [number for number, result in enumerate(results) if isinstance(result, Busy)] == list(range(0, 300, 50))
+    assert results.count(None) == 294
 
 
 def test_what_waited_too_long_is_not_written(backend: SqliteBackend, path: str) -> None:
-    """B-10: its asker was told, or is told now; the others go on."""
+    """B-10: its caller gets an error; the others succeed."""
     late, in_time = (Request(verbs.CLAIM, claim_of(key), left) for key, left in ((b"late", -1.0), (b"new", PATIENCE)))
-    answers = backend._transactions.execute_all([late, in_time])
-    assert [type(answer) for answer in answers] == [BackendUnavailable, Leased]
+    results = backend._transactions.execute_all([late, in_time])
+    assert [type(result) for result in results] == [BackendUnavailable, Leased]
     assert rows_of(path) == {b"new"}
 
 
 def test_a_full_disk_refuses_all_of_a_transaction(together: Ask, path: str, backend: SqliteBackend) -> None:
-    """B-10, O-12: typed, at once, nothing is there; all goes on when there is room."""
+    """B-10, O-12: a typed error at once, and nothing is written; calls succeed when there is room."""
 
     def set_limit(connection: sqlite3.Connection, more: int) -> None:
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count = {pages + more}")
 
     lease = lease_of(backend, b"big")
-    # Of the only connection that there is; it is closed after the error.
+    # The limit of the only connection, which is closed after the error.
     backend._connections.read(set_limit, 2)
-    answers = together(("claim", claim_of(b"one")), ("complete", Complete(lease, bytes(1_000_000))))
-    assert [type(answer) for answer in answers] == [BackendUnavailable, BackendUnavailable]
-    assert all("full" in str(answer.__cause__) for answer in answers)
+    results = together(("claim", claim_of(b"one")), ("complete", Complete(lease, bytes(1_000_000))))
+    assert [type(result) for result in results] == [BackendUnavailable, BackendUnavailable]
+    assert all("full" in str(result.__cause__) for result in results)
     assert b"one" not in rows_of(path)
     assert isinstance(backend.claim(claim_of(b"one")), Leased)
     assert backend.complete(Complete(lease, bytes(1_000_000))) == Completed()
@@ -254,7 +254,7 @@ def test_a_full_disk_refuses_all_of_a_transaction(together: Ask, path: str, back
 
 @pytest.mark.parametrize("mode", ["sync", "asyncio"])
 def test_while_the_database_is_locked_all_are_refused_in_time(path: str, mode: str, backend: SqliteBackend) -> None:
-    """B-10, I11: within call_timeout, however many wait; nothing is written later."""
+    """B-10, I11: within call_timeout, for any number of calls; nothing is written later."""
     lease_of(backend, b"schema")
     impatient = SqliteBackend(path, synchronous="normal", timeout=0.2)
     holder = lock(path)
@@ -267,14 +267,14 @@ def test_while_the_database_is_locked_all_are_refused_in_time(path: str, mode: s
         return await asyncio.to_thread(impatient.claim, claim)
 
     started = time.monotonic()
-    answers = asyncio.run(at_once(in_thread if mode == "sync" else impatient.to_async().claim))
+    results = asyncio.run(at_once(in_thread if mode == "sync" else impatient.to_async().claim))
     waited = time.monotonic() - started
-    assert {type(answer) for answer in answers} == {BackendUnavailable}
+    assert {type(result) for result in results} == {BackendUnavailable}
     # The threads of the executor are fewer than the claims, so some begin when others have ended.
     assert waited < impatient.call_timeout * (4 if mode == "sync" else 1) + 2
     unlock(holder)
     assert rows_of(path) == {b"schema"}
-    assert isinstance(answered(lambda: impatient.claim(claims[0])), Leased)
+    assert isinstance(retried(lambda: impatient.claim(claims[0])), Leased)
     impatient.close()
 
 
@@ -301,7 +301,7 @@ def test_a_replay_waits_for_no_writer_of_its_loop(path: str, backend: SqliteBack
 
 
 def test_a_replay_in_a_batch_with_writers_is_returned_before_the_write(path: str, backend: SqliteBackend) -> None:
-    """B-11b: one that comes between two batches."""
+    """B-11b: also a replay that comes between two batches."""
     backend.complete(Complete(lease_of(backend, b"done"), b"response"))
 
     async def test() -> None:
@@ -318,17 +318,17 @@ def test_a_replay_in_a_batch_with_writers_is_returned_before_the_write(path: str
 
         holders: list[sqlite3.Connection] = []
         tasks = [asyncio.ensure_future(each) for each in (then_replay(b"a"), then_write(b"b"), then_write(b"c"))]
-        # The first goes alone and the others as one batch; the database is locked before what they ask next is written.
+        # The first goes alone, the others in one batch; the database is locked before their next commands are written.
         assert await asyncio.wait_for(tasks[0], PATIENCE) == Finished(b"response")
         assert not all(task.done() for task in tasks[1:])
         unlock(*holders)
-        assert [type(answer) for answer in await asyncio.gather(*tasks[1:])] == [Leased] * 2
+        assert [type(result) for result in await asyncio.gather(*tasks[1:])] == [Leased] * 2
 
     asyncio.run(asyncio.wait_for(test(), 2 * PATIENCE))
 
 
 def test_a_cancelled_claim_is_written_before_its_release(path: str, backend: SqliteBackend) -> None:
-    """L-04: a cancelled call ends before the cancellation goes on, so that nothing overtakes it."""
+    """L-04: a cancelled call ends before its cancellation is raised, so the release comes after it."""
     aio = backend.to_async()
 
     async def test() -> None:
@@ -349,14 +349,14 @@ def test_a_cancelled_claim_is_written_before_its_release(path: str, backend: Sql
 
 
 def test_the_loops_of_a_process_meet(backend: SqliteBackend) -> None:
-    """B-11: on three loops at the same moment, each key has one winner."""
+    """B-11: with three concurrent loops, each key has one winner."""
     winners: list[bytes] = []
 
     async def race() -> None:
-        answers = await asyncio.gather(
+        results = await asyncio.gather(
             *(backend.to_async().claim(claim_of(b"%d" % number, os.urandom(16))) for number in range(30))
         )
-        winners.extend(answer.lease.record_id for answer in answers if isinstance(answer, Leased))
+        winners.extend(result.lease.record_id for result in results if isinstance(result, Leased))
 
     threads = [threading.Thread(target=lambda: asyncio.run(race())) for _ in range(3)]
     for thread in threads:
@@ -367,14 +367,14 @@ def test_the_loops_of_a_process_meet(backend: SqliteBackend) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-@pytest.mark.parametrize("asking", ["OnThreads", "OnALoop"])
+@pytest.mark.parametrize("callers", ["OnThreads", "OnALoop"])
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_process_that_dies_at_a_commit_has_sent_no_response(path: str, asking: str, moment: str) -> None:
-    """I1, I5: killed before COMMIT nothing of the transaction is there, killed after it all is."""
-    command = [sys.executable, "-m", "tests.backends.sqlite.killed_commit_script", path, asking, moment]
+def test_a_process_that_dies_at_a_commit_has_sent_no_response(path: str, callers: str, moment: str) -> None:
+    """I1, I5: killed before COMMIT nothing of the transaction is stored, killed after it everything is."""
+    command = [sys.executable, "-m", "tests.backends.sqlite.killed_commit_script", path, callers, moment]
     killed = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False)
     assert (killed.returncode, killed.stderr) == (-9, b"")
-    # Not even the first may have come to tell of its response.
+    # The first command may have died before it reported its result.
     assert killed.stdout in (b"", b"first\n")
     keys = {b"key-%d" % number for number in range(10)}
     assert rows_of(path) == ({FIRST} if moment == "before" else {FIRST, *keys})
@@ -390,7 +390,7 @@ _WITHIN = 0.05
 
 
 def _ended(complete: Callable[[], Any]) -> Any:
-    """As the engine does: again while the backend is unavailable, and nothing else is an excuse."""
+    """Complete as the engine does: again while the backend is unavailable; any other error is raised."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
@@ -400,7 +400,7 @@ def _ended(complete: Callable[[], Any]) -> Any:
 
 
 def test_no_completion_is_lost_while_the_database_is_locked_for_longer_than_the_timeout(path: str) -> None:
-    """B-10b: all threads time out at about the moment at which the lock is free; each is written, or tried again."""
+    """B-10b: threads time out at about the moment of the unlock; each completion is written, or tried again."""
     backend = SqliteBackend(path, timeout=_WITHIN)
     ended: list[Any] = []
 

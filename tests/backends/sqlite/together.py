@@ -1,4 +1,4 @@
-"""Writers that meet in one transaction of SQLite: somebody holds the write lock until all of them wait for it.
+"""Concurrent writers that share one transaction of SQLite: another connection holds the write lock until all wait.
 
 Used by the coalescing tests, and by the script that dies in the middle of such a transaction.
 """
@@ -19,25 +19,25 @@ from open_idempotency.backends.sqlite import SqliteBackend
 
 #: seconds; longer than anything takes on a busy machine
 PATIENCE = 20.0
-#: what goes before the batch: its transaction is the one that the others wait for
+#: the record before the batch: the others wait for its transaction
 FIRST = b"first"
 
 
 def claim_of(record_id: bytes, owner: bytes = b"", **fields: Any) -> Claim:
-    """A claim; its owner is the record's name unless told."""
+    """A claim; by default the owner is named like the record."""
     given = {"fingerprint": b"fingerprint", "lease": 30.0, "ttl": 600.0, **fields}
     return Claim(record_id, owner=(owner or record_id).ljust(16)[:16], **given)
 
 
 def lease_of(backend: SqliteBackend, record_id: bytes):
     """The lease of a new claim."""
-    answer = backend.claim(claim_of(record_id))
-    assert isinstance(answer, Leased)
-    return answer.lease
+    result = backend.claim(claim_of(record_id))
+    assert isinstance(result, Leased)
+    return result.lease
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for it; bounded."""
+    """Wait for a condition, for a bounded time."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
@@ -45,20 +45,20 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def lock(path: str) -> sqlite3.Connection:
-    """A connection of somebody else, which holds the write lock until it rolls back."""
+    """Another connection, which holds the write lock until it rolls back."""
     connection = sqlite3.connect(path, isolation_level=None, timeout=PATIENCE, check_same_thread=False)
     connection.execute("BEGIN IMMEDIATE")
     return connection
 
 
 def unlock(connection: sqlite3.Connection) -> None:
-    """Let the writers begin."""
+    """Release the write lock."""
     connection.execute("ROLLBACK")
     connection.close()
 
 
 def commits(path: str) -> int:
-    """How many transactions the write-ahead log holds: frames that end one tell the size of the database."""
+    """The number of transactions in the write-ahead log: the last frame of each has the size of the database."""
     log = Path(path + "-wal").read_bytes()
     page, salts = struct.unpack(">I", log[8:12])[0], log[16:24]
     frames = (log[start : start + 24] for start in range(32, len(log), page + 24))
@@ -66,26 +66,26 @@ def commits(path: str) -> int:
 
 
 class OnThreads:
-    """Each question has a thread."""
+    """Each command has a thread."""
 
     def __init__(self, backend: SqliteBackend) -> None:
         self._backend = backend
 
-    def answers(self, path: str, questions: Sequence[tuple[str, Any]], meanwhile: Callable[[], None]) -> list[Any]:
-        """The responses, or errors, of ``(verb, command)`` that go into one transaction, in order."""
-        answers: dict[int, Any] = {}
+    def results(self, path: str, commands: Sequence[tuple[str, Any]], meanwhile: Callable[[], None]) -> list[Any]:
+        """The results, or errors, of ``(verb, command)`` that share one transaction, in order."""
+        results: dict[int, Any] = {}
         threads: list[threading.Thread] = []
 
         def ask(number: int, verb: str, command: Any) -> None:
             try:
-                answers[number] = getattr(self._backend, verb)(command)
+                results[number] = getattr(self._backend, verb)(command)
             except Exception as error:
-                answers[number] = error
+                results[number] = error
 
         self._backend.get(Get(b"the schema is made"))
         holder = lock(path)
         coalescer = self._backend._transactions._coalescers.get()
-        for number, (verb, command) in enumerate([("claim", claim_of(FIRST)), *questions]):
+        for number, (verb, command) in enumerate([("claim", claim_of(FIRST)), *commands]):
             threads.append(threading.Thread(target=ask, args=(number, verb, command)))
             threads[-1].start()
             until(lambda: coalescer.busy and coalescer._queue._count == len(threads) - 1)
@@ -93,28 +93,28 @@ class OnThreads:
         unlock(holder)
         for thread in threads:
             thread.join(PATIENCE)
-        return [answers[number] for number in range(1, len(threads))]
+        return [results[number] for number in range(1, len(threads))]
 
 
 class OnALoop:
-    """Each question has a task of one asyncio loop."""
+    """Each command has a task of one asyncio loop."""
 
     def __init__(self, backend: SqliteBackend) -> None:
         self._backend = backend
 
-    def answers(self, path: str, questions: Sequence[tuple[str, Any]], meanwhile: Callable[[], None]) -> list[Any]:
+    def results(self, path: str, commands: Sequence[tuple[str, Any]], meanwhile: Callable[[], None]) -> list[Any]:
         """See ``OnThreads``."""
-        return asyncio.run(asyncio.wait_for(self._answers(path, questions, meanwhile), 2 * PATIENCE))
+        return asyncio.run(asyncio.wait_for(self._results(path, commands, meanwhile), 2 * PATIENCE))
 
-    async def _answers(
-        self, path: str, questions: Sequence[tuple[str, Any]], meanwhile: Callable[[], None]
+    async def _results(
+        self, path: str, commands: Sequence[tuple[str, Any]], meanwhile: Callable[[], None]
     ) -> list[Any]:
         backend = self._backend.to_async()
         await backend.get(Get(b"the schema is made"))
         holder = lock(path)
         lanes = backend._lanes_of(asyncio.get_running_loop())
         tasks: list[asyncio.Task[Any]] = []
-        for verb, command in [("claim", claim_of(FIRST)), *questions]:
+        for verb, command in [("claim", claim_of(FIRST)), *commands]:
             tasks.append(asyncio.ensure_future(_as_coroutine(getattr(backend, verb)(command))))
             while not (lanes._writing.on_its_way and lanes._writing._queue._count == len(tasks) - 1):
                 await asyncio.sleep(0.001)

@@ -1,1 +1,1 @@
-"""What the fault tests' servers serve."""
+"""The applications that the servers of the fault tests serve."""

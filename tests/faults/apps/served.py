@@ -1,4 +1,4 @@
-"""The applications of the HTTP suite with the shop's endpoints, on a backend whose requests can be stopped.
+"""The applications of the HTTP suite with the shop's endpoints, on a backend that can stop requests.
 
 ``tests.wire.serving`` makes them by their dotted names.
 """
@@ -44,10 +44,10 @@ def _on_wsgi(adapter: str) -> Maker:
         inner = maker_of(adapter)(StoppingBackend(open_backend(backend)), fields)
 
         def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-            # Set by each request and never reset: the server iterates over the response when this has returned.
+            # Set by each request and never reset: the server reads the response after this function has returned.
             stopping.set(_stop(environ.get("HTTP_X_STOP"), environ["QUERY_STRING"]))
-            answer: Iterable[bytes] = inner(environ, start_response)
-            return answer
+            response: Iterable[bytes] = inner(environ, start_response)
+            return response
 
         return app
 

@@ -1,7 +1,7 @@
-"""An order in three stages, whose effects are counted outside of the library and of the servers' memory.
+"""An order in three stages; its effects are counted outside of the library and of the servers' memory.
 
-Each effect happens in two ways: unfenced, as a line of an append-only file, which nothing protects; and fenced, as a
-row of a table that takes one row for each ``idem.key_for(stage)``. ``Shop`` is how the test reads both.
+Each effect happens in two ways: unfenced, as a line of an append-only file without protection; and fenced, as a row of
+a table that takes one row for each ``idem.key_for(stage)``. The test reads both through ``Shop``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Shop:
         self._path = folder / "fenced.db"
 
     def fence(self, key: str, order: str, effect: str) -> None:
-        """Have the effect, unless one with this key is there."""
+        """Record the effect, unless one with this key exists."""
         with closing(sqlite3.connect(self._path, timeout=10, isolation_level=None)) as connection:
             connection.execute('CREATE TABLE IF NOT EXISTS effects (key PRIMARY KEY, "order", effect)')
             connection.execute("INSERT OR IGNORE INTO effects VALUES (?, ?, ?)", (key, order, effect))
@@ -66,18 +66,18 @@ def _work(call: Call, **terms: Any) -> Generator[Any, Any, None]:
 
 
 def _said() -> bytes:
-    """What no second run says again."""
+    """A part of the response that differs in each run."""
     return f"attempt {idem.attempt} {uuid4().hex}".encode()
 
 
 def order(call: Call) -> Generator[Any, Any, Reply]:
-    """Response in one piece."""
+    """Respond in one piece."""
     yield from _work(call)
     return Reply(201, [("Content-Type", "text/plain")], _said())
 
 
 def order_in_pieces(call: Call) -> Generator[Any, Any, Reply]:
-    """Response with events, the first of them at once."""
+    """Respond with events, the first of them at once."""
     yield from _work(call)
     stop = stop_at("mid-stream")
     pieces: list[Any] = [FIRST_PIECE, *([stop] if stop else []), b"data: " + _said() + b"\n\n"]
@@ -85,7 +85,7 @@ def order_in_pieces(call: Call) -> Generator[Any, Any, Reply]:
 
 
 def external_order(call: Call) -> Generator[Any, Any, Reply]:
-    """Charge with the intent on record, so that a charge whose end is unknown is not made again."""
+    """Charge in an external stage, so that a charge in doubt is not made again."""
     yield from _work(call, external=True)
     return Reply(201, [("Content-Type", "text/plain")], _said())
 

@@ -1,7 +1,7 @@
-"""Named places at which a request waits, so that a test can do something to its process there.
+"""Named points at which a request waits, so that a test can kill or stop its process there.
 
-The library runs as it is: some of the places are in the handler, the others in a backend that delegates every verb to a
-real one. A request asks for one place by its ``X-Stop`` header; whoever does not ask passes.
+The library runs unchanged: some of the points are in the handler, the others in a backend that delegates every verb to
+a real one. A request names one point in its ``X-Stop`` header; a request without it does not stop.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from open_idempotency.backend import (
 )
 from tests.wire.journal import PATIENCE, Journal
 
-#: begins the line that names the record of a request that stops somewhere
+#: begins the line with the record id of a stopped request
 NAMES_RECORD = "record "
 _STEP = 0.005
 
 
 class Stop:
-    """The place at which one request waits, once: what it repeats there, after a cancellation, passes."""
+    """The point at which one request waits, once: a repeated call, as after a cancellation, passes."""
 
     def __init__(self, journal: Journal, point: str) -> None:
         self._journal = journal
@@ -51,16 +51,16 @@ class Stop:
         return here
 
     def name(self, record_id: bytes) -> None:
-        """Say which record the request has."""
+        """Write which record the request has."""
         self._journal.write(f"{NAMES_RECORD}{record_id.hex()}")
 
     def wait(self, timeout: float) -> bool:
-        """Say where it is, and wait for the gate; whether it opens in time."""
+        """Write that the request is at the point, and wait for the gate; whether it opened in time."""
         self._journal.write(f"at {self._point}")
         return self._journal.gate().wait(timeout)
 
     async def await_gate(self) -> None:
-        """The same, where a cancellation comes through at once."""
+        """The same, async and cancellable."""
         self._journal.write(f"at {self._point}")
         deadline = time.monotonic() + PATIENCE
         while not self._journal.gate().wait(0):
@@ -69,12 +69,12 @@ class Stop:
             await asyncio.sleep(_STEP)
 
 
-#: the stop of the request that runs in this context
+#: the stop of the running request
 stopping: ContextVar[Stop | None] = ContextVar("stopping", default=None)
 
 
 def stop_at(point: str) -> Stop | None:
-    """The stop of the running request, where it is this one."""
+    """The stop of the running request, if it is at this point."""
     stop = stopping.get()
     return stop if stop is not None and stop.take(point) else None
 
@@ -108,9 +108,9 @@ class StoppingBackend(Backend):
     def claim(self, c: Claim, /) -> ClaimResult:
         _name(c.record_id)
         _pass("before-claim")
-        answer = self._inner.claim(c)
+        response = self._inner.claim(c)
         _pass("after-claim")
-        return answer
+        return response
 
     def renew(self, c: Renew, /) -> Sequence[Renewal]:
         return self._inner.renew(c)
@@ -121,7 +121,7 @@ class StoppingBackend(Backend):
     def complete(self, c: Complete, /) -> Completed:
         _pass("before-completion")
         done = self._inner.complete(c)
-        _pass("before-answer")
+        _pass("before-response")
         _pass("before-end")
         return done
 
@@ -157,7 +157,7 @@ class StoppingBackend(Backend):
 
 
 class AsyncStoppingBackend(AsyncBackend):
-    """The same, awaited."""
+    """The async ``StoppingBackend``."""
 
     def __init__(self, inner: AsyncBackend, blocking: StoppingBackend) -> None:
         self._inner = inner
@@ -167,9 +167,9 @@ class AsyncStoppingBackend(AsyncBackend):
     async def claim(self, c: Claim, /) -> ClaimResult:
         _name(c.record_id)
         await _pass_async("before-claim")
-        answer = await self._inner.claim(c)
+        response = await self._inner.claim(c)
         await _pass_async("after-claim")
-        return answer
+        return response
 
     async def renew(self, c: Renew, /) -> Sequence[Renewal]:
         return await self._inner.renew(c)
@@ -180,7 +180,7 @@ class AsyncStoppingBackend(AsyncBackend):
     async def complete(self, c: Complete, /) -> Completed:
         await _pass_async("before-completion")
         done = await self._inner.complete(c)
-        await _pass_async("before-answer")
+        await _pass_async("before-response")
         await _pass_async("before-end")
         return done
 

@@ -1,7 +1,7 @@
-"""Put this folder on ``PYTHONPATH``, and the process's clock is off by ``WIRE_CLOCK_OFF`` seconds, from its start on.
+"""With this folder on ``PYTHONPATH``, a process's wall clock is off by ``WIRE_CLOCK_OFF`` seconds from its start on.
 
-The wall clock alone: what measures time with it goes wrong, what measures with the monotonic clock does not, as where
-a machine's clock is set wrong. Each process that it happened to leaves a file.
+Only the wall clock is shifted, and not the monotonic one, as on a machine with a wrong time. Each shifted process
+writes a file.
 """
 
 from __future__ import annotations
