@@ -38,6 +38,28 @@ def test_a_word_with_a_standard_term_stays_away(word: str) -> None:
     assert not found, f"say {_WORDS[word]!r} instead:\n" + "\n".join(found)
 
 
+#: what is searched for in the tests, the examples and the benchmarks; data in quotes does not count
+_IN_TESTS = {word: _WORDS[word] for word in _WORDS if "olou" in word or "told" in word} | {
+    r"(?i)(?<![\"'.])answer": "response; reply of a server; result of a call",
+}
+#: lists of words, and what is drawn in colours
+_NOT_SEARCHED = {"docs", "browser", "test_benchmarks.py", "browser.py", "terminal.py"}
+
+
+@pytest.mark.parametrize("word", _IN_TESTS)
+def test_a_word_with_a_standard_term_stays_out_of_the_tests(word: str) -> None:
+    """Whoever reads a test to learn what the package does meets the same terms."""
+    found = [
+        f"{path.relative_to(_ROOT)}:{number}: {line.strip()}"
+        for folder in ("tests", "examples", "benchmarks")
+        for path in sorted((_ROOT / folder).rglob("*.py"))
+        if not {path.name, path.parent.name} & _NOT_SEARCHED
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search(word, line)
+    ]
+    assert not found, f"say {_IN_TESTS[word]!r} instead:\n" + "\n".join(found)
+
+
 #: words in names of tests, and what to say instead
 _IN_NAMES = {
     r"_answer(s|ed|ing)?(_|\b)": "response; reply of a server; result of a call",
