@@ -452,7 +452,10 @@ def test_a_marked_view_keeps_its_name_and_kind() -> None:
     """O-23: the mark wraps the view, and is sync or async as the view is."""
     assert iscoroutinefunction(awaited)
     assert not iscoroutinefunction(by_permission)
-    assert (by_permission.__name__, by_permission.__doc__) == ("by_permission", "Django's own decorator.")
+    assert (by_permission.__name__, by_permission.__doc__) == (
+        "by_permission",
+        "A view with Django's ``permission_required``.",
+    )
 
 
 def in_own_thread(view: Callable[..., Any]) -> Callable[..., Any]:
