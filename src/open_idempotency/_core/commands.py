@@ -297,6 +297,7 @@ class Clock(Protocol):
     @property
     def elapsed(self) -> Callable[[], float]:
         """Returns seconds on a clock that only grows."""
+        ...
 
 
 class Driver:
