@@ -74,14 +74,16 @@ class Server:
 
     def start(self) -> Server:
         """Start it and wait until it replies; a port that another program took is replaced."""
-        ports = [self.port] if self.port else [free_port() for _ in range(_PORT_TRIES)]
-        for port in ports:
+        for port in [self.port] if self.port else self._free_ports():
             self.port = port
             self._process = self._launch(port)
             if self._responds():
                 return self
             self.kill()
         raise ServerMissing(f"{self._binary} did not start: {self._log().read_text(errors='replace')[-2000:]}")
+
+    def _free_ports(self) -> list[int]:
+        return [free_port() for _ in range(_PORT_TRIES)]
 
     def kill(self) -> None:
         """End it at once, as a crash would."""

@@ -123,21 +123,30 @@ class Cluster:
 class _Node(Server):
     """``bus``: the options for the port on which the nodes talk to each other."""
 
-    bus: tuple[int, ...] = ()
+    def __init__(self, kind: str, *options: str) -> None:
+        super().__init__(kind, *options)
+        self.bus: tuple[int, ...] = ()
+        # The old server's nodes talk on a port that is 10000 higher, which has to be a port.
+        self._chooses_bus = kind == "valkey"
+        self._words = self._options
+        self._launched_on = 0
+
+    def _free_ports(self) -> list[int]:
+        return super()._free_ports() if self._chooses_bus else [_low_port() for _ in range(5)]
+
+    def _launch(self, port: int) -> subprocess.Popen[bytes]:
+        # Another program may have taken this port as well: each try has a new one. A node that starts again keeps its own.
+        if self._chooses_bus and self._launched_on != port:
+            self.bus = (free_port(),)
+            self._options = (*self._words, "--cluster-port", str(self.bus[0]))
+        self._launched_on = port
+        return super()._launch(port)
 
 
 def _cluster_node(kind: str, options: tuple[str, ...]) -> _Node:
     quick = ("--cluster-node-timeout", str(_NODE_TIMEOUT), "--repl-diskless-sync-delay", "0")
-    words = ("--cluster-enabled", "yes", *quick, *options)
-    if kind == "valkey":
-        bus = free_port()
-        node = _Node(kind, *words, "--cluster-port", str(bus), "--cluster-replica-validity-factor", "0")
-        node.bus = (bus,)
-        return node
-    # The old server's nodes talk on a port that is 10000 higher, which has to be a port.
-    node = _Node(kind, *words, "--cluster-replica-validity-factor", "0")
-    node.port = _low_port()
-    return node
+    last = ("--cluster-replica-validity-factor", "0")
+    return _Node(kind, "--cluster-enabled", "yes", *quick, *options, *last)
 
 
 def _low_port() -> int:
