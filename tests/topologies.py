@@ -135,7 +135,7 @@ class _Node(Server):
         return super()._free_ports() if self._chooses_bus else [_low_port() for _ in range(5)]
 
     def _launch(self, port: int) -> subprocess.Popen[bytes]:
-        # Another program may have taken this port as well: each try has a new one. A node that starts again keeps its own.
+        # Another program may have taken this port as well: each try has a new one. A node that restarts keeps its own.
         if self._chooses_bus and self._launched_on != port:
             self.bus = (free_port(),)
             self._options = (*self._words, "--cluster-port", str(self.bus[0]))
