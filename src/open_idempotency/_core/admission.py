@@ -330,7 +330,7 @@ def _look_for_another_service(claim: Claim, request: Request, advice: Advice, po
         return
     if record is not None and host_of(record.owner) not in (None, mine):
         advice.has_found()
-        event = events.NameShared.of(events.short(claim.record_id), request.method, _instance(request))
+        event = events.NameShared.of(events.short(claim.record_id), request.method, request.path.decode("latin-1"))
         yield from warn(policy, event, request)
 
 
@@ -448,7 +448,9 @@ def _replay(frame: bytes, kind: bytes, claim: Claim, request: Request, policy: I
     stored = decode_response(unseal(frame, kind, claim, policy))
     if policy.on_event is not None or everyday_log.on():
         yield from notify(policy, events.Replayed, claim.record_id, stored.status, stored.first_trace, of=request)
-    return (yield from replay(stored, request.headers, claim.record_id, _instance(request), policy, request))
+    return (
+        yield from replay(stored, request.headers, claim.record_id, request.path.decode("latin-1"), policy, request)
+    )
 
 
 def wait_in_slot(
@@ -551,8 +553,4 @@ def _refuse(
     record_id: bytes = b"",
     attempt: int | None = None,
 ) -> Steps[Response]:
-    return refuse(problem, policy, _instance(request), record_id, attempt, request)
-
-
-def _instance(request: Request) -> str:
-    return request.path.decode("latin-1")
+    return refuse(problem, policy, request.path.decode("latin-1"), record_id, attempt, request)

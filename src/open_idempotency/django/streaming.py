@@ -127,24 +127,25 @@ class _Parts:
 
     async def _run(self) -> None:
         running.set(self._here)
-        try:
-            while True:
-                self._demand = asyncio.get_running_loop().create_future()
-                try:
-                    chunk = await self._next()
-                except BaseException as error:
-                    self._fail(error)
-                    return
-                assert self._part is not None
-                self._part.set_result(chunk)
-                if not chunk:
-                    return
+        while True:
+            self._demand = asyncio.get_running_loop().create_future()
+            try:
+                chunk = await self._next()
+            except BaseException as error:
+                self._fail(error)
+                return
+            assert self._part is not None
+            self._part.set_result(chunk)
+            if not chunk:
+                return
+            try:
                 await self._demand
-        finally:
-            await self._close()
+            except asyncio.CancelledError:  # it does not reach the iterator, which is between two parts
+                await self._close()
+                raise
 
     async def _close(self) -> None:
-        """Close the iterator. A cancellation does not reach it between two parts."""
+        """Close the iterator. An error of it is logged, since nobody waits for another part."""
         close: Callable[[], Awaitable[None]] | None = getattr(self._source, "aclose", None)
         if close is not None:
             try:
